@@ -1,0 +1,122 @@
+"""The one interface behind every isolation level: what a driver offers (:class:`Probe`), and the verbs that it realises on a plan.
+
+Drivers are compared by :class:`Feature`, never by name. A driver gets a :class:`~bulle.model.run_plan.RunPlan` whose layers are already mounted (the
+store does that) and turns it into a running :class:`Workload`. It keeps no state of its own: every verb works from the plan and the first process's
+pid alone, so that any process, also one started after a crash, can continue. ``tests/conformance/test_drivers.py`` holds every driver to it.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from bulle.errors import Unsupported
+from bulle.model.run_plan import Process, RunPlan
+
+
+class Feature(enum.Enum):
+    """Abilities that a plan can need; the value is how an error names it."""
+
+    OWN_PROCESSES = "process tree of its own"
+    OWN_NETWORK = "network of its own"
+    OWN_USERS = "user namespace of its own"
+    OWN_HOSTNAME = "hostname of its own"
+    VOLUMES = "volumes"
+    TMPFS = "tmpfs mounts"
+    READ_ONLY_ROOT = "read-only root"
+    MEMORY_LIMIT = "memory limit"
+    CPU_LIMIT = "processor limit"
+    PIDS_LIMIT = "limit on the number of processes"
+    TERMINAL = "terminal"
+    EXECUTE = "exec"
+    INIT = "init process (--init)"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a driver found on this machine for this user: data, never an exception.
+
+    ``reason`` says why it is not usable (empty when it is), ``mend`` the command or setting that would change that, ``notes`` what is weaker than
+    it could be although it works.
+    """
+
+    usable: bool
+    reason: str = ""
+    mend: str = ""
+    features: frozenset[Feature] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stdio:
+    """The three descriptors (of this process) that become the workload's 0, 1 and 2; ignored where the process has a terminal."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+@dataclass
+class Workload:
+    """A process that a driver started, seen from the host.
+
+    ``pidfd`` becomes readable when it ends; it is a child of the calling process, which reaps it. ``terminal`` is the master side of its terminal, or
+    -1. ``notes`` say what was weaker than asked for in a way that the user must be told.
+    """
+
+    pid: int
+    pidfd: int
+    terminal: int = -1
+    notes: list[str] = field(default_factory=list)
+
+
+class Driver(ABC):
+    """How a plan becomes a running workload at one isolation level."""
+
+    name: str
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """Find out, by trying, what this machine allows this user; cheap to call again (cached per process)."""
+
+    @abstractmethod
+    def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
+        """Realise the plan; returns once the command has been executed.
+
+        Raises CommandNotFound, CommandNotExecutable, Unsupported, Unavailable or BulleError; then nothing is left behind.
+        """
+
+    @abstractmethod
+    def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
+        """Run one more process in the running workload whose first process is ``pid``."""
+
+    @abstractmethod
+    def processes(self, plan: RunPlan, pid: int) -> list[int]:
+        """The host's pids of every process in the workload."""
+
+    @abstractmethod
+    def clean_up(self, plan: RunPlan) -> None:
+        """End what is left of the workload and remove what the kernel does not (control groups); harmless to repeat, also after a crash."""
+
+    def require(self, plan: RunPlan) -> None:
+        """Raise Unsupported for the first thing in the plan that this machine's probe of the driver does not offer."""
+        features = self.probe().features
+        for feature, needed in needs(plan):
+            if needed and feature not in features:
+                raise Unsupported(feature.value, self.name, f"choose another level with --isolation, or see `bulle doctor`")
+
+
+def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
+    """Which features a plan needs, in the order in which an error should name them."""
+    resources = plan.resources
+    return [
+        (Feature.VOLUMES, any(mount.kind == "bind" for mount in plan.mounts)),
+        (Feature.TMPFS, any(mount.kind == "tmpfs" for mount in plan.mounts)),
+        (Feature.READ_ONLY_ROOT, plan.root.read_only),
+        (Feature.MEMORY_LIMIT, bool(resources.memory_bytes or resources.memory_swap_bytes)),
+        (Feature.CPU_LIMIT, bool(resources.nano_cpus or resources.cpu_shares or resources.cpuset_cpus)),
+        (Feature.PIDS_LIMIT, resources.pids_limit > 0),
+        (Feature.TERMINAL, plan.process.terminal),
+        (Feature.INIT, plan.process.init),
+    ]

@@ -1,0 +1,97 @@
+"""What a user asks of a container, and what is known of one: pure data.
+
+:class:`ContainerOptions` is the typed form of ``bulle run``'s flags and of the library's keywords; it is kept in the database as it was asked.
+:class:`ContainerState` is what the monitor writes to ``state.json`` in the container's directory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from bulle.model.run_plan import ResourceLimit
+
+Status = Literal["created", "running", "exited", "dead", "removing"]
+
+
+class VolumeOption(msgspec.Struct, frozen=True):
+    """``-v host_path:container_path[:ro]``: a bind of an absolute host path."""
+
+    host_path: str
+    container_path: str
+    read_only: bool = False
+
+
+class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be asked of ``create`` and ``run``; names and meanings are Docker's, units are in the names."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    name: str = ""
+    environment: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    volumes: tuple[VolumeOption, ...] = ()
+    tmpfs: tuple[tuple[str, str], ...] = ()
+    read_only: bool = False
+    hostname: str = ""
+    isolation: str = ""
+    network: str = ""
+    user_namespace: str = ""
+    privileged: bool = False
+    hardened: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    security_options: tuple[str, ...] = ()
+    limits: tuple[ResourceLimit, ...] = ()
+    memory_bytes: int = 0
+    memory_swap_bytes: int = 0
+    nano_cpus: int = 0
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+    pids_limit: int = 0
+    shm_bytes: int = 0
+    init: bool = False
+    terminal: bool = False
+    interactive: bool = False
+    auto_remove: bool = False
+    stop_signal: str = ""
+    stop_timeout_s: int | None = None
+    labels: dict[str, str] = {}
+    pull: Literal["missing", "always", "never"] = "missing"
+    platform: str = ""
+
+
+class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
+    """One moment of a container's life, as its monitor wrote it.
+
+    ``pid`` and ``pid_start_ticks`` name the workload's first process on the host (a pid without its start time proves nothing), ``boot_id`` the boot in which they
+    mean anything. Times are nanoseconds since the epoch. ``exit_code`` is 0-255 (128+n for signal n), or -1 where nobody could learn it.
+    """
+
+    status: Status = "created"
+    pid: int = 0
+    pid_start_ticks: int = 0
+    boot_id: str = ""
+    monitor_pid: int = 0
+    monitor_start_ticks: int = 0
+    started_at_ns: int = 0
+    finished_at_ns: int = 0
+    exit_code: int = 0
+    out_of_memory: bool = False
+    error: str = ""
+    isolation_obtained: str = ""
+
+
+class ExecOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be asked of ``exec``."""
+
+    command: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    terminal: bool = False
+    interactive: bool = False
+    privileged: bool = False

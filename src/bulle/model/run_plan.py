@@ -1,0 +1,142 @@
+"""The plan of one run: a frozen value that says everything that a driver has to do, and nothing about how.
+
+The engine composes it, ``--dry-run`` prints it, a driver realises it, the monitor keeps it beside the container so that a failed step can be
+replayed. The runtime specification's ``config.json`` is one serialisation of it. Paths are named by whose they are: ``host_path`` on the host,
+``container_path`` inside the container. It holds no open descriptor and does no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class IdMapping(msgspec.Struct, frozen=True):
+    """One line of uid_map and gid_map: ``size`` ids from ``container_id`` inside are ``host_id`` and up outside. user_namespaces(7)."""
+
+    container_id: int
+    host_id: int
+    size: int
+
+
+class LayerMount(msgspec.Struct, frozen=True):
+    """One read-only layer and how it comes to stand at ``host_path``.
+
+    ``kind`` is ``erofs`` (file-backed: index + tar as device), ``loop`` (the same through two loop devices) or ``directory`` (already extracted at
+    ``host_path``, nothing to mount). ``index_path`` and ``tar_path`` are host paths, empty for ``directory``.
+    """
+
+    kind: Literal["erofs", "loop", "directory"]
+    diff_id: str
+    host_path: str
+    index_path: str = ""
+    tar_path: str = ""
+
+
+class RootFilesystem(msgspec.Struct, frozen=True):
+    """The container's ``/``: read-only layers (lowest first), and a directory of the host that holds ``upper`` and ``work``.
+
+    ``host_binds`` are directories of the host shown read-only at the same path (the built-in ``host`` image shows ``/usr``). ``volatile`` skips the
+    sync at unmount (for containers that are removed when they exit).
+    """
+
+    layers: tuple[LayerMount, ...]
+    writable_host_path: str
+    read_only: bool = False
+    volatile: bool = False
+    host_binds: tuple[str, ...] = ()
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """One mount that the user asked for: a bind of ``host_path`` or a tmpfs, at ``container_path``."""
+
+    kind: Literal["bind", "tmpfs"]
+    container_path: str
+    host_path: str = ""
+    read_only: bool = False
+    options: tuple[str, ...] = ()
+
+
+class ResourceLimit(msgspec.Struct, frozen=True):
+    """One ``--ulimit``: ``name`` as in setrlimit(2) without ``RLIMIT_``, lower case; -1 is unlimited."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+class Process(msgspec.Struct, frozen=True):
+    """What is executed, as whom and with which privileges.
+
+    ``arguments[0]`` is looked up in the container's PATH, inside the container's root. ``user`` is Docker's ``name|uid[:group|gid]``, resolved inside the
+    container's root. ``working_directory`` is a container path, created when missing.
+    """
+
+    arguments: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+    working_directory: str = "/"
+    user: str = ""
+    terminal: bool = False
+    capabilities: tuple[str, ...] = ()
+    no_new_privileges: bool = False
+    limits: tuple[ResourceLimit, ...] = ()
+    init: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """Limits that a control group enforces; 0 means no limit. Sizes in bytes, ``memory_swap_bytes`` is memory plus swap as in Docker (-1 unlimited)."""
+
+    memory_bytes: int = 0
+    memory_swap_bytes: int = 0
+    nano_cpus: int = 0
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+    pids_limit: int = 0
+
+
+class Security(msgspec.Struct, frozen=True):
+    """What the workload may not do.
+
+    ``seccomp`` is ``default``, ``unconfined`` or the text of a profile in Docker's JSON. ``user_namespace`` is ``own`` or ``host``.
+    """
+
+    privileged: bool = False
+    user_namespace: Literal["own", "host"] = "own"
+    id_mappings: tuple[IdMapping, ...] = ()
+    seccomp: str = "default"
+    masked_paths: tuple[str, ...] = ()
+    read_only_paths: tuple[str, ...] = ()
+
+
+class Network(msgspec.Struct, frozen=True):
+    """How the workload is attached to networks: ``none`` (loopback only) or ``host`` (the host's own). Bridges add attachments here."""
+
+    mode: Literal["none", "host"] = "none"
+
+
+class RunPlan(msgspec.Struct, frozen=True):
+    """One run of one container, ready to be realised by the driver named ``isolation``.
+
+    ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files).
+    """
+
+    container_id: str
+    isolation: str
+    hostname: str
+    state_host_path: str
+    root: RootFilesystem
+    process: Process
+    mounts: tuple[Mount, ...] = ()
+    resources: Resources = Resources()
+    security: Security = Security()
+    network: Network = Network()
+    shm_bytes: int = 64 * 1024 * 1024
+    stop_signal: str = "SIGTERM"
+    stop_timeout_s: int = 10
+
+    def describe(self) -> str:
+        """The plan as indented JSON, the form that ``--dry-run`` prints."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode()

@@ -1,0 +1,145 @@
+"""The database of one ``BULLE_HOME``: SQLite in WAL mode, one connection per process and thread, never carried across a fork.
+
+Names, tags, layers and id ranges are allocated here in transactions, so that two commands at once cannot get the same. Nothing that the kernel knows
+(is it alive, what is mounted) is stored. Siblings of this file hold the typed rows of one table each.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bulle.errors import BulleError, StorageFull, Unavailable
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE image (
+    id TEXT PRIMARY KEY,                -- digest of the config: Docker's image id
+    manifest_digest TEXT NOT NULL,
+    manifest_media_type TEXT NOT NULL,
+    config BLOB NOT NULL,               -- raw bytes, so that the digest holds
+    manifest BLOB NOT NULL,             -- raw bytes
+    created_at_ns INTEGER NOT NULL,     -- when it came into this store
+    size_bytes INTEGER NOT NULL,        -- sum of its layers' uncompressed tars
+    host_binds TEXT NOT NULL DEFAULT '' -- colon-separated host directories (the built-in host image)
+) STRICT;
+CREATE TABLE tag (
+    reference TEXT PRIMARY KEY,         -- canonical: domain/path:tag or domain/path@digest
+    image_id TEXT NOT NULL REFERENCES image(id)
+) STRICT;
+CREATE INDEX tag_image ON tag(image_id);
+CREATE TABLE layer (
+    diff_id TEXT PRIMARY KEY,           -- digest of the uncompressed tar
+    size_bytes INTEGER NOT NULL,
+    kind TEXT NOT NULL,                 -- tar | directory
+    implicit_parents INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE image_layer (
+    image_id TEXT NOT NULL REFERENCES image(id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,          -- 0 is the lowest
+    diff_id TEXT NOT NULL REFERENCES layer(diff_id),
+    blob_digest TEXT NOT NULL,          -- the layer as it stands in the manifest
+    PRIMARY KEY (image_id, position)
+) STRICT;
+CREATE INDEX image_layer_diff ON image_layer(diff_id);
+CREATE TABLE container (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    image_id TEXT NOT NULL,
+    created_at_ns INTEGER NOT NULL,
+    id_range INTEGER UNIQUE,            -- first host id of its 65536, NULL without an own user namespace
+    options BLOB NOT NULL,              -- ContainerOptions as JSON
+    plan BLOB NOT NULL                  -- RunPlan as JSON
+) STRICT;
+CREATE TABLE container_layer (          -- the lease that keeps a layer while a container stands on it, whatever became of the image
+    container_id TEXT NOT NULL REFERENCES container(id) ON DELETE CASCADE,
+    diff_id TEXT NOT NULL,
+    PRIMARY KEY (container_id, diff_id)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class Database:
+    """Connections to ``home/bulle.db``; safe to share between threads and to inherit by fork (each process and thread opens its own)."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / "bulle.db"
+        self._local = threading.local()
+
+    def connection(self) -> sqlite3.Connection:
+        """The connection of this thread in this process, opened and given its schema at first use."""
+        if getattr(self._local, "pid", 0) != os.getpid():
+            # A connection inherited from the parent is never touched, not even closed: closing would drop the parent's POSIX locks.
+            self._local.inherited = getattr(self._local, "connection", None)
+            self._local.connection = self._open()
+            self._local.pid = os.getpid()
+        connection: sqlite3.Connection = self._local.connection
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            connection.execute("PRAGMA foreign_keys = ON")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("BEGIN IMMEDIATE")
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    for statement in SCHEMA.split(";\n"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                connection.execute("COMMIT")
+            # WAL with NORMAL loses at most the last transactions of a power cut and never corrupts.
+            connection.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error as error:
+            raise _explained(error, self.path) from error
+        if version > SCHEMA_VERSION:
+            raise Unavailable(f"the database {self.path} was written by a newer Bulle", f"schema {version}, this one knows {SCHEMA_VERSION}", "upgrade Bulle")
+        return connection
+
+    def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """All rows of a query."""
+        try:
+            return self.connection().execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise _explained(error, self.path) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One writing transaction: committed at the end, rolled back on any exception. sqlite3.IntegrityError passes through for callers that allocate."""
+        connection = self.connection()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise _explained(error, self.path) from error
+
+    def close(self) -> None:
+        """Close this thread's connection, if this process opened it."""
+        if getattr(self._local, "pid", 0) == os.getpid():
+            self._local.connection.close()
+            self._local.pid = 0
+
+
+def _explained(error: sqlite3.Error, path: Path) -> BulleError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name == "SQLITE_FULL" or "disk" in str(error) and "full" in str(error):
+        return StorageFull(f"the database {path} could not be written", "no space left on the device", "free some space, for example with `bulle rmi`")
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+        return Unavailable(f"the database {path} could not be opened", str(error), "check BULLE_HOME and its owner")
+    return BulleError(f"the database {path} failed", str(error), "if it stays so, move it aside: images can be pulled again")
