@@ -1,0 +1,172 @@
+"""What a test left behind: processes, mounts, control groups, loop devices, network devices, descriptors, a changed process.
+
+The test process is a subreaper, so that whatever a test starts stays among its descendants, even a daemon's orphan. Only what this run can have made
+counts: other people may work on the same machine at the same time. conftest.py takes a :class:`Snapshot` before each test and calls
+:func:`what_is_left` after all its fixtures are gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+
+# Directories of services that live for the whole session (a private dockerd): what names one of them is not the test's.
+session_places: set[str] = set()
+
+
+def become_subreaper() -> None:
+    """Make orphans of our descendants our own children, see PR_SET_CHILD_SUBREAPER in prctl(2)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of the machine, as far as this run can have changed it, at one moment."""
+
+    processes: dict[int, str] = field(default_factory=dict)
+    mounts: frozenset[str] = frozenset()
+    control_groups: frozenset[str] = frozenset()
+    loops: frozenset[str] = frozenset()
+    network_devices: frozenset[str] = frozenset()
+    descriptors: dict[int, str] = field(default_factory=dict)
+    process_state: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def take(cls, root: Path) -> Snapshot:
+        """Look now; ``root`` is the directory that holds everything of this run."""
+        return cls(
+            processes=descendants(),
+            mounts=frozenset(_mounts(str(root))),
+            control_groups=frozenset(_control_groups()),
+            loops=frozenset(_loops(str(root))),
+            network_devices=frozenset(name for name in os.listdir("/sys/class/net") if name.startswith("bulle")),
+            descriptors=_descriptors(),
+            process_state=_process_state(),
+        )
+
+
+def descendants() -> dict[int, str]:
+    """Every living process below this one (zombies that are ours to reap are reaped), with its command line."""
+    parents: dict[int, int] = {}
+    zombies: set[int] = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError):
+                after_name = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                parents[int(entry)] = int(after_name[1])
+                if after_name[0] in "ZX":
+                    zombies.add(int(entry))
+    own = os.getpid()
+    found = {}
+    for pid in parents:
+        ancestor = pid
+        while ancestor in parents and ancestor != own:
+            ancestor = parents[ancestor]
+        if ancestor == own and pid != own and pid not in zombies:
+            command = _command_line(pid)
+            if not any(place in command for place in session_places):
+                found[pid] = command
+    return found
+
+
+def _command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def _mounts(root: str) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if root in line and not any(place in line for place in session_places)]
+
+
+def _control_groups() -> list[str]:
+    return [str(path) for pattern in ("*/bulle/*", "bulle/*") for path in Path("/sys/fs/cgroup").glob(pattern) if path.is_dir()]
+
+
+def _abandoned(group: str) -> bool:
+    """An empty control group is nobody's; one with processes counts only if they are ours (another run on this machine may own it)."""
+    try:
+        inside = {int(line) for line in Path(group, "cgroup.procs").read_text().split()}
+    except OSError:
+        return False
+    return not inside or bool(inside & descendants().keys())
+
+
+def _loops(root: str) -> list[str]:
+    found = []
+    for backing_file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            name = backing_file.read_text().strip()
+            if root in name and not any(place in name for place in session_places):
+                found.append(f"{backing_file.parts[3]} {name}")
+    return found
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+    return found
+
+
+def _process_state() -> tuple[tuple[str, str], ...]:
+    namespaces = [(f"namespace {name}", os.readlink(f"/proc/self/ns/{name}")) for name in sorted(os.listdir("/proc/self/ns"))]
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return (*namespaces, ("working directory", os.getcwd()), ("root", os.readlink("/proc/self/root")), ("umask", oct(mask)))
+
+
+def what_is_left(before: Snapshot, root: Path, patience_s: float = 4.0) -> list[str]:
+    """One line per thing that was not there before; waits a little for what the kernel ends by itself. Processes left are ended."""
+    deadline = time.monotonic() + patience_s
+    pause_s = 0.01
+    gc_done = False
+    while True:
+        left = _difference(before, Snapshot.take(root))
+        if not left or time.monotonic() > deadline:
+            break
+        if not gc_done:
+            gc.collect()
+            gc_done = True
+        else:
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.25)
+    for pid in descendants().keys() - before.processes.keys():
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    reap(before)
+    return left
+
+
+def reap(before: Snapshot) -> None:
+    """Reap orphans that became our children since, so that their pids do not linger as zombies."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    with suppress(OSError):
+        for word in children.read_text().split():
+            if int(word) not in before.processes:
+                with suppress(ChildProcessError):
+                    os.waitpid(int(word), os.WNOHANG)
+
+
+def _difference(before: Snapshot, now: Snapshot) -> list[str]:
+    left = [f"process {pid}: {command}" for pid, command in now.processes.items() if pid not in before.processes]
+    left += [f"mount: {line}" for line in now.mounts - before.mounts]
+    left += [f"control group: {group}" for group in now.control_groups - before.control_groups if _abandoned(group)]
+    left += [f"loop device: {loop}" for loop in now.loops - before.loops]
+    left += [f"network device: {name}" for name in now.network_devices - before.network_devices]
+    # The listing's own descriptor comes and goes; a pidfd or socket that stays has a target of its own.
+    new = {number: target for number, target in now.descriptors.items() if before.descriptors.get(number) != target}
+    left += [f"descriptor {number}: {target}" for number, target in new.items() if not target.startswith(f"/proc/{os.getpid()}/fd")]
+    was = dict(before.process_state)
+    left += [f"{name} of the test process is {value}, was {was.get(name)}" for name, value in now.process_state if was.get(name) != value]
+    return left

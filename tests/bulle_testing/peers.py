@@ -1,0 +1,1 @@
+"""Other programs and what they make, as fixtures."""

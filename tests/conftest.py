@@ -1,0 +1,126 @@
+"""Fixtures and rules of all tests: tiers that never skip in silence, homes of their own, and a leak check after every test.
+
+The shared parts live in ``bulle_testing/``. A test that needs Bulle takes ``home`` (a private ``BULLE_HOME``) or ``bulle`` (the command in that home).
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from bulle_testing import leaks, places, tiers
+
+pytest_plugins = ["bulle_testing.peers"]
+
+_run_directory: Path | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare this process before any test."""
+    leaks.become_subreaper()
+
+
+def the_run_directory() -> Path:
+    """The directory of this run, made at first use."""
+    global _run_directory
+    if _run_directory is None:
+        _run_directory = places.run_directory()
+        _run_directory.chmod(0o711)
+    return _run_directory
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the directory of this run."""
+    if _run_directory is not None:
+        places.remove_tree(_run_directory)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Decide by the marks whether the machine can run this test."""
+    tiers.check(item)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tiers could not run, how many tests that concerns and why."""
+    if tiers.missing:
+        terminalreporter.section("tiers that could not run here")
+        for (tier, cause), count in sorted(tiers.missing.items()):
+            terminalreporter.write_line(f"{tier}: {count} test{'s' if count > 1 else ''}: {cause}")
+    others = [report for report in terminalreporter.stats.get("skipped", []) if not str(report.longrepr[2]).startswith("Skipped: tier ")]
+    if others:
+        terminalreporter.section("other tests that were skipped")
+        for report in others:
+            terminalreporter.write_line(f"{report.nodeid}: {report.longrepr[2]}")
+
+
+@pytest.fixture(scope="session")
+def run_directory() -> Path:
+    """A directory of this run on a real disk."""
+    return the_run_directory()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process, mount, control group, loop or network device, descriptor or a changed test process."""
+    root = the_run_directory()
+    before = leaks.Snapshot.take(root)
+    yield
+    left = leaks.what_is_left(before, root)
+    if left:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def home(run_directory: Path, nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A private ``BULLE_HOME`` on a real disk, also set in the environment; ended and removed with all that runs in it."""
+    for number in range(1_000_000):
+        path = run_directory / f"home{number}"
+        if not path.exists():
+            break
+    path.mkdir(mode=0o700)
+    monkeypatch.setenv("BULLE_HOME", str(path))
+    try:
+        yield path
+    finally:
+        mounts = places.close_home(path)
+    if mounts:
+        pytest.fail("the test left these mounted:\n  " + "\n  ".join(mounts), pytrace=False)
+
+
+class BulleCommand:
+    """``bulle(*arguments)`` runs the command in one home and returns the finished process (text, unless ``text=False``)."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.command_line = places.command_line()
+        self.environment = places.environment(home)
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess's own word
+        environment: Mapping[str, str] | None = None,
+        check: bool = False,
+        text: bool = True,
+        timeout_s: float = 120,
+    ) -> subprocess.CompletedProcess:
+        """Run to the end; ``check`` asserts exit code 0 and shows what was printed."""
+        command = [*self.command_line, *map(str, arguments)]
+        stdin = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        done = subprocess.run(command, env=self.environment | dict(environment or {}), capture_output=True, text=text, timeout=timeout_s, **stdin)
+        if check:
+            assert done.returncode == 0, f"{command} ended with {done.returncode}\nstdout: {done.stdout}\nstderr: {done.stderr}"
+        return done
+
+    def start(self, *arguments: str | Path, **popen_options: object) -> subprocess.Popen:
+        """Start the command without waiting; the test ends it."""
+        return subprocess.Popen([*self.command_line, *map(str, arguments)], **{"env": self.environment, **popen_options})
+
+
+@pytest.fixture
+def bulle(home: Path) -> BulleCommand:
+    """The ``bulle`` command in a private home."""
+    return BulleCommand(home)
