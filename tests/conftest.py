@@ -1,6 +1,7 @@
 """Fixtures and rules of all tests: tiers that never skip in silence, homes of their own, and a leak check after every test.
 
-The shared parts live in ``bulle_testing/``. A test that needs Bulle takes ``home`` (a private ``BULLE_HOME``) or ``bulle`` (the command in that home).
+The shared parts live in ``bulle_testing/``. A test that needs Bulle takes ``home`` (a private ``BULLE_HOME``) or
+``bulle`` (the command in that home).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
 from bulle_testing import leaks, places, tiers
 
 pytest_plugins = ["bulle_testing.peers"]

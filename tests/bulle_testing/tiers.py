@@ -1,8 +1,8 @@
 """Tiers: what a test needs of the machine, found out by trying and never by a user id or a version number.
 
-A test names its tiers with marks (``root``, ``user_namespaces``, ``debian_mirror``, ``programs("umoci", ...)``). Where a tier cannot run, its tests are
-counted and the cause is printed at the end of the run, never silently; where the tier was asked for (``BULLE_REQUIRE_TIERS=root,programs`` or ``all``;
-``CI=true`` asks for all), such a test fails instead. conftest.py calls this; fixtures that need a program call :func:`need`.
+A test names its tiers with marks (``root``, ``user_namespaces``, ``debian_mirror``, ``programs("umoci", ...)``). Where a tier cannot run, its tests
+are counted and the cause is printed at the end of the run, never silently; where the tier was asked for (``BULLE_REQUIRE_TIERS=root,programs`` or
+``all``; ``CI=true`` asks for all), such a test fails instead. conftest.py calls this; fixtures that need a program call :func:`need`.
 """
 
 from __future__ import annotations
