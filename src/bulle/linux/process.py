@@ -1,0 +1,112 @@
+"""Processes: pidfds, prctl, identity that survives the reuse of pids, and path resolution that stays inside a root.
+
+A pid alone proves nothing; :func:`start_ticks` (field 22 of /proc/PID/stat) with the boot id names one process for ever. proc_pid_stat(5), pidfd_open(2),
+openat2(2)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from functools import cache
+
+from bulle.linux.libc import check, libc, syscall
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_SECUREBITS = 28
+PR_GET_SECUREBITS = 27
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+SECBIT_KEEP_CAPS = 1 << 4
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+CLOSE_RANGE_CLOEXEC = 4
+PIDFD_GET_INFO = 0xC048FF0B  # _IOWR(0xFF, 11, struct pidfd_info): 72 bytes since 6.15, where PIDFD_INFO_EXIT exists
+PIDFD_INFO_EXIT = 1 << 3
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def prctl(option: int, argument: int = 0) -> int:
+    """prctl(2) with one argument."""
+    return check(libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), f"prctl {option}")
+
+
+def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open ``path`` below ``dirfd`` under the rules of ``resolve``; retried where a concurrent rename makes the kernel say EAGAIN. openat2(2)"""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(32):
+        try:
+            return syscall("openat2", dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+    raise OSError(errno.EAGAIN, "openat2: the path kept changing", path)
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from ``first`` up close-on-exec. close_range(2)"""
+    syscall("close_range", first, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """Send a signal to the process behind the pidfd, and to no other that took its pid."""
+    syscall("pidfd_send_signal", pidfd, number, None, 0)
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's random name of this boot; pids and start times mean nothing outside it."""
+    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123 -- pathlib is not worth its import here
+        return file.read().strip()
+
+
+def start_ticks(pid: int) -> int:
+    """When ``pid`` started, in clock ticks since boot; 0 where there is no such process or it is a zombie."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    try:
+        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    except ProcessLookupError:
+        return 0
+    finally:
+        os.close(fd)
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def open_process(pid: int, ticks: int) -> int | None:
+    """A pidfd for the process that had ``pid`` and started at ``ticks``, or None where it is gone. The caller closes it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if start_ticks(pid) != ticks:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def exit_status_of(pidfd: int) -> int | None:
+    """The wait status of a process that ended and was reaped by another (kernel 6.15 and newer), else None."""
+    request = bytearray(struct.pack("=Q64x", PIDFD_INFO_EXIT))
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, request)
+    except OSError:
+        return None
+    mask, _cgroup = struct.unpack_from("=QQ", request)
+    return int(struct.unpack_from("=i", request, 60)[0]) if mask & PIDFD_INFO_EXIT else None
