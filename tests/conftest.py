@@ -7,6 +7,7 @@ The shared parts live in ``bulle_testing/``. A test that needs Bulle takes ``hom
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -47,15 +48,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which tiers could not run, how many tests that concerns and why."""
-    if tiers.missing:
+    skipped = [(report.nodeid, str(report.longrepr[2])) for report in terminalreporter.stats.get("skipped", [])]
+    missing = Counter(reason.removeprefix(tiers.SKIPPED) for _, reason in skipped if reason.startswith(tiers.SKIPPED))
+    if missing:
         terminalreporter.section("tiers that could not run here")
-        for (tier, cause), count in sorted(tiers.missing.items()):
-            terminalreporter.write_line(f"{tier}: {count} test{'s' if count > 1 else ''}: {cause}")
-    others = [report for report in terminalreporter.stats.get("skipped", []) if not str(report.longrepr[2]).startswith("Skipped: tier ")]
+        for cause, count in sorted(missing.items()):
+            terminalreporter.write_line(f"{count} test{'s' if count > 1 else ''}: {cause}")
+    others = [(test, reason) for test, reason in skipped if not reason.startswith(tiers.SKIPPED)]
     if others:
         terminalreporter.section("other tests that were skipped")
-        for report in others:
-            terminalreporter.write_line(f"{report.nodeid}: {report.longrepr[2]}")
+        for test, reason in others:
+            terminalreporter.write_line(f"{test}: {reason}")
 
 
 @pytest.fixture(scope="session")
