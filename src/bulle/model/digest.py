@@ -15,7 +15,7 @@ _FORM = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 class Digest(str):
-    """``sha256:`` or ``sha512:`` and lower-case hexadecimal digits; made by :meth:`parse` or :meth:`of`, so that holding one means that it is well-formed."""
+    """``sha256:`` or ``sha512:`` and hexadecimal digits; made by :meth:`parse` or :meth:`of`, so holding one means that it is well-formed."""
 
     __slots__ = ()
 

@@ -1,7 +1,7 @@
 """Images as the OCI image specification and Docker's schema 2 write them: descriptors, manifests, indexes and configs.
 
-Used by the store, the registry client and the engine. The structs are views: unknown fields are tolerated and dropped, so digests are always taken from
-the raw bytes, which their owners keep. No I/O. Image specification 1.1: descriptor.md, manifest.md, image-index.md, config.md.
+Used by the store, the registry client and the engine. The structs are views: unknown fields are tolerated and dropped, so digests are always
+taken from the raw bytes, which their owners keep. No I/O. Image specification 1.1: descriptor.md, manifest.md, image-index.md, config.md.
 """
 
 from __future__ import annotations
