@@ -1,0 +1,55 @@
+# make demo    the main job on this machine, from nothing          make check   ruff, mypy and the style tests
+# make test    every test that this machine can run                 make bench   the figures, with the peers that are installed
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+unexport PYTHONDONTWRITEBYTECODE
+PYTHON := .venv/bin/python
+# What the installed command is built from; the package itself is installed as a link to src/.
+BUILT_FROM := pyproject.toml README.md tools/venv.sh $(wildcard hatch_build.py native/*)
+ARGUMENTS ?=
+
+.PHONY: help demo test test-unit check bench bench-write packages packages-demo packages-test clean
+
+help:
+	@sed -n 's/^# \(make.*\)/\1/p' Makefile
+
+packages: packages-test
+
+packages-demo:
+	@bash tools/packages.sh demo
+
+packages-test:
+	@bash tools/packages.sh test
+
+.venv/demo.stamp: $(BUILT_FROM) | packages-demo
+	@echo "Making .venv and installing Bulle into it"
+	@bash tools/venv.sh
+	@touch $@
+
+.venv/dev.stamp: $(BUILT_FROM) | packages-test
+	@echo "Making .venv and installing Bulle and its tools into it"
+	@bash tools/venv.sh dev
+	@touch $@ .venv/demo.stamp
+
+demo: packages-demo .venv/demo.stamp
+	@$(PYTHON) demo/demo.py
+
+test: packages-test .venv/dev.stamp
+	@$(PYTHON) -m pytest $(ARGUMENTS)
+
+test-unit: .venv/dev.stamp
+	@$(PYTHON) -m pytest tests/unit tests/style $(ARGUMENTS)
+
+check: .venv/dev.stamp
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pytest tests/style $(ARGUMENTS)
+
+bench: packages-test .venv/dev.stamp
+	@$(PYTHON) bench/run.py $(ARGUMENTS)
+
+bench-write: packages-test .venv/dev.stamp
+	@$(PYTHON) bench/run.py --write docs/performance.md $(ARGUMENTS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
