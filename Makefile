@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 BUILT_FROM := pyproject.toml README.md tools/venv.sh $(wildcard hatch_build.py native/*)
 ARGUMENTS ?=
 
-.PHONY: help demo test test-unit check bench bench-write packages packages-demo packages-test clean
+.PHONY: help demo test test-unit check bench bench-write reference packages packages-demo packages-test clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -50,6 +50,9 @@ bench: packages-test .venv/dev.stamp
 
 bench-write: packages-test .venv/dev.stamp
 	@$(PYTHON) bench/run.py --write docs/performance.md $(ARGUMENTS)
+
+reference: .venv/dev.stamp
+	@$(PYTHON) tools/reference.py > docs/reference.md.new && mv docs/reference.md.new docs/reference.md
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,220 @@
+"""The rules of the house, read from the syntax trees: which way imports point, how long things are, what they are called, what they may not do."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+PACKAGE = SOURCE / "bulle"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Lower rooms have lower numbers; an import may only go to a lower number, or stay in its own room. Siblings share a number.
+FLOORS = (
+    {"errors", "model"},
+    {"linux"},
+    {"records"},
+    {"isolation", "store", "registry", "network"},
+    {"monitor", "spawner"},
+    {"engine"},
+    {"build", "compose", "kube"},
+    {"cli", "api", "oci_runtime", "web"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+# The composition roots join everything; nothing below them imports them.
+ROOTS = {"__main__"}
+
+RULE_LINES, MOST_LINES, MOST_FUNCTION_LINES = 400, 800, 60
+# Modules over the rule, each with its reason; a table that is data is not shorter in two files.
+LONG_MODULES: dict[str, str] = {}
+
+NOT_A_NAME = {"utils", "util", "helpers", "helper", "common", "misc", "base", "shared", "tools", "lib", "core"}
+PROGRAM_ROOMS = {"cli", "oci_runtime", "__main__"}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a source file."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    """The room a module lives in: the part after ``bulle``, empty for the public face of the package itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    """The syntax tree of a source file."""
+    return ast.parse(path.read_text(), str(path))
+
+
+NAMES = {module_name(path) for path in MODULES}
+
+
+def imports(path: Path, *, at_import_time_only: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and module of everything of ours that a file imports; those that only a type checker sees can be left out."""
+    for node in ast.walk(tree(path)) if not at_import_time_only else top_level(tree(path)):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            found = [f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in NAMES else str(node.module) for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in found if name.split(".")[0] == "bulle")
+
+
+def top_level(module: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported, without what stands in functions or under TYPE_CHECKING."""
+    waiting: list[ast.stmt] = list(module.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert rooms <= FLOOR.keys(), f"say in FLOORS where these stand: {rooms - FLOOR.keys()}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    here = room(module_name(path))
+    if not here or here in ROOTS:
+        return
+    wrong = []
+    for line, name in imports(path):
+        there = room(name)
+        if there == here or (there == "errors" and here == "model"):
+            continue
+        if not there:
+            wrong.append(f"{path}:{line}: {name} is the public face, for users of the library")
+        elif there in ROOTS or FLOOR[there] >= FLOOR[here]:
+            wrong.append(f"{path}:{line}: {here} imports {name}, which is not below it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_cycles() -> None:
+    # The public face re-exports the engine and is not part of any chain: importing bulle.x runs it, whatever x is, and it must be lazy for that.
+    graph = {
+        module_name(path): {name for _, name in imports(path, at_import_time_only=True) if name in NAMES and name not in ("bulle", module_name(path))}
+        for path in MODULES
+        if module_name(path) != "bulle"
+    }
+    done: set[str] = set()
+
+    def visit(name: str, chain: tuple[str, ...]) -> None:
+        assert name not in chain, f"import cycle: {' -> '.join([*chain[chain.index(name) :], name])}"
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, (*chain, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_modules_are_short(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= MOST_LINES, f"{path} has {lines} lines; {MOST_LINES} at most"
+    if lines > RULE_LINES:
+        assert module_name(path) in LONG_MODULES, f"{path} has {lines} lines; {RULE_LINES} is the rule: split it, or give the reason in LONG_MODULES"
+    else:
+        assert module_name(path) not in LONG_MODULES, f"{path} is short again: take it off LONG_MODULES"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_functions_are_short(path: Path) -> None:
+    long = [
+        f"{path}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines; {MOST_FUNCTION_LINES} at most"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno and node.end_lineno - node.lineno + 1 > MOST_FUNCTION_LINES
+    ]
+    assert not long, "\n".join(long)
+
+
+def public(body: list[ast.stmt], inside: str = "") -> Iterator[tuple[ast.AST, str]]:
+    """Public functions, classes and methods that say something new: not setters and overrides."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node, inside + node.name
+            yield from public(node.body, f"{inside}{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            decorators = {ast.unparse(decorator).split("(")[0].split(".")[-1] for decorator in node.decorator_list}
+            if not decorators & {"override", "setter", "overload"}:
+                yield node, inside + node.name
+
+
+@functools.cache
+def documented_methods() -> frozenset[str]:
+    """Names of methods that some interface (an ABC or Protocol of ours) documents."""
+    return frozenset(
+        member.name
+        for path in MODULES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).split("[")[0] in ("ABC", "Protocol") for base in node.bases)
+        for member in node.body
+        if isinstance(member, ast.FunctionDef) and ast.get_docstring(member)
+    )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_public_things_are_explained(path: Path) -> None:
+    module = tree(path)
+    silent = [] if ast.get_docstring(module) or not module.body else [f"{path}: the module says nothing of itself"]
+    for node, name in public(module.body):
+        assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        implements = "." in name and node.name in documented_methods()
+        if not ast.get_docstring(node) and not implements:
+            silent.append(f"{path}:{node.lineno}: {name} has no docstring")
+    assert not silent, "\n".join(silent)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_names_say_something(path: Path) -> None:
+    assert not NOT_A_NAME & set(module_name(path).split(".")), f"{path}: a module is named for what it knows"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_library_neither_prints_nor_exits(path: Path) -> None:
+    if room(module_name(path)) in PROGRAM_ROOMS:
+        return
+    wrong = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("print", "sys.exit", "exit", "quit", "breakpoint", "input"):
+                wrong.append(f"{path}:{node.lineno}: {called}()")
+        elif isinstance(node, ast.Raise) and node.exc is not None and ast.unparse(node.exc).startswith("SystemExit"):
+            wrong.append(f"{path}:{node.lineno}: raise SystemExit")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_ctypes_stays_in_linux(path: Path) -> None:
+    if room(module_name(path)) == "linux":
+        return
+    wrong = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom) and "ctypes" in ast.unparse(node)]
+    assert not wrong, f"{path}:{wrong[0]}: the kernel's interface is spoken in bulle.linux only"
+
+
+HOT_HEAVY = {"urllib3", "rich", "asyncio", "isal", "http", "email", "ssl", "requests", "concurrent"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_heavy_libraries_are_imported_late(path: Path) -> None:
+    wrong = []
+    for node in top_level(tree(path)):
+        names = [str(node.module)] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        wrong += [f"{path}:{node.lineno}: {name} costs every start; import it where it is used" for name in names if name.split(".")[0] in HOT_HEAVY]
+    assert not wrong, "\n".join(wrong)
