@@ -10,7 +10,8 @@ import click
 
 HEAD = """# The command line
 
-Written by `make reference` from the commands themselves. Docker's verbs, flags and exit codes, unless [differences.md](differences.md) says otherwise.
+Written by `make reference` from the commands themselves. Docker's verbs, flags and exit codes, unless
+[differences.md](differences.md) says otherwise.
 """
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     """Print the page."""
     from bulle.cli import main as command_line
 
-    (group,) = [value for value in vars(command_line).values() if isinstance(value, click.Group) and value.name in ("bulle", "cli", "main", "root", None)][:1]
+    group = next(value for value in vars(command_line).values() if isinstance(value, click.Group))
     lines = [HEAD.rstrip()]
     for name, command in commands(group, "bulle"):
         lines += section(name, command)

@@ -20,7 +20,8 @@ def documents() -> str:
 
 
 def test_reference_is_what_the_commands_say() -> None:
-    written = subprocess.run([sys.executable, "tools/reference.py"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    written = subprocess.run([sys.executable, "tools/reference.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert written.returncode == 0, written.stderr
     assert (ROOT / "docs/reference.md").read_text() == written.stdout, "`make reference` writes docs/reference.md anew"
 

@@ -215,6 +215,9 @@ HOT_HEAVY = {"urllib3", "rich", "asyncio", "isal", "http", "email", "ssl", "requ
 def test_heavy_libraries_are_imported_late(path: Path) -> None:
     wrong = []
     for node in top_level(tree(path)):
-        names = [str(node.module)] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [str(node.module)]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         wrong += [f"{path}:{node.lineno}: {name} costs every start; import it where it is used" for name in names if name.split(".")[0] in HOT_HEAVY]
     assert not wrong, "\n".join(wrong)
