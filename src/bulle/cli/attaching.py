@@ -1,0 +1,87 @@
+"""``bulle exec`` and ``bulle attach``: a second command in a running container, and the streams of its first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import click
+
+from bulle.cli.container_flags import detach_keys, environment
+from bulle.cli.option_types import Text, complete_containers
+from bulle.cli.running import exit_code_of
+from bulle.cli.session import Session
+from bulle.cli.terminal import follow, proxy
+from bulle.cli.verb import verb
+from bulle.errors import Conflict, InvalidInput
+from bulle.model.container import ExecOptions
+
+
+@verb("exec", "CONTAINER COMMAND [ARG...]", interspersed=False)
+@click.argument("container", shell_complete=complete_containers)
+@click.argument("command", nargs=-1, required=True)
+@click.option("-i", "--interactive", is_flag=True, help="Keep STDIN open even if not attached")
+@click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-TTY")
+@click.option("-d", "--detach", is_flag=True, help="Detached mode: run command in the background")
+@click.option("-e", "--env", multiple=True, type=Text("list"), help="Set environment variables")
+@click.option("--env-file", multiple=True, type=Text("list"), help="Read in a file of environment variables")
+@click.option("-u", "--user", type=Text(), help="Username or UID (format: <name|uid>[:<group|gid>])")
+@click.option("-w", "--workdir", type=Text(), help="Working directory inside the container")
+@click.option("--privileged", is_flag=True, help="Give extended privileges to the command")
+@click.option("--detach-keys", "keys", type=Text(), help="Override the key sequence for detaching a container")
+@click.pass_obj
+def execute(
+    session: Session,
+    container: str,
+    command: Sequence[str],
+    interactive: bool,
+    tty: bool,
+    detach: bool,
+    env: Sequence[str],
+    env_file: Sequence[str],
+    user: str | None,
+    workdir: str | None,
+    privileged: bool,
+    keys: str | None,
+) -> int:
+    """Execute a command in a running container."""
+    detaching = detach_keys(keys)
+    if tty and interactive and not detach and not os.isatty(0):
+        raise InvalidInput("cannot attach stdin to a TTY-enabled container because stdin is not a terminal", "", "leave out -t or -i")
+    options = ExecOptions(
+        command=tuple(command),
+        environment=environment(env_file, env),
+        working_directory=workdir or "",
+        user=user or "",
+        terminal=tty,
+        interactive=interactive and not detach,
+        privileged=privileged,
+    )
+    attachment = session.engine.containers.get(container).execute(options, detach=detach)
+    if attachment is None:
+        return 0
+    outcome = follow(attachment, terminal=tty, stdin=interactive, keys=detaching)
+    return 0 if outcome.detached else exit_code_of(outcome.exit_code)
+
+
+@verb("attach", "CONTAINER")
+@click.argument("container", shell_complete=complete_containers)
+@click.option("--no-stdin", is_flag=True, help="Do not attach STDIN")
+@click.option("--sig-proxy", is_flag=True, default=True, help="Proxy all received signals to the process (default true)")
+@click.option("--detach-keys", "keys", type=Text(), help="Override the key sequence for detaching a container")
+@click.pass_obj
+def attach(session: Session, container: str, no_stdin: bool, sig_proxy: bool, keys: str | None) -> int:
+    """Attach local standard input, output, and error streams to a running container."""
+    detaching = detach_keys(keys)
+    found = session.engine.containers.get(container)
+    if found.state().status != "running":
+        raise Conflict("cannot attach to a stopped container", "", f"start it first: bulle start {container}")
+    options = found.options
+    stdin = options.interactive and not no_stdin
+    if options.terminal and stdin and not os.isatty(0):
+        raise InvalidInput("cannot attach stdin to a TTY-enabled container because stdin is not a terminal", "", "use --no-stdin")
+    with proxy(found, sig_proxy and not options.terminal) as signals:
+        attachment = found.attach(stdin=stdin)
+        signals.open()
+        outcome = follow(attachment, terminal=options.terminal, stdin=stdin, keys=detaching)
+    return 0 if outcome.detached else exit_code_of(outcome.exit_code)

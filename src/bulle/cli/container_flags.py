@@ -1,0 +1,264 @@
+"""The flags that ``run`` and ``create`` share, and how they become :class:`~bulle.model.container.ContainerOptions`.
+
+Names, meanings and messages are Docker's. Files named on the command line (``--env-file``, ``--label-file``, a seccomp profile) are read here, because they
+belong to the caller; everything else is left to the engine to judge.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bulle.cli.option_types import Choice, NanoCpus, Signal, Size, Suggestion, Text, Whole
+from bulle.errors import InvalidInput, NotFound
+from bulle.model.container import ContainerOptions, VolumeOption
+from bulle.model.run_plan import ResourceLimit
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+_VOLUME_MODES = frozenset({"rw", "z", "Z", "cached", "delegated", "consistent", "rprivate", "private", "rslave", "slave", "nocopy"})
+_BUILT_IN_PROFILES = frozenset({"unconfined", "default", "builtin"})
+_LIMITS = frozenset(
+    "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack as".split()  # noqa: SIM905 - reads as the manual's list
+)
+
+_ISOLATION = Suggestion("level", "container", "chroot", "vm")
+_NETWORK = Suggestion("network", "none", "host")
+_CAPABILITY = Text("capability")
+
+CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
+    click.option("--name", type=Text(), help="Assign a name to the container"),
+    click.option("-e", "--env", multiple=True, type=Text("list"), help="Set environment variables"),
+    click.option("--env-file", multiple=True, type=Text("list"), help="Read in a file of environment variables"),
+    click.option("-w", "--workdir", type=Text(), help="Working directory inside the container"),
+    click.option("-u", "--user", type=Text(), help="Username or UID (format: <name|uid>[:<group|gid>])"),
+    click.option("-v", "--volume", multiple=True, type=Text("list"), help="Bind mount a directory or file of the host (HOST:CONTAINER[:ro])"),
+    click.option("--mount", multiple=True, type=Text("mount"), help="Attach a mount (type=bind|tmpfs,source=…,target=…[,readonly])"),
+    click.option("--tmpfs", multiple=True, type=Text("list"), help="Mount a tmpfs directory (CONTAINER[:OPTIONS])"),
+    click.option("--read-only", is_flag=True, help="Mount the container's root filesystem as read only"),
+    click.option("-h", "--hostname", type=Text(), help="Container host name"),
+    click.option("--entrypoint", type=Text(), help="Overwrite the default ENTRYPOINT of the image"),
+    click.option("--cap-add", multiple=True, type=_CAPABILITY, help="Add Linux capabilities"),
+    click.option("--cap-drop", multiple=True, type=_CAPABILITY, help="Drop Linux capabilities"),
+    click.option("--security-opt", multiple=True, type=Text("list"), help="Security options (no-new-privileges, seccomp=unconfined|FILE)"),
+    click.option("--ulimit", multiple=True, type=Text("ulimit"), help="Ulimit options (NAME=SOFT[:HARD])"),
+    click.option("--privileged", is_flag=True, help="Give extended privileges to this container"),
+    click.option("--hardened", is_flag=True, help="No capabilities, no new privileges, read-only root"),
+    click.option("--userns", type=Suggestion("string", "host"), help="User namespace to use (host: the host's own)"),
+    click.option("--isolation", type=_ISOLATION, help="How strongly to isolate (container, chroot)"),
+    click.option("--network", "--net", type=_NETWORK, help="Connect a container to a network (none, host)"),
+    click.option("-m", "--memory", type=Size(), help="Memory limit"),
+    click.option("--memory-swap", type=Size(unlimited=True), help="Swap limit equal to memory plus swap: '-1' to enable unlimited swap"),
+    click.option("--cpus", type=NanoCpus(), help="Number of CPUs"),
+    click.option("-c", "--cpu-shares", type=Whole(0), help="CPU shares (relative weight)"),
+    click.option("--cpuset-cpus", type=Text(), help="CPUs in which to allow execution (0-3, 0,1)"),
+    click.option("--pids-limit", type=Whole(-1), help="Tune container pids limit (set -1 for unlimited)"),
+    click.option("--shm-size", type=Size(), help="Size of /dev/shm"),
+    click.option("--init", is_flag=True, help="Run an init inside the container that forwards signals and reaps processes"),
+    click.option("--stop-signal", type=Signal(), help="Signal to stop the container"),
+    click.option("--stop-timeout", type=Whole(-1), help="Timeout (in seconds) to stop a container"),
+    click.option("-l", "--label", multiple=True, type=Text("list"), help="Set meta data on a container"),
+    click.option("--label-file", multiple=True, type=Text("list"), help="Read in a line delimited file of labels"),
+    click.option("--pull", type=Choice("always", "missing", "never"), default="missing", help="Pull image before running"),
+    click.option("-q", "--quiet", is_flag=True, help="Suppress the pull output"),
+    click.option("--platform", type=Suggestion("string", "linux/amd64", "linux/arm64"), help="Set platform if the image has several"),
+    click.option("-i", "--interactive", is_flag=True, help="Keep STDIN open even if not attached"),
+    click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-TTY"),
+    click.option("--rm", "auto_remove", is_flag=True, help="Automatically remove the container when it exits"),
+    click.option("--cidfile", type=Text(), help="Write the container ID to the file"),
+    click.option("--dry-run", is_flag=True, help="Print the plan of the run as JSON, and run nothing"),
+)
+
+
+def container_flags(function: Decorated) -> Decorated:
+    """Give a verb every flag that describes a container."""
+    for flag in reversed(CONTAINER_FLAGS):
+        function = flag(function)
+    return function
+
+
+def options_from(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> ContainerOptions:
+    """The typed options; raises InvalidInput (or NotFound for a file that is not there) before anything has been touched."""
+    binds, tmpfs = _mounts(flags["mount"])
+    return ContainerOptions(
+        image=image,
+        command=tuple(command),
+        entrypoint=_entrypoint(flags["entrypoint"]),
+        name=flags["name"] or "",
+        environment=environment(flags["env_file"], flags["env"]),
+        working_directory=flags["workdir"] or "",
+        user=flags["user"] or "",
+        volumes=(*map(_volume, flags["volume"]), *binds),
+        tmpfs=(*map(_tmpfs, flags["tmpfs"]), *tmpfs),
+        read_only=flags["read_only"],
+        hostname=flags["hostname"] or "",
+        isolation=flags["isolation"] or "",
+        network=flags["network"] or "",
+        user_namespace=flags["userns"] or "",
+        privileged=flags["privileged"],
+        hardened=flags["hardened"],
+        cap_add=flags["cap_add"],
+        cap_drop=flags["cap_drop"],
+        security_options=tuple(map(_security_option, flags["security_opt"])),
+        limits=tuple(map(_limit, flags["ulimit"])),
+        memory_bytes=flags["memory"] or 0,
+        memory_swap_bytes=flags["memory_swap"] or 0,
+        nano_cpus=flags["cpus"] or 0,
+        cpu_shares=flags["cpu_shares"] or 0,
+        cpuset_cpus=flags["cpuset_cpus"] or "",
+        pids_limit=max(flags["pids_limit"] or 0, 0),
+        shm_bytes=flags["shm_size"] or 0,
+        init=flags["init"],
+        terminal=flags["tty"],
+        interactive=flags["interactive"],
+        auto_remove=flags["auto_remove"],
+        stop_signal=flags["stop_signal"] or "",
+        stop_timeout_s=flags["stop_timeout"],
+        labels=_labels(flags["label_file"], flags["label"]),
+        pull=flags["pull"],
+        platform=flags["platform"] or "",
+    )
+
+
+def _entrypoint(value: str | None) -> tuple[str, ...] | None:
+    # An empty entrypoint takes the image's away; it does not mean "not given".
+    return None if value is None else (value,) if value else ()
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of the caller that are neither empty nor comments."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"open {path}: no such file or directory") from None
+    except OSError as error:
+        raise InvalidInput(f"open {path}", error.strerror or str(error)) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is not a text file in UTF-8") from None
+    return [line for line in (one.lstrip().rstrip("\r") for one in text.split("\n")) if line and not line.startswith("#")]
+
+
+def environment(files: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
+    """``NAME=VALUE`` of the files, then of the flags; a bare NAME takes the caller's value, or is left out where the caller has none."""
+    entries: list[str] = []
+    for path in files:
+        for line in _lines(path):
+            name = line.partition("=")[0]
+            if not name or any(c.isspace() for c in name):
+                raise InvalidInput(f"poorly formatted environment: variable '{name}' in {path} is empty or contains whitespaces")
+            entries.append(line)
+    for entry in given:
+        if not entry.partition("=")[0]:
+            raise InvalidInput(f"invalid environment variable: '{entry}'")
+        entries.append(entry)
+    return tuple(entry if "=" in entry else f"{entry}={os.environ[entry]}" for entry in entries if "=" in entry or entry in os.environ)
+
+
+def _labels(files: Iterable[str], given: Iterable[str]) -> dict[str, str]:
+    pairs = (entry.partition("=") for entry in (*(line for path in files for line in _lines(path)), *given))
+    return {name: value for name, _, value in pairs}
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path.startswith(".") else path
+
+
+def _volume(text: str) -> VolumeOption:
+    parts = text.split(":")
+    if len(parts) not in {2, 3} or not all(parts):
+        raise InvalidInput(f"invalid volume specification: '{text}'", "", "write it as HOST:CONTAINER or HOST:CONTAINER:ro")
+    modes = set(parts[2].split(",")) if len(parts) == 3 else set()
+    if unknown := modes - _VOLUME_MODES - {"ro"}:
+        raise InvalidInput(f"invalid volume specification: '{text}'", f"there is no mode '{sorted(unknown)[0]}'")
+    host_path = _absolute(parts[0])
+    if not host_path.startswith("/"):
+        raise InvalidInput(f"invalid volume specification: '{text}'", "volumes with a name do not exist yet", "give a directory of the host")
+    if not parts[1].startswith("/"):
+        raise InvalidInput(f"invalid volume specification: '{text}'", "the path in the container must be absolute")
+    return VolumeOption(host_path, parts[1], "ro" in modes)
+
+
+def _tmpfs(text: str) -> tuple[str, str]:
+    path, _, options = text.partition(":")
+    if not path.startswith("/"):
+        raise InvalidInput(f"invalid tmpfs: '{text}'", "the path in the container must be absolute")
+    return path, options
+
+
+def _mounts(texts: Iterable[str]) -> tuple[list[VolumeOption], list[tuple[str, str]]]:
+    """``--mount`` in Docker's comma form, as binds and tmpfs mounts."""
+    binds: list[VolumeOption] = []
+    tmpfs: list[tuple[str, str]] = []
+    for text in texts:
+        fields = {key.strip().lower(): value for key, _, value in (part.partition("=") for part in text.split(","))}
+        kind = fields.pop("type", "volume")
+        target = next((fields.pop(key) for key in ("target", "destination", "dst") if key in fields), "")
+        source = next((fields.pop(key) for key in ("source", "src") if key in fields), "")
+        read_only = next((fields.pop(key) for key in ("readonly", "ro") if key in fields), "false")
+        tmpfs_options = [f"{key.removeprefix('tmpfs-')}={fields.pop(key)}" for key in ("tmpfs-size", "tmpfs-mode") if key in fields]
+        fields.pop("bind-propagation", None)
+        if fields:
+            raise InvalidInput(f'invalid argument "{text}" for "--mount" flag', f"unexpected key '{sorted(fields)[0]}'")
+        if not target.startswith("/"):
+            raise InvalidInput(f'invalid argument "{text}" for "--mount" flag', "target is required, as an absolute path")
+        if kind == "tmpfs":
+            tmpfs.append((target, ",".join(tmpfs_options)))
+        elif kind == "bind" and _absolute(source).startswith("/"):
+            binds.append(VolumeOption(_absolute(source), target, read_only in {"", "1", "true"}))
+        else:
+            why = "source is required, as an absolute path" if kind == "bind" else f"there is no mount of type '{kind}'"
+            raise InvalidInput(f'invalid argument "{text}" for "--mount" flag', why, "use type=bind or type=tmpfs")
+    return binds, tmpfs
+
+
+def _security_option(text: str) -> str:
+    """The option, a seccomp profile's file replaced by its text: the file is the caller's, and may be gone when the container starts."""
+    name, separator, value = text.partition("=") if "=" in text else text.partition(":")
+    if name != "seccomp":
+        return f"{name}={value}" if separator else name
+    if value in _BUILT_IN_PROFILES or value.lstrip().startswith("{"):
+        return f"seccomp={value}"
+    try:
+        return f"seccomp={Path(value).read_text()}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"opening seccomp profile ({value}) failed", getattr(error, "strerror", None) or str(error)) from None
+
+
+def _limit(text: str) -> ResourceLimit:
+    name, _, values = text.partition("=")
+    soft_text, colon, hard_text = values.partition(":")
+    try:
+        soft = int(soft_text)
+        hard = int(hard_text) if colon else soft
+    except ValueError:
+        raise InvalidInput(f"invalid ulimit: '{text}'", "", "write it as NAME=SOFT or NAME=SOFT:HARD, such as nofile=1024:2048") from None
+    if name not in _LIMITS:
+        raise InvalidInput(f"invalid ulimit type: {name}", "", f"it is one of {', '.join(sorted(_LIMITS))}")
+    if hard != -1 and (soft > hard or soft == -1):
+        raise InvalidInput(f"invalid ulimit: '{text}'", f"the soft limit must be less than or equal to the hard limit: {soft} > {hard}")
+    return ResourceLimit(name, soft, hard)
+
+
+def detach_keys(text: str | None) -> bytes:
+    """The bytes that detach, from Docker's notation (``ctrl-p,ctrl-q``); the default where nothing was given."""
+    if text is None:
+        return b"\x10\x11"
+    keys = bytearray()
+    for key in text.split(",") if text else ():
+        letter = key.removeprefix("ctrl-").lower() if key.startswith("ctrl-") else ""
+        if len(letter) == 1 and "@" <= letter.upper() <= "_":
+            keys.append(ord(letter.upper()) & 0x1F)
+        elif len(key) == 1 and key.isascii():
+            keys += key.encode()
+        else:
+            raise InvalidInput(f"invalid detach keys ({text})", f"unknown key '{key}'", "use letters and ctrl-<letter>, separated by commas")
+    return bytes(keys)
+
+
+__all__ = ["CONTAINER_FLAGS", "container_flags", "detach_keys", "environment", "options_from"]

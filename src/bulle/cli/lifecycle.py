@@ -1,0 +1,110 @@
+"""The verbs that change a container's state: ``start``, ``stop``, ``kill``, ``rm``, ``wait``.
+
+As in Docker each takes several containers, prints every name it has dealt with, says what failed and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from bulle.cli.container_flags import detach_keys
+from bulle.cli.option_types import Signal, Text, Whole, complete_containers
+from bulle.cli.running import exit_code_of
+from bulle.cli.session import Session
+from bulle.cli.terminal import follow, proxy
+from bulle.cli.verb import verb
+from bulle.errors import InvalidInput, NotFound
+
+_SEVERAL = "CONTAINER [CONTAINER...]"
+
+
+@verb("start", _SEVERAL)
+@click.argument("containers", nargs=-1, required=True, shell_complete=complete_containers)
+@click.option("-a", "--attach", is_flag=True, help="Attach STDOUT/STDERR and forward signals")
+@click.option("-i", "--interactive", is_flag=True, help="Attach container's STDIN")
+@click.option("--detach-keys", "keys", type=Text(), help="Override the key sequence for detaching a container")
+@click.option("--sig-proxy", is_flag=True, default=True, help="Proxy received signals to the process (default true)")
+@click.pass_obj
+def start(session: Session, containers: Sequence[str], attach: bool, interactive: bool, keys: str | None, sig_proxy: bool) -> int:
+    """Start one or more stopped containers."""
+    if attach or interactive:
+        if len(containers) > 1:
+            raise InvalidInput("you cannot start and attach multiple containers at once")
+        return _start_attached(session, containers[0], interactive, detach_keys(keys), sig_proxy)
+
+    def act(name: str) -> str:
+        session.engine.containers.get(name).start()
+        return name
+
+    return session.for_each(containers, act)
+
+
+def _start_attached(session: Session, name: str, interactive: bool, keys: bytes, sig_proxy: bool) -> int:
+    container = session.engine.containers.get(name)
+    options = container.options
+    with proxy(container, sig_proxy and not options.terminal) as signals:
+        # A container that runs already is attached to, as in Docker.
+        attachment = container.attach(stdin=interactive) if container.state().status == "running" else container.start(attach=True)
+        assert attachment is not None
+        signals.open()
+        outcome = follow(attachment, terminal=options.terminal, stdin=interactive and options.interactive, keys=keys)
+    return 0 if outcome.detached else exit_code_of(outcome.exit_code)
+
+
+@verb("stop", _SEVERAL)
+@click.argument("containers", nargs=-1, required=True, shell_complete=complete_containers)
+@click.option("-t", "--timeout", "--time", type=Whole(-1), help="Seconds to wait before killing the container (-1: for ever)")
+@click.option("-s", "--signal", "signal_name", type=Signal(), help="Signal to send to the container")
+@click.pass_obj
+def stop(session: Session, containers: Sequence[str], timeout: int | None, signal_name: str | None) -> int:
+    """Stop one or more running containers."""
+
+    def act(name: str) -> str:
+        session.engine.containers.get(name).stop(timeout_s=timeout, signal=signal_name or "")
+        return name
+
+    return session.for_each(containers, act)
+
+
+@verb("kill", _SEVERAL)
+@click.argument("containers", nargs=-1, required=True, shell_complete=complete_containers)
+@click.option("-s", "--signal", "signal_name", type=Signal(), default="KILL", help="Signal to send to the container (default KILL)")
+@click.pass_obj
+def kill(session: Session, containers: Sequence[str], signal_name: str) -> int:
+    """Kill one or more running containers."""
+
+    def act(name: str) -> str:
+        session.engine.containers.get(name).kill(signal_name)
+        return name
+
+    return session.for_each(containers, act)
+
+
+@verb("rm", _SEVERAL)
+@click.argument("containers", nargs=-1, required=True, shell_complete=complete_containers)
+@click.option("-f", "--force", is_flag=True, help="Force the removal of a running container (uses SIGKILL)")
+@click.option("-v", "--volumes", is_flag=True, help="Remove anonymous volumes associated with the container (there are none yet)")
+@click.pass_obj
+def remove(session: Session, containers: Sequence[str], force: bool, volumes: bool) -> int:
+    """Remove one or more containers."""
+
+    def act(name: str) -> str | None:
+        try:
+            session.engine.containers.get(name).remove(force=force)
+        except NotFound:
+            if not force:
+                raise
+            return None  # `rm -f` of what is not there has nothing to do
+        return name
+
+    return session.for_each(containers, act)
+
+
+@verb("wait", _SEVERAL)
+@click.argument("containers", nargs=-1, required=True, shell_complete=complete_containers)
+@click.pass_obj
+def wait(session: Session, containers: Sequence[str]) -> int:
+    """Block until one or more containers stop, then print their exit codes."""
+    return session.for_each(containers, lambda name: str(session.engine.containers.get(name).wait()))

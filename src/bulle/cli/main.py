@@ -1,0 +1,208 @@
+"""The command line: the root group, its verbs, and the one place where an error becomes a sentence and an exit code.
+
+``python -m bulle`` and the spawner call :func:`run` with the arguments after the program's name; tests give it another engine. Verbs are imported when they are
+asked for; the spawner calls :func:`preload` once, before it forks. Nothing here knows what a verb does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bulle.cli.session import Session, complain, note, open_default_engine, write
+from bulle.cli.terminal import Interrupted
+from bulle.cli.verb import VerbGroup, WrongUsage
+from bulle.errors import BulleError, StorageFull
+
+if TYPE_CHECKING:
+    from bulle.engine import Engine
+
+PROGRAM = "bulle"
+COMPLETION_VARIABLE = "_BULLE_COMPLETE"
+USAGE_EXIT_CODE = 125
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+CONTAINER_VERBS = {
+    "attach": "attaching:attach",
+    "create": "running:create",
+    "exec": "attaching:execute",
+    "kill": "lifecycle:kill",
+    "logs": "logs:logs",
+    "rm": "lifecycle:remove",
+    "run": "running:run",
+    "start": "lifecycle:start",
+    "stop": "lifecycle:stop",
+    "top": "processes:top",
+    "wait": "lifecycle:wait",
+}
+IMAGE_VERBS = {
+    "load": "image_transfer:load",
+    "pull": "image_transfer:pull",
+    "save": "image_transfer:save",
+    "tag": "images:tag",
+}
+SYSTEM_VERBS = {"info": "system:info"}
+VERBS = {
+    **CONTAINER_VERBS,
+    **IMAGE_VERBS,
+    **SYSTEM_VERBS,
+    "completion": "completion:completion",
+    "container": "main:container",
+    "doctor": "system:doctor",
+    "image": "main:image",
+    "images": "images:images",
+    "inspect": "inspection:inspect",
+    "ps": "processes:ps",
+    "rmi": "images:remove",
+    "system": "main:system",
+    "version": "system:version",
+}
+
+container = VerbGroup(
+    "container",
+    help="Manage containers.",
+    verbs={**CONTAINER_VERBS, "inspect": "inspection:inspect_container", **dict.fromkeys(("ls", "list", "ps"), "processes:ps"), "remove": "lifecycle:remove"},
+    hidden=("list", "ps", "remove"),
+)
+image = VerbGroup(
+    "image",
+    help="Manage images.",
+    verbs={
+        **IMAGE_VERBS,
+        "inspect": "inspection:inspect_image",
+        **dict.fromkeys(("ls", "list"), "images:images"),
+        **dict.fromkeys(("rm", "remove"), "images:remove"),
+    },
+    hidden=("list", "remove"),
+)
+system = VerbGroup("system", help="Manage Bulle.", verbs=SYSTEM_VERBS)
+
+
+def program_version() -> str:
+    """Bulle's own version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("bulle")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _root(home: str | None, debug: bool, version: bool) -> None:
+    context = click.get_current_context()
+    session = context.find_object(Session)
+    assert session is not None
+    if version:
+        write(f"Bulle version {program_version()}\n")
+        context.exit()
+    session.debug = debug
+    if home is not None:
+        session.home = Path(home).absolute()
+
+
+ROOT = VerbGroup(
+    PROGRAM,
+    callback=_root,
+    help="Run the same image as a private root, a container or a virtual machine, from one command.",
+    verbs=VERBS,
+    params=[
+        click.Option(["--home"], metavar="DIR", help="Where images and containers are kept (default: $BULLE_HOME, else the user's own place)."),
+        click.Option(["--debug"], is_flag=True, help="Show where an error came from."),
+        click.Option(["-v", "--version"], is_flag=True, help="Print the version and exit."),
+    ],
+)
+
+
+def preload() -> None:
+    """Import every verb, so that processes forked from this one find them ready."""
+    context = click.Context(ROOT, info_name=PROGRAM)
+    for group in (ROOT, container, image, system):
+        for name in group.verbs:
+            command = group.get_command(context, name)
+            if isinstance(command, click.Command):
+                command.get_params(context)
+
+
+def run(argv: Sequence[str], open_engine: Callable[[Path | None], Engine] = open_default_engine) -> int:
+    """Run one command line (without the program's name) and return its exit code; never raises, never exits."""
+    session = Session(open_engine)
+    try:
+        return _invoke(list(argv), session)
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: whatever happened becomes a sentence and a code
+        if session.debug:
+            import traceback
+
+            traceback.print_exception(error)
+        return _report(error)
+    finally:
+        try:
+            session.close()
+        except (BulleError, OSError) as error:
+            complain(str(error))
+
+
+def _invoke(argv: list[str], session: Session) -> int:
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(ROOT, {"obj": session}, PROGRAM, COMPLETION_VARIABLE, instruction)
+    with ROOT.make_context(PROGRAM, argv, obj=session) as context:
+        result = ROOT.invoke(context)
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: BaseException) -> int:
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else USAGE_EXIT_CODE
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return 130
+    if isinstance(error, Interrupted):
+        return 128 + error.number
+    if isinstance(error, BrokenPipeError):
+        return _pipe_closed()
+    if isinstance(error, click.ClickException):
+        return _report_usage(error)
+    if isinstance(error, OSError):
+        error = _explained(error)
+    if isinstance(error, BulleError):
+        complain(str(error))
+        return error.exit_code
+    complain(f"internal error ({type(error).__name__}: {error}); this is a mistake in Bulle, `bulle --debug …` shows where")
+    return USAGE_EXIT_CODE
+
+
+def _explained(error: OSError) -> BulleError:
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno in _FULL:
+        return StorageFull("there is no space left", f"{error.strerror}{place}", "make room, or move the state with --home")
+    return BulleError(f"{error.strerror or error}{place}")
+
+
+def _report_usage(error: click.ClickException) -> int:
+    complain(error.format_message().rstrip("."))
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        pieces = " ".join(context.command.collect_usage_pieces(context))
+        note(f"\nUsage:  {context.command_path} {pieces}\n\nRun '{context.command_path} --help' for more information")
+    return USAGE_EXIT_CODE
+
+
+def _pipe_closed() -> int:
+    # The reader has gone; what is still in the buffers must not fail a second time when the process ends.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return 141
+
+
+__all__ = ["ROOT", "WrongUsage", "preload", "run"]

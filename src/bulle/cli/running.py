@@ -1,0 +1,169 @@
+"""``bulle run`` and ``bulle create``: from flags to a container, and from a container to the exit code of its command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bulle.cli.container_flags import container_flags, detach_keys, options_from
+from bulle.cli.option_types import Choice, Text, complete_images
+from bulle.cli.session import Session, complain, note, write
+from bulle.cli.terminal import follow, proxy
+from bulle.cli.verb import verb
+from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
+from bulle.model.container import ContainerOptions
+
+if TYPE_CHECKING:
+    from bulle.engine import Container
+
+UNKNOWN_EXIT_CODE = -1
+
+
+def exit_code_of(code: int | None) -> int:
+    """What the command line returns for a workload's exit code; nobody could learn -1, which is said, never guessed."""
+    if code == UNKNOWN_EXIT_CODE:
+        complain("the exit code is unknown: the container ended while nothing watched it")
+        return 125
+    return code or 0
+
+
+@verb("run", "IMAGE [COMMAND] [ARG...]", interspersed=False)
+@click.argument("image", shell_complete=complete_images)
+@click.argument("command", nargs=-1)
+@click.option("-d", "--detach", is_flag=True, help="Run container in background and print container ID")
+@click.option("-a", "--attach", multiple=True, type=Choice("stdin", "stdout", "stderr"), help="Attach to STDIN, STDOUT or STDERR")
+@click.option("--detach-keys", type=Text(), help="Override the key sequence for detaching a container")
+@click.option("--sig-proxy", is_flag=True, default=True, help="Proxy received signals to the process (default true)")
+@container_flags
+@click.pass_obj
+def run(session: Session, image: str, command: Sequence[str], detach: bool, attach: Sequence[str], sig_proxy: bool, **flags: Any) -> int:
+    """Create and run a new container from an image."""
+    keys = detach_keys(flags["detach_keys"])
+    if detach and attach:
+        raise InvalidInput("conflicting options: -a and -d")
+    stdin = "stdin" in attach or (flags["interactive"] and not attach)
+    if flags["tty"] and stdin and not detach and not flags["dry_run"] and not os.isatty(0):
+        raise InvalidInput("cannot attach stdin to a TTY-enabled container because stdin is not a terminal", "", "leave out -t or -i")
+    options = options_from(flags, image, command)
+    if flags["dry_run"]:
+        return _show_plan(session, options)
+    container = _create(session, options, flags["cidfile"], quiet=flags["quiet"])
+    if detach:
+        with _removed_on_failure(container, options):
+            container.start()
+        write(container.id + "\n")
+        return 0
+    with proxy(container, sig_proxy and not options.terminal) as signals:
+        with _removed_on_failure(container, options):
+            attachment = container.start(attach=True)
+        assert attachment is not None
+        signals.open()
+        outcome = follow(
+            attachment,
+            terminal=options.terminal,
+            stdin=stdin,
+            stdout=not attach or "stdout" in attach,
+            stderr=not attach or "stderr" in attach,
+            keys=keys,
+        )
+    return 0 if outcome.detached else exit_code_of(outcome.exit_code)
+
+
+@verb("create", "IMAGE [COMMAND] [ARG...]", interspersed=False)
+@click.argument("image", shell_complete=complete_images)
+@click.argument("command", nargs=-1)
+@container_flags
+@click.pass_obj
+def create(session: Session, image: str, command: Sequence[str], **flags: Any) -> int:
+    """Create a new container."""
+    options = options_from(flags, image, command)
+    if flags["dry_run"]:
+        return _show_plan(session, options)
+    write(_create(session, options, flags["cidfile"], quiet=flags["quiet"]).id + "\n")
+    return 0
+
+
+def _show_plan(session: Session, options: ContainerOptions) -> int:
+    write(session.engine.containers.plan(options).describe() + "\n")
+    return 0
+
+
+def _create(session: Session, options: ContainerOptions, cidfile: str | None, *, quiet: bool) -> Container:
+    with _container_id_file(cidfile) as descriptor:
+        container = _create_with_image(session, options, quiet=quiet)
+        if descriptor >= 0:
+            os.write(descriptor, container.id.encode())
+    return container
+
+
+def _create_with_image(session: Session, options: ContainerOptions, *, quiet: bool) -> Container:
+    """The container, its image pulled where the options want it. The common case (the image is there) costs no question of its own."""
+    if options.pull == "always":
+        _pull(session, options, quiet=quiet)
+    try:
+        return session.engine.containers.create(_without_pull(options))
+    except NotFound:
+        if options.pull != "missing" or _has_image(session, options.image):
+            raise
+    note(f"Unable to find image '{options.image}' locally")
+    _pull(session, options, quiet=quiet)
+    return session.engine.containers.create(_without_pull(options))
+
+
+def _without_pull(options: ContainerOptions) -> ContainerOptions:
+    from msgspec.structs import replace
+
+    return replace(options, pull="never")
+
+
+def _has_image(session: Session, name: str) -> bool:
+    try:
+        session.engine.images.get(name)
+    except NotFound:
+        return False
+    return True
+
+
+def _pull(session: Session, options: ContainerOptions, *, quiet: bool) -> None:
+    from bulle.cli.progress import progress_on_terminal
+
+    with progress_on_terminal(enabled=not quiet) as report:
+        session.engine.images.pull(options.image, platform=options.platform, progress=report)
+
+
+@contextmanager
+def _container_id_file(path: str | None) -> Iterator[int]:
+    """A descriptor of a new file for the id, or -1; the file does not stay when no container came to be."""
+    if path is None:
+        yield -1
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        raise Conflict("container ID file found", f"{path} exists", "make sure the other container isn't running, or delete the file") from None
+    except OSError as error:
+        raise InvalidInput("failed to create the container ID file", f"{error.strerror} ({path})") from None
+    try:
+        yield descriptor
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _removed_on_failure(container: Container, options: ContainerOptions) -> Iterator[None]:
+    """With ``--rm``, a container that could not be started does not stay behind."""
+    try:
+        yield
+    except BaseException:
+        if options.auto_remove:
+            with suppress(BulleError, OSError):
+                container.remove(force=True)
+        raise

@@ -1,0 +1,88 @@
+"""What every verb of one command line shares: the engine (opened when first needed), where state lives, and the way to print.
+
+``main`` makes one per command and gives it to click as the context's object. It decides nothing: it only opens, writes and closes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bulle.errors import BulleError
+
+if TYPE_CHECKING:
+    from bulle.engine import Engine
+
+Item = TypeVar("Item")
+
+
+def open_default_engine(home: Path | None) -> Engine:
+    """The real engine on ``home`` (a host path; None means the caller's default)."""
+    from bulle.engine import Engine
+
+    return Engine(home)
+
+
+@dataclass
+class Session:
+    """One command line at work."""
+
+    open_engine: Callable[[Path | None], Engine] = open_default_engine
+    home: Path | None = None
+    debug: bool = False
+    _engine: Engine | None = field(default=None, repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, opened at the first use."""
+        if self._engine is None:
+            self._engine = self.open_engine(self.home)
+        return self._engine
+
+    def close(self) -> None:
+        """Close the engine if it was opened."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def for_each(self, items: Iterable[Item], act: Callable[[Item], str | None]) -> int:
+        """Do ``act`` to every item as Docker does: print what it returns, say what failed, go on; returns the exit code of the first failure."""
+        exit_code = 0
+        for item in items:
+            try:
+                text = act(item)
+            except BulleError as error:
+                complain(str(error))
+                exit_code = exit_code or error.exit_code
+                continue
+            if text is not None:
+                write(text + "\n")
+        return exit_code
+
+
+def write(text: str) -> None:
+    """Text to standard output, bytes that are not UTF-8 (names of files, arguments) as they came."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.flush()
+
+
+def printable(text: str) -> str:
+    """The text on one line and without control characters: an image or a registry chose some of it, and it must not drive a terminal."""
+    return "".join(c if c.isprintable() else " " if c in "\r\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def complain(text: str) -> None:
+    """One sentence on standard error, in the form of every message of Bulle."""
+    note(f"bulle: {printable(text)}")
+
+
+def note(text: str) -> None:
+    """A line on standard error; a closed standard error is no reason to fail."""
+    with suppress(OSError, ValueError):
+        sys.stderr.buffer.write((text + "\n").encode("utf-8", "backslashreplace"))
+        sys.stderr.buffer.flush()
