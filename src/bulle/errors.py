@@ -22,6 +22,7 @@ Every failure that a user can meet is a :class:`BulleError`: one sentence made o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -48,6 +49,20 @@ class BulleError(Exception):
         if self.resolution:
             text += f"; {self.resolution}"
         return text
+
+
+def to_parts(error: BulleError) -> tuple[str, ...]:
+    """An error as plain strings, to be carried between processes; :func:`from_parts` makes it anew."""
+    return (type(error).__name__, *error.args)
+
+
+def from_parts(parts: Sequence[str]) -> BulleError:
+    """The error that :func:`to_parts` took apart."""
+    kind = globals().get(parts[0])
+    if not (isinstance(kind, type) and issubclass(kind, BulleError)):
+        kind = BulleError
+    error: BulleError = kind(*parts[1:])
+    return error
 
 
 class InvalidInput(BulleError):
@@ -85,6 +100,7 @@ class Unsupported(BulleError):
         super().__init__(f"isolation level {driver!r} has no {feature}", "", resolution)
         self.feature = feature
         self.driver = driver
+        self.args = (feature, driver, resolution)
 
 
 class Unavailable(BulleError):

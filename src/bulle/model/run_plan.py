@@ -100,12 +100,13 @@ class Resources(msgspec.Struct, frozen=True):
 class Security(msgspec.Struct, frozen=True):
     """What the workload may not do.
 
-    ``seccomp`` is ``default``, ``unconfined`` or the text of a profile in Docker's JSON. ``user_namespace`` is ``own`` or ``host``.
+    ``id_mappings`` hold for groups too unless ``group_mappings`` are given. ``seccomp`` is ``default``, ``unconfined`` or the text of a profile in Docker's JSON. ``user_namespace`` is ``own`` or ``host``.
     """
 
     privileged: bool = False
     user_namespace: Literal["own", "host"] = "own"
     id_mappings: tuple[IdMapping, ...] = ()
+    group_mappings: tuple[IdMapping, ...] = ()
     seccomp: str = "default"
     masked_paths: tuple[str, ...] = ()
     read_only_paths: tuple[str, ...] = ()

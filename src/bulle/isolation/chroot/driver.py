@@ -1,0 +1,232 @@
+"""The driver of the level ``chroot``: a private root filesystem and private mounts, on the host's processes, network and users.
+
+With the right to mount, the root is the same overlay as a container's in a mount namespace of its own. Without it (root inside an ordinary container) it is
+a plain chroot(2) into a private copy of the extracted layers, without /dev mounts, /proc or volumes: the probe says which. The system call filter and the
+capability set are the container's, as far as they can be applied. What a private root cannot hold is listed in docs/architecture.md. chroot(2)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from bulle.errors import BulleError
+from bulle.isolation import execution, inside, launch, root_filesystem, seccomp_profile
+from bulle.isolation.channel import Channel
+from bulle.isolation.control_group import ControlGroup, available
+from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
+from bulle.isolation.init_program import init_program
+from bulle.linux import capabilities, mount, namespaces
+from bulle.linux.namespaces import CLONE_NEWNS
+from bulle.model.run_plan import Process, RunPlan
+
+_ROOT_COPY = "copy"
+
+
+class ChrootDriver(Driver):
+    """Private roots; see the module."""
+
+    name = "chroot"
+
+    def __init__(self, cache_directory: Path | None = None) -> None:
+        """``cache_directory`` (host path) keeps compiled filters between processes."""
+        self.cache_directory = cache_directory
+
+    def probe(self) -> Probe:
+        """What this user may do: mounts, a bare chroot, or nothing."""
+        return _probe()
+
+    def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
+        """A mount namespace with the overlay, or a copy; see :class:`Driver`."""
+        group = ControlGroup.create(plan.container_id, plan.resources)
+        filter_program = _filter(plan, plan.process, self.cache_directory)
+        mounting = Feature.VOLUMES in _probe().features
+        init_fd = init_program() if plan.process.init else -1
+        mounts = None
+        try:
+            if mounting:
+                mounts = root_filesystem.detached_mounts(plan, None)
+            else:
+                _copy_layers(plan)
+
+            def child(channel: Channel) -> None:
+                os.setsid()
+                group.attach_self()
+                dev = -1
+                if mounts is not None:
+                    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
+                    dev = inside.enter_root(plan, mounts, own_network=False, own_ipc=False)
+                else:
+                    os.chroot(f"{plan.root.writable_host_path}/{_ROOT_COPY}")
+                    os.chdir("/")
+                read_only = plan.root.read_only
+                execution.become(plan.process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, init_fd, read_only, dev)
+
+            workload, channel = launch.fork(CLONE_NEWNS if mounting else 0, child, group.clone_into_fd)
+            try:
+                launch.follow(workload, channel)
+            except BaseException:
+                launch.abandon(workload)
+                raise
+            finally:
+                channel.close()
+        except BaseException:
+            group.kill()
+            group.remove()
+            raise
+        finally:
+            group.close()
+            if mounts is not None:
+                workload_notes = mounts.notes
+                mounts.close()
+            if init_fd >= 0:
+                os.close(init_fd)
+        workload.notes[:0] = [*group.notes, *(workload_notes if mounts is not None else [])]
+        return workload
+
+    def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
+        """One more process in the same private root."""
+        filter_program = _filter(plan, process, self.cache_directory)
+        group = ControlGroup.open(plan.container_id)
+        mounting = Feature.VOLUMES in _probe().features
+
+        def child(channel: Channel) -> None:
+            os.setsid()
+            group.attach_self()
+            if mounting:
+                pidfd = os.pidfd_open(pid)
+                namespaces.setns(pidfd, CLONE_NEWNS)
+                os.close(pidfd)
+            else:
+                os.chroot(f"{plan.root.writable_host_path}/{_ROOT_COPY}")
+                os.chdir("/")
+            execution.become(process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, -1, False, -1)
+
+        workload, channel = launch.fork(0, child, group.clone_into_fd)
+        try:
+            launch.follow(workload, channel)
+        except BaseException:
+            launch.abandon(workload)
+            raise
+        finally:
+            channel.close()
+            group.close()
+        return workload
+
+    def processes(self, plan: RunPlan, pid: int) -> list[int]:
+        """By control group where there is one, else the first process's session, which its children inherit."""
+        group = ControlGroup.open(plan.container_id)
+        try:
+            return group.processes() or processes_of_session(pid)
+        finally:
+            group.close()
+
+    def clean_up(self, plan: RunPlan) -> None:
+        """End the processes that outlived the first one (no pid namespace does it here), and remove the group and the copy."""
+        group = ControlGroup.open(plan.container_id)
+        try:
+            group.kill()
+            group.remove()
+        finally:
+            group.close()
+
+
+def processes_of_session(pid: int) -> list[int]:
+    """Every process whose session leader is ``pid``."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):
+                if os.getsid(int(name)) == pid:
+                    found.append(int(name))
+    return sorted(found)
+
+
+def _filter(plan: RunPlan, process: Process, cache_directory: Path | None) -> bytes | None:
+    return seccomp_profile.program_for(plan.security.seccomp, frozenset(process.capabilities), cache_directory)
+
+
+def _copy_layers(plan: RunPlan) -> None:
+    """Stack extracted layers into one private directory, whiteouts applied, for a machine that lets nobody mount."""
+    target = Path(plan.root.writable_host_path) / _ROOT_COPY
+    if target.exists():
+        return
+    target.mkdir()
+    for layer in plan.root.layers:
+        if layer.kind != "directory":
+            raise BulleError("the image cannot be copied", f"layer {layer.diff_id} is not extracted", "load the image again on this machine")
+        _merge(Path(layer.host_path), target)
+    for path in plan.root.host_binds:
+        shutil.copytree(path, str(target) + path, symlinks=True, dirs_exist_ok=True)
+
+
+def _merge(source: Path, target: Path) -> None:
+    """Copy one directory of a layer over what is there; both sides are ours, and only names inside them are used."""
+    for entry in os.scandir(source):
+        there = target / entry.name
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            _remove(there)
+        elif entry.is_dir(follow_symlinks=False):
+            if there.is_symlink() or not there.is_dir() or _is_opaque(entry.path):
+                _remove(there)
+                there.mkdir()
+            _merge(Path(entry.path), there)
+            shutil.copystat(entry.path, there)
+            with suppress(PermissionError):
+                os.chown(there, status.st_uid, status.st_gid)
+        else:
+            _remove(there)
+            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                shutil.copy2(entry.path, there, follow_symlinks=False)
+                with suppress(PermissionError):
+                    os.chown(there, status.st_uid, status.st_gid, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        os.chmod(there, stat.S_IMODE(status.st_mode))
+
+
+def _is_opaque(path: str) -> bool:
+    for name in ("trusted.overlay.opaque", "user.overlay.opaque"):
+        with suppress(OSError):
+            return os.getxattr(path, name, follow_symlinks=False) == b"y"
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@cache
+def _probe() -> Probe:
+    always = {Feature.TERMINAL, Feature.EXECUTE, Feature.INIT}
+    held = capabilities.names_of(capabilities.of_process()["CapEff"])
+    if "CAP_SYS_CHROOT" not in held:
+        return Probe(False, "chroot needs the capability CAP_SYS_CHROOT", "run as root")
+    controllers, why = available()
+    notes = [f"no limits on resources: {why}"] if why else []
+    limits = {feature for feature, name in ((Feature.MEMORY_LIMIT, "memory"), (Feature.CPU_LIMIT, "cpu"), (Feature.PIDS_LIMIT, "pids")) if name in controllers}
+    if not _may_mount():
+        notes.append("no right to mount: the root is a copy of the image, without /proc, /dev and volumes")
+        return Probe(True, features=frozenset({Feature.EXECUTE} | limits), notes=tuple(notes))
+    mounts = {Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT}
+    return Probe(True, features=frozenset(always | mounts | limits), notes=tuple(notes))
+
+
+def _may_mount() -> bool:
+    """By trying, in a child."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            namespaces.unshare(CLONE_NEWNS)
+            mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 -- the exit code tells
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -1,0 +1,244 @@
+"""The driver of the level ``container``: what Docker calls a container, with a user namespace for everyone.
+
+The driver's process stays in the initial namespaces: it forks a child straight into new ones (one clone3), writes its id maps, builds the root filesystem as
+detached mounts and hands them down; the child attaches them, pivots, sheds its privileges and executes. As an ordinary user the same child makes its own
+overlay over extracted layers instead (``rootless``). namespaces(7); runtime specification, config-linux.md
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from bulle.errors import BulleError, Unavailable
+from bulle.isolation import execution, inside, launch, root_filesystem, rootless, seccomp_profile
+from bulle.isolation.channel import Channel
+from bulle.isolation.control_group import ControlGroup, available
+from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
+from bulle.isolation.init_program import init_program
+from bulle.linux import loopback, mount, namespaces, process
+from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS
+from bulle.model.run_plan import Process, RunPlan
+
+_CLONE_PARENT = 0x8000
+_ALWAYS = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC
+
+
+def namespace_flags(plan: RunPlan) -> int:
+    """The namespaces that the workload gets of its own at birth (the cgroup namespace follows once it sits in its group)."""
+    return (
+        _ALWAYS
+        | (CLONE_NEWUSER if plan.security.user_namespace == "own" else 0)
+        | (CLONE_NEWNET if plan.network.mode != "host" else 0)
+    )
+
+
+class NamespaceDriver(Driver):
+    """Containers by namespaces; see the module."""
+
+    name = "container"
+
+    def __init__(self, cache_directory: Path | None = None) -> None:
+        """``cache_directory`` (host path) keeps compiled filters between processes; None compiles them anew in each."""
+        self.cache_directory = cache_directory
+
+    def probe(self) -> Probe:
+        """Whether this user can make the namespaces, by making them once in a child."""
+        return _probe()
+
+    def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
+        """One clone3, two or three writes, one message; see :class:`Driver`."""
+        group = ControlGroup.create(plan.container_id, plan.resources)
+        filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(plan.process.capabilities), self.cache_directory)
+        init_fd = init_program() if plan.process.init else -1
+        try:
+            workload, channel = launch.fork(
+                namespace_flags(plan), lambda line: _child(plan, line, stdio, group, filter_program, init_fd), group.clone_into_fd
+            )
+            try:
+                self._prepare(plan, workload, channel)
+                launch.follow(workload, channel)
+            except BaseException:
+                launch.abandon(workload)
+                raise
+            finally:
+                channel.close()
+        except BaseException:
+            group.kill()
+            group.remove()
+            raise
+        finally:
+            group.close()
+            if init_fd >= 0:
+                os.close(init_fd)
+        workload.notes[:0] = group.notes
+        return workload
+
+    def _prepare(self, plan: RunPlan, workload: Workload, channel: Channel) -> None:
+        """What only the parent can do: id maps, and mounts that the child's own namespace may not make."""
+        user_namespace_fd = None
+        if plan.security.user_namespace == "own":
+            launch.write_id_maps(workload.pid, plan)
+            if os.geteuid() != 0:
+                channel.send_descriptors([])
+                return
+            user_namespace_fd = os.open(f"/proc/{workload.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mounts = root_filesystem.detached_mounts(plan, user_namespace_fd)
+        finally:
+            if user_namespace_fd is not None:
+                os.close(user_namespace_fd)
+        workload.notes += mounts.notes
+        with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
+            channel.send_descriptors(mounts.descriptors())
+        mounts.close()
+
+    def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
+        """Join every namespace of the container by its first process's pidfd, then fork once more to stand in its pid namespace."""
+        filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(process.capabilities), self.cache_directory)
+        group = ControlGroup.open(plan.container_id)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError as error:
+            group.close()
+            raise BulleError("the container is not running", "its first process ended", "start it first") from error
+        workload, channel = launch.fork(0, lambda line: _join(plan, line, process, stdio, group, pidfd, filter_program), group.clone_into_fd)
+        try:
+            launch.follow(workload, channel)
+        except BaseException:
+            launch.abandon(workload)
+            raise
+        finally:
+            channel.close()
+            group.close()
+            os.close(pidfd)
+        return workload
+
+    def processes(self, plan: RunPlan, pid: int) -> list[int]:
+        """By control group where there is one, else every process in the first one's pid namespace."""
+        group = ControlGroup.open(plan.container_id)
+        try:
+            return group.processes() or processes_in_namespace(pid)
+        finally:
+            group.close()
+
+    def clean_up(self, plan: RunPlan) -> None:
+        """The kernel has ended the pid namespace with its first process; groups are what remains."""
+        group = ControlGroup.open(plan.container_id)
+        try:
+            group.kill()
+            group.remove()
+        finally:
+            group.close()
+
+
+def processes_in_namespace(pid: int) -> list[int]:
+    """Every process that stands in the pid namespace of ``pid``."""
+    found = []
+    with suppress(FileNotFoundError):
+        wanted = os.stat(f"/proc/{pid}/ns/pid").st_ino
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with suppress(OSError):
+                    if os.stat(f"/proc/{name}/ns/pid").st_ino == wanted:
+                        found.append(int(name))
+    return sorted(found)
+
+
+def _child(plan: RunPlan, channel: Channel, stdio: Stdio, group: ControlGroup, filter_program: bytes | None, init_fd: int) -> None:
+    """In the new namespaces, still with the engine's memory: everything until execve."""
+    os.setsid()
+    group.attach_self()
+    namespaces.unshare(CLONE_NEWCGROUP)
+    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
+    own_network = plan.network.mode != "host"
+    if own_network:
+        loopback.bring_up()
+    descriptors = channel.receive_descriptors()
+    if plan.security.user_namespace == "own":
+        _become_root()
+    if not descriptors:
+        descriptors = rootless.detached_mounts(plan).descriptors()
+    mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
+    dev = inside.enter_root(plan, mounts, own_network, own_ipc=True)
+    socket.sethostname(plan.hostname)
+    execution.become(plan.process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, init_fd, plan.root.read_only, dev)
+
+
+def _become_root() -> None:
+    """Root of the new user namespace: until then this process's ids are unmapped and it can create nothing (EOVERFLOW)."""
+    with suppress(PermissionError):  # denied where a single id is mapped
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _join(plan: RunPlan, channel: Channel, wanted: Process, stdio: Stdio, group: ControlGroup, pidfd: int, filter_program: bytes | None) -> None:
+    """The process in between: enters the namespaces and forks the one that the pid namespace counts, as a child of our own parent."""
+    group.attach_self()
+    flags = namespace_flags(plan) | CLONE_NEWCGROUP
+    try:
+        namespaces.setns(pidfd, flags)
+    except OSError as error:
+        raise BulleError("the container's namespaces cannot be joined", os.strerror(error.errno or 0), "is it still running?") from error
+    if plan.security.user_namespace == "own":
+        _become_root()
+    pid, child_pidfd = namespaces.clone3(_CLONE_PARENT)
+    if pid:
+        channel.report("process", pid=pid, descriptor=child_pidfd)
+        os._exit(0)
+    os.setsid()
+    execution.become(wanted, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, -1, False, -1)
+
+
+@cache
+def _probe() -> Probe:
+    features = {
+        Feature.OWN_PROCESSES, Feature.OWN_NETWORK, Feature.OWN_USERS, Feature.OWN_HOSTNAME, Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT,
+        Feature.TERMINAL, Feature.EXECUTE, Feature.INIT,
+    }  # fmt: skip
+    reason = _try_namespaces()
+    if reason:
+        mend = "run as root, or allow user namespaces: sysctl user.max_user_namespaces=10000 (and kernel.unprivileged_userns_clone=1 where it exists)"
+        return Probe(False, reason, mend)
+    controllers, why = available()
+    notes = [f"no limits on resources: {why}"] if why else []
+    for feature, names in ((Feature.MEMORY_LIMIT, {"memory"}), (Feature.CPU_LIMIT, {"cpu"}), (Feature.PIDS_LIMIT, {"pids"})):
+        if names <= controllers:
+            features.add(feature)
+    return Probe(True, features=frozenset(features), notes=tuple(notes))
+
+
+def _try_namespaces() -> str:
+    """Why a child cannot enter new namespaces and mount a proc there, or an empty string."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            namespaces.unshare(CLONE_NEWUSER | _ALWAYS | CLONE_NEWNET)
+            inner = os.fork()
+            if inner == 0:
+                mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
+                os.close(inside.new_mount("proc", {}, 0))
+                os._exit(0)
+            if os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]):
+                os.write(writing, b"a new proc cannot be mounted: parts of the host's /proc are hidden")
+        except BaseException as error:  # noqa: BLE001 -- told to the parent
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        reason = os.read(reading, 4096).decode()
+    finally:
+        os.close(reading)
+        os.waitpid(pid, 0)
+    return reason
+
+
+def unavailable(reason: str, mend: str) -> Unavailable:
+    """The error for a level that this machine refuses."""
+    return Unavailable("containers cannot run here", reason, mend)

@@ -1,0 +1,253 @@
+"""The container's root filesystem as detached mounts, made by the driver's process in the initial user namespace.
+
+One overlay of read-only layers and a writable directory; with an id-mapped copy of each where the container has a user namespace of its own, so that ids on
+disk stay as the image says and nothing is ever chowned. The result is a list of descriptors in a fixed order (:class:`DetachedMounts`), which the child
+attaches. Rootless containers do not come here: their overlay is made inside (``inside.py``). Overlay documentation, mount_setattr(2)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from bulle.errors import BulleError, InvalidInput, NotFound, Unavailable
+from bulle.linux import libc, mount, process
+from bulle.model.run_plan import Mount, RunPlan
+
+# Decided once for ever: no feature whose state on disk a later commit or diff could misread.
+OVERLAY_OPTIONS = (("redirect_dir", "off"), ("metacopy", "off"), ("index", "off"))
+
+
+@dataclass
+class DetachedMounts:
+    """Descriptors of detached mounts, owned by whoever holds this value.
+
+    ``root`` is the overlay, ``binds`` the host directories that the image shows, ``files`` the container's hostname, hosts and resolv.conf, ``volumes`` one per
+    bind mount of the plan in the plan's order.
+    """
+
+    root: int = -1
+    binds: list[int] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    volumes: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def descriptors(self) -> list[int]:
+        """All of them, in the order in which :func:`from_descriptors` takes them apart."""
+        return [self.root, *self.binds, *self.files, *self.volumes]
+
+    @classmethod
+    def from_descriptors(cls, plan: RunPlan, descriptors: list[int]) -> DetachedMounts:
+        """What the child received, by the plan that both sides hold."""
+        binds = 1 + len(plan.root.host_binds)
+        files = binds + len(identity_files(plan))
+        return cls(descriptors[0], descriptors[1:binds], descriptors[binds:files], descriptors[files:])
+
+    def close(self) -> None:
+        """Close all descriptors; what no one attached vanishes."""
+        for descriptor in self.descriptors():
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def identity_files(plan: RunPlan) -> list[str]:
+    """Host paths of the files that the engine wrote for /etc (those of hostname, hosts, resolv.conf that exist)."""
+    return [path for name in ("hostname", "hosts", "resolv.conf") if os.path.lexists(path := f"{plan.state_host_path}/{name}")]
+
+
+def detached_mounts(plan: RunPlan, user_namespace_fd: int | None) -> DetachedMounts:
+    """Every mount of the plan that must be made on the host's side; id-mapped to the given user namespace, or with the host's ids for None."""
+    mounts = DetachedMounts()
+    try:
+        mounts.root = _overlay(plan, user_namespace_fd, mounts.notes)
+        for path in plan.root.host_binds:
+            mounts.binds.append(_bind(path, True, user_namespace_fd, mounts.notes))
+        for path in identity_files(plan):
+            mounts.files.append(_bind(path, False, user_namespace_fd, []))
+        for volume in plan.mounts:
+            if volume.kind == "bind":
+                mounts.volumes.append(_volume(volume, user_namespace_fd, mounts.notes))
+    except BaseException:
+        mounts.close()
+        raise
+    return mounts
+
+
+def _volume(volume: Mount, user_namespace_fd: int | None, notes: list[str]) -> int:
+    try:
+        return _bind(volume.host_path, volume.read_only, user_namespace_fd, notes)
+    except FileNotFoundError as error:
+        raise NotFound(f"the volume's source {volume.host_path} does not exist", "", "create it first") from error
+
+
+def _bind(host_path: str, read_only: bool, user_namespace_fd: int | None, notes: list[str]) -> int:
+    """A detached recursive copy of what stands at a host path."""
+    descriptor = mount.open_tree(mount.AT_FDCWD, host_path, mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_RECURSIVE)
+    try:
+        attributes = mount.MOUNT_ATTR_RDONLY if read_only else 0
+        flags = mount.AT_EMPTY_PATH | mount.AT_RECURSIVE
+        if user_namespace_fd is not None:
+            try:
+                mount.mount_setattr(descriptor, "", flags, attributes | mount.MOUNT_ATTR_IDMAP, 0, mount.MS_PRIVATE, user_namespace_fd)
+                return descriptor
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                notes.append(f"{host_path}: its file system cannot map ids, so its files belong to nobody (65534) inside the container")
+        mount.mount_setattr(descriptor, "", flags, attributes, 0, mount.MS_PRIVATE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> int:
+    """The detached overlay. Its upper directory falls back to memory where the file system under it cannot carry one."""
+    with contextlib.ExitStack() as stack:
+        lowers = [_layer(stack, layer.host_path, user_namespace_fd) for layer in reversed(plan.root.layers)]
+        if not lowers:
+            raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+        with _acting_as_container_root(plan if user_namespace_fd is not None else None):
+            try:
+                return _overlay_on(stack, plan, lowers, plan.root.writable_host_path, user_namespace_fd)
+            except OSError as error:
+                # EINVAL: no idmap, no xattrs or no O_TMPFILE there (overlay on overlay, NFS, FUSE); a plain error is not hidden.
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
+                first = error
+        try:
+            memory = _memory_directory(stack)
+            with _acting_as_container_root(plan if user_namespace_fd is not None else None):
+                descriptor = _overlay_on(stack, plan, lowers, memory, user_namespace_fd)
+        except OSError:
+            raise BulleError("the root filesystem could not be mounted", str(first), "see `bulle doctor`") from first
+        notes.append("the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops")
+        return descriptor
+
+
+def _layer(stack: contextlib.ExitStack, host_path: str, user_namespace_fd: int | None) -> int:
+    descriptor = mount.open_tree(mount.AT_FDCWD, host_path)
+    stack.callback(os.close, descriptor)
+    attributes = mount.MOUNT_ATTR_RDONLY | (mount.MOUNT_ATTR_IDMAP if user_namespace_fd is not None else 0)
+    try:
+        mount.mount_setattr(descriptor, "", mount.AT_EMPTY_PATH, attributes, 0, mount.MS_PRIVATE, user_namespace_fd or 0)
+    except OSError as error:
+        if error.errno == errno.EINVAL and user_namespace_fd is not None:
+            raise Unavailable(
+                "this kernel or file system cannot map the ids of an image layer", f"mount_setattr on {host_path}: {error.strerror}",
+                "use --userns=host, --isolation chroot, or a kernel of 5.19 or newer with BULLE_HOME on ext4, xfs or btrfs",
+            ) from error
+        raise
+    return descriptor
+
+
+def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable: str | int, user_namespace_fd: int | None) -> int:
+    if isinstance(writable, str):
+        writable_fd = mount.open_tree(mount.AT_FDCWD, writable)
+        stack.callback(os.close, writable_fd)
+    else:
+        writable_fd = writable
+    if user_namespace_fd is not None:
+        mount.mount_setattr(writable_fd, "", mount.AT_EMPTY_PATH, mount.MOUNT_ATTR_IDMAP, 0, mount.MS_PRIVATE, user_namespace_fd)
+    directories = {}
+    for key, name in (("upperdir", "upper"), ("workdir", "work")):
+        directories[key] = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=writable_fd)
+        stack.callback(os.close, directories[key])
+    overlay = _overlay_context(stack, plan)
+    try:
+        for lower in lowers:
+            mount.fsconfig_set_fd(overlay, "lowerdir+", lower)
+        for key, directory in directories.items():
+            mount.fsconfig_set_fd(overlay, key, directory)
+        mount.fsconfig_create(overlay)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return _overlay_by_path(stack, plan, lowers, writable_fd)
+    return _checked(mount.fsmount(overlay))
+
+
+def _overlay_by_path(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable_fd: int) -> int:
+    """The overlay for kernels before 6.15, which refuse detached layers: each is attached for a moment in this process's private mount namespace."""
+    stage = f"{plan.state_host_path}/stage"
+    with contextlib.ExitStack() as attached:
+        names = []
+        for number, descriptor in enumerate([*lowers, writable_fd]):
+            path = f"{stage}/{number}"
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            # A descriptor attached once cannot be attached again: attach a copy.
+            copy = mount.open_tree(descriptor, "", mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_EMPTY_PATH)
+            attached.callback(os.close, copy)
+            mount.attach_mount(copy, path)
+            attached.callback(mount.umount, path, mount.MNT_DETACH)
+            names.append(path)
+        here = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        attached.callback(os.close, here)
+        overlay = _overlay_context(stack, plan)
+        # Short names through the directory's descriptor: 500 long paths would not fit into mount options.
+        mount.fsconfig_set_string(overlay, "lowerdir", ":".join(f"/proc/self/fd/{here}/{number}" for number in range(len(lowers))))
+        mount.fsconfig_set_string(overlay, "upperdir", f"{names[-1]}/upper")
+        mount.fsconfig_set_string(overlay, "workdir", f"{names[-1]}/work")
+        mount.fsconfig_create(overlay)
+        return _checked(mount.fsmount(overlay))
+
+
+def _overlay_context(stack: contextlib.ExitStack, plan: RunPlan) -> int:
+    overlay = mount.fsopen("overlay")
+    stack.callback(os.close, overlay)
+    mount.fsconfig_set_string(overlay, "source", "overlay")
+    for key, value in OVERLAY_OPTIONS:
+        mount.fsconfig_set_string(overlay, key, value)
+    if plan.root.volatile:
+        mount.fsconfig_set_flag(overlay, "volatile")
+    return overlay
+
+
+def _checked(overlay_mount: int) -> int:
+    """Overlay becomes read-only in silence where it cannot write to its work directory; that is an error here."""
+    if os.fstatvfs(overlay_mount).f_flag & mount.ST_RDONLY:
+        os.close(overlay_mount)
+        raise OSError(errno.EINVAL, "overlay: its upper directory is not writable")
+    return overlay_mount
+
+
+def _memory_directory(stack: contextlib.ExitStack) -> int:
+    """A detached tmpfs with upper and work directories."""
+    context = mount.fsopen("tmpfs")
+    stack.callback(os.close, context)
+    mount.fsconfig_set_string(context, "mode", "0700")
+    mount.fsconfig_create(context)
+    descriptor = mount.fsmount(context)
+    stack.callback(os.close, descriptor)
+    for name in ("upper", "work"):
+        os.mkdir(name, 0o755, dir_fd=descriptor)
+    return descriptor
+
+
+@contextlib.contextmanager
+def _acting_as_container_root(plan: RunPlan | None) -> Iterator[None]:
+    """Let this thread create files as the container's root, capabilities kept: else overlay cannot write to its work directory and mounts read-only."""
+    if plan is None:
+        yield
+        return
+    first_id = plan.security.id_mappings[0].host_id
+    first_group = (plan.security.group_mappings or plan.security.id_mappings)[0].host_id
+    bits = process.prctl(process.PR_GET_SECUREBITS)
+    process.prctl(process.PR_SET_SECUREBITS, bits | process.SECBIT_NO_SETUID_FIXUP)
+    libc.libc.setfsuid(first_id)
+    libc.libc.setfsgid(first_group)
+    try:
+        yield
+    finally:
+        libc.libc.setfsuid(os.geteuid())
+        libc.libc.setfsgid(os.getegid())
+        process.prctl(process.PR_SET_SECUREBITS, bits)
+
+
+def is_directory(descriptor: int) -> bool:
+    """Whether the detached mount is a directory (a file is bound on a file)."""
+    return stat.S_ISDIR(os.fstat(descriptor).st_mode)

@@ -1,0 +1,67 @@
+"""The root filesystem of an ordinary user's container, made inside its own user namespace.
+
+There the kernel allows overlay with ``userxattr`` over directories (no EROFS, no id-mapped mounts): layers were extracted with mapped ids, and
+everything here happens as the namespace's root. Without overlay in user namespaces (kernels before 5.11) it says so. overlayfs documentation, "User xattr"
+"""
+
+from __future__ import annotations
+
+import os
+
+from bulle.errors import InvalidInput, NotFound, Unavailable
+from bulle.isolation.root_filesystem import OVERLAY_OPTIONS, DetachedMounts, identity_files
+from bulle.linux import mount
+from bulle.linux.mount import MOUNT_ATTR_RDONLY
+from bulle.model.run_plan import RunPlan
+
+
+def detached_mounts(plan: RunPlan) -> DetachedMounts:
+    """The same value as the driver's process makes for root, with nothing id-mapped."""
+    mounts = DetachedMounts(root=_overlay(plan))
+    for path in plan.root.host_binds:
+        mounts.binds.append(_bind(path, True))
+    for path in identity_files(plan):
+        mounts.files.append(_bind(path, False))
+    for volume in plan.mounts:
+        if volume.kind == "bind":
+            mounts.volumes.append(_bind(volume.host_path, volume.read_only))
+    return mounts
+
+
+def _overlay(plan: RunPlan) -> int:
+    if not plan.root.layers:
+        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+    context = mount.fsopen("overlay")
+    try:
+        mount.fsconfig_set_string(context, "source", "overlay")
+        for key, value in OVERLAY_OPTIONS:
+            mount.fsconfig_set_string(context, key, value)
+        mount.fsconfig_set_flag(context, "userxattr")
+        lowers = [layer.host_path for layer in reversed(plan.root.layers)]
+        upper, work = f"{plan.root.writable_host_path}/upper", f"{plan.root.writable_host_path}/work"
+        try:
+            for lower in lowers:
+                mount.fsconfig_set_string(context, "lowerdir+", lower)
+        except OSError:  # kernels before 6.7
+            mount.fsconfig_set_string(context, "lowerdir", ":".join(path.replace(":", "\\:") for path in lowers))
+        mount.fsconfig_set_string(context, "upperdir", upper)
+        mount.fsconfig_set_string(context, "workdir", work)
+        mount.fsconfig_create(context)
+        return mount.fsmount(context)
+    except OSError as error:
+        raise Unavailable(
+            "overlay cannot be mounted in a user namespace", os.strerror(error.errno or 0), "use --isolation chroot, or a kernel of 5.11 or newer"
+        ) from error
+    finally:
+        os.close(context)
+
+
+def _bind(host_path: str, read_only: bool) -> int:
+    flags = mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_RECURSIVE
+    try:
+        descriptor = mount.open_tree(mount.AT_FDCWD, host_path, flags)
+    except FileNotFoundError as error:
+        raise NotFound(f"the volume's source {host_path} does not exist", "", "create it first") from error
+    if read_only:
+        mount.mount_setattr(descriptor, "", mount.AT_EMPTY_PATH | mount.AT_RECURSIVE, MOUNT_ATTR_RDONLY)
+    return descriptor

@@ -1,0 +1,191 @@
+"""The client's side of a monitor: wait for the start, carry input and output, learn the end.
+
+Used by the engine for ``run``, ``attach``, ``exec`` and ``wait``. It writes to descriptors that it is given and does nothing to terminals: raw mode is the
+command line's business.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from dataclasses import dataclass
+
+import msgspec
+
+from bulle.errors import BulleError, from_parts
+from bulle.monitor.frames import MOST_PAYLOAD, Event, FrameReader, Hello, Kind, frame
+
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attachment ended: the exit code, or None with ``detached`` (by keys), or None alone where the monitor vanished."""
+
+    exit_code: int | None
+    detached: bool = False
+
+
+class Attachment:
+    """One connection to a monitor, owned by the caller."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._reader = FrameReader()
+        self._frames: list[tuple[int, bytes]] = []
+        self.exit_code: int | None = None
+        self.notes: tuple[str, ...] = ()
+        self.pid = 0
+
+    @classmethod
+    def connect(cls, directory: str, *, output: bool, stdin: bool) -> Attachment | None:
+        """Attach to the monitor of the container with this host directory, or None where none listens."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        here = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{here}/attach.sock")  # the path may be longer than sun_path
+            connection.sendall(frame(Kind.HELLO, msgspec.json.encode(Hello(output, stdin))))
+        except (FileNotFoundError, ConnectionRefusedError, BrokenPipeError, ConnectionResetError):
+            connection.close()
+            return None
+        finally:
+            os.close(here)
+        return cls(connection)
+
+    def fileno(self) -> int:
+        """The connection's descriptor, readable when there is something to receive."""
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """Leave; the container goes on."""
+        self._connection.close()
+
+    def receive(self) -> tuple[int, bytes] | None:
+        """The next frame, waiting for it; None when the monitor is gone."""
+        while not self._frames:
+            try:
+                data = self._connection.recv(_CHUNK)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return None
+            self._frames += self._reader.feed(data)
+        return self._frames.pop(0)
+
+    def wait_started(self) -> None:
+        """Return once the command is executed; raises the error that the start ended in."""
+        while (received := self.receive()) is not None:
+            kind, payload = received
+            if kind == Kind.EVENT:
+                happened = msgspec.json.decode(payload, type=Event)
+                if happened.event == "error":
+                    raise from_parts(happened.error)
+                self.pid, self.notes = happened.pid, happened.notes
+                return
+        raise BulleError("the container's monitor ended before the container started", "it was killed, or memory ran out", "try again, or see `bulle doctor`")
+
+    def send_stdin(self, data: bytes) -> None:
+        """Give bytes to the container's standard input."""
+        for start in range(0, len(data), MOST_PAYLOAD):
+            self._connection.sendall(frame(Kind.STDIN, data[start : start + MOST_PAYLOAD]))
+
+    def close_stdin(self) -> None:
+        """End the container's standard input."""
+        self._connection.sendall(frame(Kind.STDIN))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the container's terminal its new size."""
+        try:
+            self._connection.sendall(frame(Kind.RESIZE, rows.to_bytes(2, "big") + columns.to_bytes(2, "big")))
+        except OSError:
+            return  # it ended meanwhile
+
+    def pump(self, stdin_fd: int, stdout_fd: int, stderr_fd: int, detach_keys: bytes = b"") -> Outcome:
+        """Carry input and output until the container ends, the keys are typed, or the monitor is gone. Descriptors of the caller; -1 for none."""
+        keys = _DetachKeys(detach_keys)
+        while True:
+            if not self._frames:
+                sources = [self.fileno()] + ([stdin_fd] if stdin_fd >= 0 else [])
+                readable = select.select(sources, [], [])[0]
+                if stdin_fd in readable and not self._forward_input(stdin_fd, keys):
+                    if keys.complete:
+                        return Outcome(None, True)
+                    stdin_fd = -1
+                if self.fileno() not in readable:
+                    continue
+            received = self.receive()
+            if received is None:
+                return Outcome(self.exit_code)
+            kind, payload = received
+            if kind in (Kind.STDOUT, Kind.STDERR):
+                _write_all(stdout_fd if kind == Kind.STDOUT else stderr_fd, payload)
+            elif kind == Kind.EVENT:
+                happened = msgspec.json.decode(payload, type=Event)
+                if happened.event == "error":
+                    raise from_parts(happened.error)
+                if happened.event == "exited":
+                    self.exit_code = happened.exit_code
+                    return Outcome(self.exit_code)
+
+    def wait_exit(self) -> int | None:
+        """Discard output until the container ends; None where the monitor vanished first."""
+        while (received := self.receive()) is not None:
+            kind, payload = received
+            if kind == Kind.EVENT and (happened := msgspec.json.decode(payload, type=Event)).event == "exited":
+                return happened.exit_code
+        return None
+
+    def _forward_input(self, stdin_fd: int, keys: _DetachKeys) -> bool:
+        """Pass on what can be read; False at the end of input or when the detach keys were typed."""
+        try:
+            data = os.read(stdin_fd, _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        try:
+            if not data:
+                self.close_stdin()
+                return False
+            data = keys.filter(data)
+            if data:
+                self.send_stdin(data)
+        except (BrokenPipeError, ConnectionResetError):
+            return False  # it ended meanwhile; the exit follows
+        return not keys.complete
+
+
+class _DetachKeys:
+    """Finds the sequence that means "leave me" in what is typed, and holds a beginning of it back until it is clear."""
+
+    def __init__(self, sequence: bytes) -> None:
+        self._sequence = sequence
+        self._matched = 0
+        self.complete = False
+
+    def filter(self, data: bytes) -> bytes:
+        if not self._sequence:
+            return data
+        kept = bytearray()
+        for byte in data:
+            if byte == self._sequence[self._matched]:
+                self._matched += 1
+                if self._matched == len(self._sequence):
+                    self.complete = True
+                    break
+                continue
+            kept += self._sequence[: self._matched]
+            self._matched = 1 if byte == self._sequence[0] else 0
+            if not self._matched:
+                kept.append(byte)
+        return bytes(kept)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write to the caller's descriptor, which may be non-blocking; a reader that went away is the caller's BrokenPipeError."""
+    while data and descriptor >= 0:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])

@@ -1,0 +1,248 @@
+"""The loop of one monitor process: a workload, its streams, its log, and those who attach.
+
+Single-threaded, one poll(2). It knows nothing of images or databases: what must happen at the end (restart, removal) is a callable that it is given.
+Output is read only as fast as the slowest attached client takes it (up to a bound), as a pipe would do; a client that vanishes is forgotten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+
+from bulle.linux import process
+from bulle.monitor.frames import MOST_PAYLOAD, FrameReader, Hello, Kind, event, frame
+from bulle.monitor.logs import LogWriter
+from bulle.monitor.stdio import Streams
+
+_CHUNK = 64 * 1024
+_MOST_WAITING = 1 << 20  # bytes that may wait for one client before the container itself must wait
+_REAPED_ELSEWHERE_S = 2.0
+
+
+class _Client:
+    """One attached connection."""
+
+    def __init__(self, connection: socket.socket, hello: Hello | None) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.reader = FrameReader()
+        self.hello = hello
+        self.waiting = bytearray()
+
+    def send(self, data: bytes) -> None:
+        self.waiting += data
+        self.flush()
+
+    def flush(self) -> None:
+        with suppress(BlockingIOError):
+            while self.waiting:
+                del self.waiting[: self.connection.send(self.waiting)]
+
+
+class Supervisor:
+    """Watches one workload until it ends."""
+
+    def __init__(self, pidfd: int, streams: Streams, terminal: int, log: LogWriter | None, listener: socket.socket | None) -> None:
+        self._pidfd = pidfd
+        self._terminal = terminal
+        self._stdin = terminal if terminal >= 0 else streams.stdin
+        self._outputs = {terminal: "stdout"} if terminal >= 0 else {streams.stdout: "stdout", streams.stderr: "stderr"}
+        self._log = log
+        self._listener = listener
+        self._clients: dict[int, _Client] = {}
+        self._input = bytearray()
+        self._close_input = False
+
+    def add_client(self, connection: socket.socket, hello: Hello | None) -> None:
+        """Serve one more connection; ``hello`` None means that it will introduce itself."""
+        self._clients[connection.fileno()] = _Client(connection, hello)
+
+    def send_all(self, data: bytes) -> None:
+        """The same bytes (an event) to every client."""
+        for client in list(self._clients.values()):
+            self._guarded(client, lambda client=client: client.send(data))  # type: ignore[misc]
+
+    def run(self) -> int:
+        """Serve until the workload has ended and its last output is passed on; returns its wait status, -1 where nobody could learn it."""
+        while True:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if self._listener is not None:
+                poll.register(self._listener, select.POLLIN)
+            if not any(len(client.waiting) > _MOST_WAITING for client in self._clients.values()):
+                for descriptor in self._outputs:
+                    poll.register(descriptor, select.POLLIN)
+            if self._input and self._stdin >= 0 and self._stdin != self._terminal:
+                poll.register(self._stdin, select.POLLOUT)
+            for descriptor, client in self._clients.items():
+                wanted = select.POLLIN if len(self._input) < _MOST_WAITING else 0
+                poll.register(descriptor, wanted | (select.POLLOUT if client.waiting else 0))
+            ended = False
+            for descriptor, _events in poll.poll(50 if self._input and self._stdin == self._terminal else None):
+                if descriptor == self._pidfd:
+                    ended = True
+                elif descriptor in self._outputs:
+                    self._read_output(descriptor)
+                elif self._listener is not None and descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor in self._clients:
+                    self._serve(self._clients[descriptor])
+            self._write_input()
+            if ended:
+                return self._finish()
+
+    def finish_clients(self, exit_event: bytes, patience_s: float = 10.0) -> None:
+        """Tell everyone the end and wait a little for those who still have output to take."""
+        self.send_all(exit_event)
+        deadline = time.monotonic() + patience_s
+        while waiting := {number: client for number, client in self._clients.items() if client.waiting}:
+            poll = select.poll()
+            for number in waiting:
+                poll.register(number, select.POLLOUT)
+            if not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+                break
+            for client in waiting.values():
+                self._guarded(client, client.flush)
+        for client in list(self._clients.values()):
+            self._forget(client)
+
+    def _finish(self) -> int:
+        for descriptor in list(self._outputs):
+            while self._read_output(descriptor):
+                pass
+        if self._log is not None:
+            self._log.close()
+        return wait_status(self._pidfd)
+
+    def _read_output(self, descriptor: int) -> bool:
+        """Pass one block on; False when there is nothing (more) to read."""
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: the last holder of the terminal's other side is gone
+            data = b""
+        if not data:
+            self._outputs.pop(descriptor, None)
+            return False
+        stream = self._outputs[descriptor]
+        if self._log is not None:
+            self._log.write(stream, data)
+        out = frame(Kind.STDOUT if stream == "stdout" else Kind.STDERR, data)
+        for client in list(self._clients.values()):
+            if client.hello is not None and client.hello.output:
+                self._guarded(client, lambda client=client: client.send(out))  # type: ignore[misc]
+        return True
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with suppress(OSError):
+            connection, _address = self._listener.accept()
+            self.add_client(connection, None)
+
+    def _serve(self, client: _Client) -> None:
+        self._guarded(client, client.flush)
+        try:
+            data = client.connection.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._forget(client)
+            return
+        try:
+            for kind, payload in client.reader.feed(data):
+                self._obey(client, kind, payload)
+        except (ValueError, msgspec.MsgspecError, struct.error):
+            self._forget(client)
+
+    def _obey(self, client: _Client, kind: int, payload: bytes) -> None:
+        if kind == Kind.HELLO:
+            client.hello = msgspec.json.decode(payload, type=Hello)
+            self._guarded(client, lambda: client.send(event("started")))
+        elif kind == Kind.RESIZE and self._terminal >= 0:
+            rows, columns = struct.unpack(">HH", payload)
+            fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        elif kind == Kind.STDIN and self._stdin >= 0:
+            if payload:
+                self._input += payload
+            elif self._terminal < 0:
+                self._close_input = True
+
+    def _write_input(self) -> None:
+        if self._stdin < 0:
+            self._input.clear()
+            return
+        try:
+            while self._input:
+                del self._input[: os.write(self._stdin, self._input[:MOST_PAYLOAD])]
+        except BlockingIOError:
+            return
+        except OSError:  # EPIPE: the workload closed its input
+            self._input.clear()
+            self._close_input = self._terminal < 0
+        if self._close_input and not self._input:
+            os.close(self._stdin)
+            self._stdin = -1
+
+    def _guarded(self, client: _Client, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError:
+            self._forget(client)
+
+    def _forget(self, client: _Client) -> None:
+        for number, known in list(self._clients.items()):
+            if known is client:
+                del self._clients[number]
+        client.connection.close()
+
+
+def wait_status(pidfd: int) -> int:
+    """Reap the process behind a readable pidfd and return its wait status; of one that is not our child, what the kernel still tells, else -1."""
+    try:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        deadline = time.monotonic() + _REAPED_ELSEWHERE_S
+        while time.monotonic() < deadline:
+            status = process.exit_status_of(pidfd)
+            if status is not None:
+                return status
+            time.sleep(0.01)
+        return -1
+    if result is None:
+        return -1
+    return result.si_status << 8 if result.si_code == os.CLD_EXITED else result.si_status
+
+
+def exit_code(status: int) -> int:
+    """A wait status as Docker's exit code: 128+n for signal n, -1 for unknown."""
+    if status < 0:
+        return -1
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def listen(directory: str) -> socket.socket:
+    """The socket ``attach.sock`` in the container's host directory, whose path may be longer than a socket's name."""
+    here = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path = f"/proc/self/fd/{here}/attach.sock"
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+        listener.listen(64)
+        listener.setblocking(False)
+    finally:
+        os.close(here)
+    return listener
