@@ -1,7 +1,7 @@
 """The flags that ``run`` and ``create`` share, and how they become :class:`~bulle.model.container.ContainerOptions`.
 
-Names, meanings and messages are Docker's. Files named on the command line (``--env-file``, ``--label-file``, a seccomp profile) are read here, because they
-belong to the caller; everything else is left to the engine to judge.
+Names, meanings and messages are Docker's. Files named on the command line (``--env-file``, ``--label-file``, a seccomp profile) are read here,
+because they belong to the caller; everything else is left to the engine to judge.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from bulle.cli.option_types import Choice, NanoCpus, Signal, Size, Suggestion, Text, Whole
+from bulle.cli.option_types import Choice, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, VolumeOption
 from bulle.model.run_plan import ResourceLimit
@@ -33,7 +33,7 @@ _CAPABILITY = Text("capability")
 CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--name", type=Text(), help="Assign a name to the container"),
     click.option("-e", "--env", multiple=True, type=Text("list"), help="Set environment variables"),
-    click.option("--env-file", multiple=True, type=Text("list"), help="Read in a file of environment variables"),
+    click.option("--env-file", multiple=True, type=HostPath(), help="Read in a file of environment variables"),
     click.option("-w", "--workdir", type=Text(), help="Working directory inside the container"),
     click.option("-u", "--user", type=Text(), help="Username or UID (format: <name|uid>[:<group|gid>])"),
     click.option("-v", "--volume", multiple=True, type=Text("list"), help="Bind mount a directory or file of the host (HOST:CONTAINER[:ro])"),
@@ -62,14 +62,14 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--stop-signal", type=Signal(), help="Signal to stop the container"),
     click.option("--stop-timeout", type=Whole(-1), help="Timeout (in seconds) to stop a container"),
     click.option("-l", "--label", multiple=True, type=Text("list"), help="Set meta data on a container"),
-    click.option("--label-file", multiple=True, type=Text("list"), help="Read in a line delimited file of labels"),
+    click.option("--label-file", multiple=True, type=HostPath(), help="Read in a line delimited file of labels"),
     click.option("--pull", type=Choice("always", "missing", "never"), default="missing", help="Pull image before running"),
     click.option("-q", "--quiet", is_flag=True, help="Suppress the pull output"),
     click.option("--platform", type=Suggestion("string", "linux/amd64", "linux/arm64"), help="Set platform if the image has several"),
     click.option("-i", "--interactive", is_flag=True, help="Keep STDIN open even if not attached"),
     click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-TTY"),
     click.option("--rm", "auto_remove", is_flag=True, help="Automatically remove the container when it exits"),
-    click.option("--cidfile", type=Text(), help="Write the container ID to the file"),
+    click.option("--cidfile", type=HostPath(), help="Write the container ID to the file"),
     click.option("--dry-run", is_flag=True, help="Print the plan of the run as JSON, and run nothing"),
 )
 

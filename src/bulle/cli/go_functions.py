@@ -1,6 +1,7 @@
 """The functions of Docker's ``--format`` templates, and Go's way to print, compare and look into values.
 
-:mod:`bulle.cli.go_template` calls it. Values are plain data: mappings, lists, strings, numbers, booleans and None. https://pkg.go.dev/text/template#hdr-Functions
+:mod:`bulle.cli.go_template` calls it. Values are plain data: mappings, lists, strings, numbers, booleans and None.
+https://pkg.go.dev/text/template#hdr-Functions
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def _format_one(match: re.Match[str], values: list[object]) -> str:
     elif verb in "eEfFgG" and isinstance(value, (int, float)):
         body = f"%{flags.replace('-', '')}{dot}{verb}" % value
     elif verb in "svtxXq":
-        body = {"q": quote, "x": lambda text: text.encode().hex(), "X": lambda text: text.encode().hex().upper()}.get(verb, str)(text_of(value))
+        body = text_of(value)
+        body = quote(body) if verb == "q" else body.encode().hex() if verb in "xX" else body
+        body = body.upper() if verb == "X" else body
         body = body[: int(precision)] if precision is not None and verb == "s" else body
     else:
         return f"%!{verb}({text_of(value)})"

@@ -1,8 +1,8 @@
 """The part of Go's text/template that ``--format`` needs: parsing and execution.
 
-Docker's users write ``{{.Names}}``, ``{{json .}}`` or ``{{range .Mounts}}…{{end}}``; every verb that takes ``--format`` comes here. A template is parsed to a
-tree of small closures and executed on plain data (mappings, lists, strings, numbers). The functions and Go's way to print a value are in
-:mod:`bulle.cli.go_functions`. Not covered: ``define``, ``template``, ``block``, complex numbers. https://pkg.go.dev/text/template
+Docker's users write ``{{.Names}}``, ``{{json .}}`` or ``{{range .Mounts}}…{{end}}``; every verb that takes ``--format`` comes here. A template
+is parsed to a tree of small closures and executed on plain data (mappings, lists, strings, numbers). The functions and Go's way to print a value
+are in :mod:`bulle.cli.go_functions`. Not covered: ``define``, ``template``, ``block``, complex numbers. https://pkg.go.dev/text/template
 """
 
 from __future__ import annotations
@@ -397,4 +397,3 @@ def _short_circuit(name: str, arguments: list[Expression]) -> Callable[[_Scope, 
         return result
 
     return evaluate
-

@@ -1,7 +1,7 @@
 """Times and sizes in the words that people of Docker's world expect: "2 hours ago", "1.09GB", "512m".
 
-The tables (``ps``, ``images``) and the flags that take sizes and times use it; it knows nothing of containers and does no input or output. The rules are those
-of the Go library ``go-units`` and of Docker's own ``--since`` parser, so that a script which reads the one can read the other.
+The tables (``ps``, ``images``) and the flags that take sizes and times use it; it knows nothing of containers and does no input or output. The
+rules are those of the Go library ``go-units`` and of Docker's own ``--since`` parser, so that a script which reads the one can read the other.
 """
 
 from __future__ import annotations

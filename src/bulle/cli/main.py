@@ -1,7 +1,7 @@
 """The command line: the root group, its verbs, and the one place where an error becomes a sentence and an exit code.
 
-``python -m bulle`` and the spawner call :func:`run` with the arguments after the program's name; tests give it another engine. Verbs are imported when they are
-asked for; the spawner calls :func:`preload` once, before it forks. Nothing here knows what a verb does.
+``python -m bulle`` and the spawner call :func:`run` with the arguments after the program's name; tests give it another engine. Verbs are
+imported when they are asked for; the spawner calls :func:`preload` once, before it forks. Nothing here knows what a verb does.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ VERBS = {
 container = VerbGroup(
     "container",
     help="Manage containers.",
-    verbs={**CONTAINER_VERBS, "inspect": "inspection:inspect_container", **dict.fromkeys(("ls", "list", "ps"), "processes:ps"), "remove": "lifecycle:remove"},
+    verbs={
+        **CONTAINER_VERBS,
+        "inspect": "inspection:inspect_container",
+        **dict.fromkeys(("ls", "list", "ps"), "processes:ps"),
+        "remove": "lifecycle:remove",
+    },
     hidden=("list", "ps", "remove"),
 )
 image = VerbGroup(

@@ -1,6 +1,7 @@
 """The kinds of value that flags take: sizes, processors, pairs, signals, and names that a shell can complete.
 
-Verbs name them in their declarations; each turns one string into one value or says in a few words why it cannot. Names are completed by asking the engine.
+Verbs name them in their declarations; each turns one string into one value or says in a few words why it cannot. Names are completed by asking
+the engine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Size(click.ParamType[int]):
         try:
             return human.parse_size(value)
         except InvalidInput as error:
-            self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), ctx, param) from None
 
 
 class NanoCpus(click.ParamType[int]):
@@ -51,7 +52,7 @@ class NanoCpus(click.ParamType[int]):
                 return int(exact)
         except (InvalidOperation, OverflowError):
             pass
-        self.fail(f"'{value}' is not a number of processors (such as 1.5)", param, ctx)
+        raise click.BadParameter(f"'{value}' is not a number of processors (such as 1.5)", ctx, param)
 
 
 class Whole(click.ParamType[int]):
@@ -67,9 +68,9 @@ class Whole(click.ParamType[int]):
         try:
             number = int(value)
         except ValueError:
-            self.fail(f"'{value}' is not a whole number", param, ctx)
+            raise click.BadParameter(f"'{value}' is not a whole number", ctx, param) from None
         if self.lowest is not None and number < self.lowest:
-            self.fail(f"it must be {self.lowest} or more", param, ctx)
+            raise click.BadParameter(f"it must be {self.lowest} or more", ctx, param)
         return number
 
 
@@ -91,7 +92,7 @@ class Signal(click.ParamType[str]):
             return name
         if f"SIG{name}" in signal.Signals.__members__:
             return name
-        self.fail(f"'{value}' is not a signal", param, ctx)
+        raise click.BadParameter(f"'{value}' is not a signal", ctx, param)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names of the signals."""
@@ -108,7 +109,7 @@ class Time(click.ParamType[int]):
         try:
             return human.parse_time_ns(value)
         except InvalidInput as error:
-            self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), ctx, param) from None
 
 
 class Choice(click.ParamType[str]):
@@ -122,7 +123,7 @@ class Choice(click.ParamType[str]):
         """The word."""
         if value in self.words:
             return value
-        self.fail(f"it is one of {', '.join(self.words)}", param, ctx)
+        raise click.BadParameter(f"it is one of {', '.join(self.words)}", ctx, param)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The words."""
@@ -150,6 +151,17 @@ class Text(Suggestion):
 
     def __init__(self, name: str = "string") -> None:
         super().__init__(name)
+
+
+class HostPath(Text):
+    """A path of the caller, completed by the shell."""
+
+    def __init__(self) -> None:
+        super().__init__("file")
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """What the shell itself knows about files."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 def _matching(words: Iterable[str], incomplete: str) -> list[CompletionItem]:

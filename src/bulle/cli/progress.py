@@ -1,7 +1,7 @@
 """Progress of long operations on a terminal, and silence on a pipe.
 
-``pull``, ``load`` and ``run`` hand the callback to the engine. Bars go to standard error, so that standard output holds results and nothing else. rich is imported
-only when there is a terminal to draw on.
+``pull``, ``load`` and ``run`` hand the callback to the engine. Bars go to standard error, so that standard output holds results and nothing
+else. rich is imported only when there is a terminal to draw on.
 """
 
 from __future__ import annotations

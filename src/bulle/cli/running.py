@@ -41,7 +41,7 @@ def exit_code_of(code: int | None) -> int:
 @click.option("--sig-proxy", is_flag=True, default=True, help="Proxy received signals to the process (default true)")
 @container_flags
 @click.pass_obj
-def run(session: Session, image: str, command: Sequence[str], detach: bool, attach: Sequence[str], sig_proxy: bool, **flags: Any) -> int:
+def run(session: Session, /, image: str, command: Sequence[str], detach: bool, attach: Sequence[str], sig_proxy: bool, **flags: Any) -> int:
     """Create and run a new container from an image."""
     keys = detach_keys(flags["detach_keys"])
     if detach and attach:
@@ -79,7 +79,7 @@ def run(session: Session, image: str, command: Sequence[str], detach: bool, atta
 @click.argument("command", nargs=-1)
 @container_flags
 @click.pass_obj
-def create(session: Session, image: str, command: Sequence[str], **flags: Any) -> int:
+def create(session: Session, /, image: str, command: Sequence[str], **flags: Any) -> int:
     """Create a new container."""
     options = options_from(flags, image, command)
     if flags["dry_run"]:

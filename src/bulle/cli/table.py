@@ -1,7 +1,7 @@
 """Listings: the same rows as an aligned table, as JSON lines, or through the user's own template.
 
-``ps``, ``images`` and the others make one :class:`Row` per thing and hand them to :func:`render`. A field is computed only when the form that was asked for shows
-it. Columns are aligned as Go's tabwriter does it for Docker (at least ten wide, three blanks between).
+``ps``, ``images`` and the others make one :class:`Row` per thing and hand them to :func:`render`. A field is computed only when the form that
+was asked for shows it. Columns are aligned as Go's tabwriter does it for Docker (at least ten wide, three blanks between).
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def _heading_method(heading: str) -> Callable[..., str]:
     return lambda *arguments: " ".join(str(arguments[0]).rpartition(".")[2].replace("-", " ").replace("_", " ").split()) if arguments else heading
 
 
-def align(lines: Sequence[Sequence[str]]) -> str:
+def align(lines: Sequence[Sequence[str]], least_width: int = _LEAST_WIDTH) -> str:
     """Cells under each other; the last cell of a line is not padded."""
     widths: dict[int, int] = {}
     for cells in lines:
         for column, cell in enumerate(cells[:-1]):
-            widths[column] = max(widths.get(column, _LEAST_WIDTH), len(cell) + _GAP)
+            widths[column] = max(widths.get(column, least_width), len(cell) + _GAP)
     return "".join("".join(cell.ljust(widths[column]) for column, cell in enumerate(cells[:-1])) + cells[-1] + "\n" for cells in lines)
 
 

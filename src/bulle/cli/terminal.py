@@ -1,7 +1,7 @@
 """The caller's terminal and signals while a workload is attached: raw mode, window size, detaching, signals passed on.
 
-``run``, ``start -a``, ``attach`` and ``exec`` come here with an attachment of the engine; the bytes are pumped by the engine. The terminal is as it was when
-:func:`follow` returns, whatever happened.
+``run``, ``start -a``, ``attach`` and ``exec`` come here with an attachment of the engine; the bytes are pumped by the engine. The terminal is as
+it was when :func:`follow` returns, whatever happened.
 """
 
 from __future__ import annotations
@@ -129,8 +129,9 @@ def _follow_terminal(attachment: Attachment, descriptors: tuple[int, int, int], 
             with suppress(BulleError, OSError):  # the workload may have ended at this moment
                 attachment.resize(rows, columns)
 
-    ending = dict.fromkeys((signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT), _end)
+    handlers: dict[int, Callable[[int, object], None]] = dict.fromkeys((signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT), _end)
+    handlers[signal.SIGWINCH] = resize
     raw = _raw(0) if descriptors[0] == 0 and os.isatty(0) else nullcontext()
-    with _handlers({signal.SIGWINCH: resize, **ending}), raw:
+    with _handlers(handlers), raw:
         resize()
         return attachment.pump(*descriptors, detach_keys=keys)

@@ -1,8 +1,8 @@
 """How a command line is read: click's commands with the grammar of Docker's flags.
 
-Every verb is a :class:`Verb` (a click command), every group of verbs a :class:`VerbGroup`. click supplies the declarations, the types, the help and the shell
-completion; the walk over the arguments is ours, because Docker's users write ``--rm=false``, ``-e=A=1`` and ``-it``, know its error messages, and because only
-the flags that were given cost time. It does not run anything and prints nothing but help.
+Every verb is a :class:`Verb` (a click command), every group of verbs a :class:`VerbGroup`. click supplies the declarations, the types, the help
+and the shell completion; the walk over the arguments is ours, because Docker's users write ``--rm=false``, ``-e=A=1`` and ``-it``, know its
+error messages, and because only the flags that were given cost time. It does not run anything and prints nothing but help.
 """
 
 from __future__ import annotations

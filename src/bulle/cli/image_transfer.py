@@ -1,0 +1,104 @@
+"""``bulle pull``, ``load`` and ``save``: images between this machine and archives, directories and registries."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from bulle.cli.option_types import Choice, HostPath, Suggestion, complete_images
+from bulle.cli.progress import progress_on_terminal
+from bulle.cli.session import Session, write
+from bulle.cli.verb import verb
+from bulle.errors import InvalidInput, NotFound
+from bulle.model.reference import Reference
+
+_TRANSPORTS = Suggestion("image", "host", "deb:", "docker-archive:", "oci:", "oci-archive:", "dir:", "docker://")
+
+
+@verb("pull", "NAME[:TAG|@DIGEST] | TRANSPORT:NAME")
+@click.argument("name", type=_TRANSPORTS)
+@click.option("-q", "--quiet", is_flag=True, help="Suppress the progress")
+@click.option("--platform", type=Suggestion("string", "linux/amd64", "linux/arm64"), help="Set platform if the image has several")
+@click.pass_obj
+def pull(session: Session, name: str, quiet: bool, platform: str | None) -> int:
+    """Download an image from a registry, or make one from host, deb:SUITE, dir:DIR, oci:DIR, an archive.
+
+    Prints the name under which the image is kept.
+    """
+    with progress_on_terminal(enabled=not quiet) as report:
+        image = session.engine.images.pull(name, platform=platform or "", progress=report)
+    write((_name_asked_for(name, image.references) or image.id) + "\n")
+    return 0
+
+
+def _name_asked_for(name: str, references: Sequence[str]) -> str:
+    """Of all names of an image the one that was just pulled; an image may have had others before."""
+    with suppress(InvalidInput):
+        wanted = Reference.parse(name.removeprefix("docker://")).canonical
+        if wanted in references:
+            return wanted
+    return references[-1] if references else ""
+
+
+@verb("load")
+@click.option("-i", "--input", "source", type=HostPath(), help="Read from tar archive file, instead of STDIN")
+@click.option("-q", "--quiet", is_flag=True, help="Suppress the progress")
+@click.pass_obj
+def load(session: Session, source: str | None, quiet: bool) -> int:
+    """Load an image from a tar archive or STDIN."""
+    if source is None and os.isatty(0):
+        raise InvalidInput("requested load from stdin, but stdin is a terminal", "", "name a file with -i, or redirect one")
+    if source is not None and not Path(source).exists():
+        raise NotFound(f"open {source}: no such file or directory")
+    with progress_on_terminal(enabled=not quiet) as report:
+        images = session.engine.images.load(Path(source) if source is not None else sys.stdin.buffer, progress=report)
+    for image in images:
+        for reference in image.references:
+            write(f"Loaded image: {Reference.parse(reference).familiar}\n")
+        if not image.references:
+            write(f"Loaded image ID: {image.id}\n")
+    return 0
+
+
+@verb("save", "IMAGE [IMAGE...]")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_images)
+@click.option("-o", "--output", type=HostPath(), help="Write to a file, instead of STDOUT")
+@click.option("--format", "form", type=Choice("docker-archive", "oci-archive"), default="docker-archive", help="Format of the archive")
+@click.pass_obj
+def save(session: Session, names: Sequence[str], output: str | None, form: str) -> int:
+    """Save one or more images to a tar archive (streamed to STDOUT by default)."""
+    if output is None and os.isatty(1):
+        raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
+    for name in names:
+        session.engine.images.get(name)
+    with _destination(output) as out:
+        session.engine.images.save(list(names), out, format=form)
+    return 0
+
+
+@contextmanager
+def _destination(path: str | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears under its name only when it is whole."""
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    target = Path(path)
+    if target.exists() and not target.is_file():  # a device or FIFO is written to, not replaced
+        with target.open("wb") as out:
+            yield out
+        return
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as out:
+            yield out
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

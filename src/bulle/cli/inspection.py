@@ -1,0 +1,84 @@
+"""``bulle inspect``: everything that is known of a container or an image, as JSON or through a template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import click
+import msgspec
+
+from bulle.cli.option_types import Choice, Suggestion, complete_containers, complete_images
+from bulle.cli.session import Session, complain, write
+from bulle.cli.verb import verb
+from bulle.errors import BulleError, NotFound
+
+_FORMAT = click.option("-f", "--format", "form", type=Suggestion("string", "json"), default="", help="Format output: 'json', or a Go TEMPLATE")
+
+
+@verb("inspect", "NAME|ID [NAME|ID...]")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_containers)
+@_FORMAT
+@click.option("--type", "kind", type=Choice("container", "image"), help="Only inspect objects of the given type")
+@click.pass_obj
+def inspect(session: Session, names: Sequence[str], form: str, kind: str | None) -> int:
+    """Return low-level information on containers and images."""
+    find = {"container": _container, "image": _image, None: _either}[kind]
+    return _inspect_all(names, form, lambda name: find(session, name))
+
+
+@verb("inspect", "CONTAINER [CONTAINER...]")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_containers)
+@_FORMAT
+@click.pass_obj
+def inspect_container(session: Session, names: Sequence[str], form: str) -> int:
+    """Display detailed information on one or more containers."""
+    return _inspect_all(names, form, lambda name: _container(session, name))
+
+
+@verb("inspect", "IMAGE [IMAGE...]")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_images)
+@_FORMAT
+@click.pass_obj
+def inspect_image(session: Session, names: Sequence[str], form: str) -> int:
+    """Display detailed information on one or more images."""
+    return _inspect_all(names, form, lambda name: _image(session, name))
+
+
+def _container(session: Session, name: str) -> Mapping[str, object]:
+    return session.engine.containers.get(name).inspect()
+
+
+def _image(session: Session, name: str) -> Mapping[str, object]:
+    return session.engine.images.inspect(name)
+
+
+def _either(session: Session, name: str) -> Mapping[str, object]:
+    try:
+        return _container(session, name)
+    except NotFound:
+        pass
+    try:
+        return _image(session, name)
+    except BulleError as error:
+        # A name that only a container can have is no image reference; what the user needs to know is the same.
+        raise NotFound(f"no such object: {name}") from error
+
+
+def _inspect_all(names: Sequence[str], form: str, find: Callable[[str], Mapping[str, object]]) -> int:
+    from bulle.cli.go_template import Template
+
+    template = Template(form) if form not in {"", "json"} else None
+    found: list[Mapping[str, object]] = []
+    exit_code = 0
+    for name in names:
+        try:
+            found.append(find(name))
+            if template is not None:
+                write(template.execute(found[-1]) + "\n")
+        except BulleError as error:
+            complain(str(error))
+            exit_code = exit_code or error.exit_code
+    if template is None:
+        encoded = msgspec.json.encode(found)
+        write((encoded if form == "json" else msgspec.json.format(encoded, indent=4)).decode() + "\n")
+    return exit_code

@@ -1,0 +1,124 @@
+"""``bulle ps`` and ``bulle top``: which containers there are, and which processes one of them has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from bulle.cli import filters, human
+from bulle.cli.go_functions import quote
+from bulle.cli.option_types import Suggestion, Text, Whole, complete_containers
+from bulle.cli.session import Session, note, printable, write
+from bulle.cli.table import Listing, align, render
+from bulle.cli.verb import verb
+from bulle.model.container import ContainerState
+
+if TYPE_CHECKING:
+    from bulle.engine import Container
+
+FORMAT_HELP = "Format output: 'table', 'table TEMPLATE', 'json', or a Go TEMPLATE"
+SHORT_ID = 12
+_COMMAND_WIDTH = 20
+_TOP_WIDTH = 20
+
+
+def status_of(state: ContainerState) -> str:
+    """A state in Docker's words: ``Up 3 minutes``, ``Exited (0) 5 seconds ago``."""
+    if state.status == "running":
+        return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')}"
+    if state.status == "exited":
+        return f"Exited ({state.exit_code}) {human.ago(state.finished_at_ns)}"
+    return {"created": "Created", "dead": "Dead", "removing": "Removal In Progress"}[state.status]
+
+
+def _command(container: Container) -> str:
+    return " ".join(f"'{one}'" if position and " " in one else one for position, one in enumerate(container.plan.process.arguments))
+
+
+def _labels(container: Container) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(container.options.labels.items()))
+
+
+def _mounts(container: Container) -> list[str]:
+    return [one.host_path for one in container.options.volumes]
+
+
+def _identity(text: str) -> str:
+    return text
+
+
+def listing(*, truncate: bool) -> Listing[Container]:
+    """The fields of ``ps``; with ``truncate`` long values are cut as in Docker's table."""
+
+    def cut(width: int) -> Callable[[str], str]:
+        return (lambda text: human.ellipsis(text, width)) if truncate else _identity
+
+    return Listing(
+        fields={
+            "ID": ("CONTAINER ID", lambda one: one.id[:SHORT_ID] if truncate else one.id),
+            "Names": ("NAMES", lambda one: one.name),
+            "Image": ("IMAGE", lambda one: one.image),
+            "Command": ("COMMAND", lambda one: quote(cut(_COMMAND_WIDTH)(_command(one)))),
+            "CreatedAt": ("CREATED AT", lambda one: human.timestamp(one.created_at_ns)),
+            "RunningFor": ("CREATED", lambda one: human.ago(one.created_at_ns)),
+            "Ports": ("PORTS", lambda one: ""),
+            "State": ("STATE", lambda one: one.state().status),
+            "Status": ("STATUS", lambda one: status_of(one.state())),
+            "Labels": ("LABELS", _labels),
+            "Mounts": ("MOUNTS", lambda one: ",".join(map(cut(15), _mounts(one)))),
+            "LocalVolumes": ("LOCAL VOLUMES", lambda one: "0"),
+            "Networks": ("NETWORKS", lambda one: one.plan.network.mode),
+            "Size": ("SIZE", lambda one: "N/A"),
+            "Isolation": ("ISOLATION", lambda one: one.plan.isolation),
+        },
+        columns=("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"),
+        methods={"Label": ("LABEL", lambda one: lambda name: one.options.labels.get(name, ""))},
+    )
+
+
+@verb("ps")
+@click.option("-a", "--all", "every", is_flag=True, help="Show all containers (default shows just running)")
+@click.option("-q", "--quiet", is_flag=True, help="Only display container IDs")
+@click.option("-l", "--latest", is_flag=True, help="Show the latest created container (includes all states)")
+@click.option("-n", "--last", type=Whole(), default=-1, help="Show n last created containers (includes all states) (default -1)")
+@click.option("--no-trunc", is_flag=True, help="Don't truncate output")
+@click.option(
+    "-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in filters.CONTAINER_KEYS)), help="Filter output"
+)
+@click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
+@click.pass_obj
+def ps(session: Session, every: bool, quiet: bool, latest: bool, last: int, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
+    """List containers."""
+    chosen = filters.parse(wanted, filters.CONTAINER_KEYS)
+    last = 1 if latest and last <= 0 else last
+    tests = filters.containers(session.engine, chosen) if chosen else []
+    found = session.engine.containers.list(all=every or last > 0 or filters.shows_stopped(chosen))
+    found = sorted(found, key=lambda one: one.created_at_ns, reverse=True)
+    found = [one for one in found if all(test(one) for test in tests)]
+    found = found[:last] if last > 0 else found
+    if quiet:
+        if form:
+            note("WARNING: Ignoring custom format, because both --format and --quiet are set.")
+        write("".join((one.id if no_trunc else one.id[:SHORT_ID]) + "\n" for one in found))
+    else:
+        write(render(listing(truncate=not no_trunc), found, form))
+    return 0
+
+
+@verb("top", "CONTAINER [ps OPTIONS]", interspersed=False)
+@click.argument("container", shell_complete=complete_containers)
+@click.argument("ps_options", nargs=-1)
+@click.option("--format", "form", type=Text(), default="", help="Format output: 'json', or a Go TEMPLATE for every process")
+@click.pass_obj
+def top(session: Session, container: str, ps_options: Sequence[str], form: str) -> int:
+    """Display the running processes of a container."""
+    titles, rows = session.engine.containers.get(container).top(tuple(ps_options))
+    if form:
+        from bulle.cli.table import render_one
+
+        write("".join(render_one(dict(zip(titles, row, strict=False)), form) for row in rows))
+    else:
+        write(align([[printable(cell) for cell in line] for line in (titles, *rows)], least_width=_TOP_WIDTH))
+    return 0
