@@ -1,0 +1,199 @@
+"""One container's control group: limits, and a handle on all of its processes, the same on version 1, hybrid and version 2.
+
+A driver makes it before it forks (:meth:`ControlGroup.create`); the child enters by itself (``clone_into_fd`` for clone3, :meth:`attach_self`
+elsewhere), because moving another process waits for an RCU grace period. Everything else works from the container's id alone, in any process, also
+after a crash. Where a machine gives no groups (read-only, not delegated) a container without limits runs all the same, with a note; a limit that was
+asked for raises. Where groups are is :mod:`bulle.isolation.control_group_layout`'s business, what Docker's limits are called in each version
+:mod:`bulle.isolation.control_group_settings`'s. Specification: config-linux.md#control-groups of the OCI runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+
+from bulle.errors import BulleError, Unavailable
+from bulle.isolation.control_group_layout import Availability, Layout, LayoutV1, LayoutV2, layout
+from bulle.isolation.control_group_settings import Setting, check, settings_v2
+from bulle.linux import control_group as kernel
+from bulle.model.run_plan import Resources
+
+__all__ = ["Availability", "ControlGroup", "Layout", "LayoutV1", "LayoutV2", "Statistics", "available", "check", "layout"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a group has used; None where it is not counted. ``memory_limit_bytes`` is None without a limit."""
+
+    memory_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    cpu_ns: int | None = None
+    pids: int | None = None
+
+
+def available() -> Availability:
+    """Which limits this user can set on this machine, and why not the others: data, never an exception."""
+    found = layout()
+    return found.available() if found else Availability(frozenset(), "no control groups are mounted")
+
+
+class ControlGroup:
+    """The group of one container; see the module. ``notes`` say what is weaker than asked for in a way that the user must be told."""
+
+    def __init__(self, container_id: str, machine: Layout | None, directories: dict[str, str]) -> None:
+        self.container_id = container_id
+        self.notes: list[str] = []
+        self.clone_into_fd = -1
+        """An open directory for CLONE_INTO_CGROUP (version 2), or -1."""
+        self._layout = machine
+        self._directories = directories
+        self._entrances: list[int] = []
+
+    @classmethod
+    def create(
+        cls, container_id: str, resources: Resources, *, restrict_devices: bool = False, accounting: bool = False, machine: Layout | None = None
+    ) -> ControlGroup:
+        """Make the group with its limits, ready to be entered.
+
+        ``restrict_devices`` allows only Docker's default devices (needed without a user namespace of its own, where mknod works); ``accounting``
+        counts memory, processor time and processes also without limits. ``machine`` stands in for :func:`layout` in tests. Raises InvalidInput for
+        limits that cannot be, Unavailable for a limit that this machine cannot set; then nothing is left behind.
+        """
+        check(resources)
+        machine = machine or layout()
+        settings = machine.settings(resources) if machine else settings_v2(resources)
+        needed = {setting.controller for setting in settings}
+        group = cls(container_id, machine, {})
+        try:
+            if machine is None:
+                raise FileNotFoundError(2, "no control groups are mounted")
+            wanted = needed | {"memory", "cpuacct", "cpu", "pids"} if accounting else needed
+            group._directories = machine.make(container_id, wanted, restrict_devices)
+            group._open_entrances()
+        except OSError as error:
+            group.close()
+            reason = (machine.available().reason if machine else "") or f"{error.filename or 'cgroup'}: {error.strerror}"
+            if settings or restrict_devices:
+                what = settings[0].option if settings else "the list of allowed devices"
+                raise Unavailable(f"{what} cannot be applied", reason, "see `bulle doctor`, or run without it") from error
+            group.notes.append(f"no control group for the container: {reason}")
+            return group
+        try:
+            for setting in settings:
+                group._apply(setting)
+        except BaseException:
+            group.close()
+            group.remove(0)
+            raise
+        return group
+
+    @classmethod
+    def open(cls, container_id: str, machine: Layout | None = None) -> ControlGroup:
+        """The group that :meth:`create` made, in whatever process; no error when there is none (then every verb finds nothing to do)."""
+        machine = machine or layout()
+        existing = {} if machine is None else {k: d for k, d in machine.directories(container_id).items() if os.path.isdir(d)}
+        group = cls(container_id, machine, existing)
+        with contextlib.suppress(OSError):
+            group._open_entrances()
+        return group
+
+    def _open_entrances(self) -> None:
+        for name, directory in self._directories.items():
+            if name:
+                self._entrances.append(os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+            else:
+                self.clone_into_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _apply(self, setting: Setting) -> None:
+        directory = self._directories.get(setting.controller) or self._directories.get("")
+        if directory is None:
+            raise Unavailable(f"{setting.option} cannot be applied", f"this machine has no {setting.controller} controller", "run without it")
+        try:
+            kernel.write(directory, setting.file, setting.value)
+        except FileNotFoundError as error:
+            if setting.optional:
+                self.notes.append(setting.optional)
+                return
+            details = f"the {setting.controller} controller of this machine has no {setting.file}"
+            raise Unavailable(f"{setting.option} cannot be applied", details, "see `bulle doctor`") from error
+        except OSError as error:
+            raise BulleError(f"{setting.option} cannot be applied", f"{setting.file} refuses {setting.value!r}: {error.strerror}") from error
+
+    def descriptors(self) -> list[int]:
+        """The open files to which a process writes ``0`` to enter; none on version 2, where clone3 does it."""
+        return list(self._entrances)
+
+    def attach_self(self) -> None:
+        """Enter: the calling thread, before it becomes a container's process. After a clone3 with ``clone_into_fd`` there is nothing left to do."""
+        for descriptor in self._entrances:
+            os.write(descriptor, b"0")
+
+    def processes(self) -> list[int]:
+        """The host's pids of all in the group, ascending; empty when the group is not there."""
+        for directory in self._directories.values():
+            return kernel.processes(directory)
+        return []
+
+    def freeze(self, timeout_s: float = 5.0) -> bool:
+        """Stop every process where it stands; False when that did not succeed in time."""
+        return self._layout is not None and self._layout.freeze(self._directories, True, timeout_s)
+
+    def thaw(self, timeout_s: float = 5.0) -> bool:
+        """Let them continue."""
+        return self._layout is not None and self._layout.freeze(self._directories, False, timeout_s)
+
+    def kill(self, timeout_s: float = 5.0) -> bool:
+        """SIGKILL all processes, frozen meanwhile so that none can fork away; False when some were left after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while self.processes():
+            together = "" in self._directories  # version 2 kills a group at once
+            if not together:
+                self.freeze(min(0.5, timeout_s))
+            kernel.kill(next(iter(self._directories.values())))
+            if not together:
+                self.thaw(min(0.5, timeout_s))
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def oom_count(self) -> int:
+        """How many of its processes the kernel killed for want of memory; only counted where a memory limit (or accounting) was asked for."""
+        if "" in self._directories:
+            return kernel.read_values(self._directories[""], "memory.events").get("oom_kill", 0)
+        return kernel.read_values(self._directories.get("memory", ""), "memory.oom_control").get("oom_kill", 0)
+
+    def stats(self) -> Statistics:
+        """What the group has used until now."""
+        if "" in self._directories:
+            group = self._directories[""]
+            cpu = kernel.read_values(group, "cpu.stat").get("usage_usec")
+            values = {name: _number(kernel.read(group, name)) for name in ("memory.current", "memory.max", "pids.current")}
+            return Statistics(values["memory.current"], values["memory.max"], None if cpu is None else cpu * 1000, values["pids.current"])
+        memory, limit = (_number(self._read("memory", f"memory.{name}_in_bytes")) for name in ("usage", "limit"))
+        unlimited = limit is None or limit >= 1 << 62
+        cpu, pids = _number(self._read("cpuacct", "cpuacct.usage")), _number(self._read("pids", "pids.current"))
+        return Statistics(memory, None if unlimited else limit, cpu, pids)
+
+    def _read(self, controller: str, name: str) -> str:
+        return kernel.read(self._directories[controller], name) if controller in self._directories else ""
+
+    def remove(self, timeout_s: float = 2.0) -> bool:
+        """Remove the group once its processes have gone; harmless to repeat. False when some are still there after ``timeout_s``."""
+        results = [kernel.remove(directory, timeout_s) for directory in self._directories.values()]
+        return all(results)
+
+    def close(self) -> None:
+        """Close the entrances; the group stays."""
+        for descriptor in self._entrances:
+            os.close(descriptor)
+        self._entrances.clear()
+        if self.clone_into_fd >= 0:
+            os.close(self.clone_into_fd)
+            self.clone_into_fd = -1
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
