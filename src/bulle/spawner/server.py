@@ -1,0 +1,509 @@
+"""The spawner: a warm process that forks commands and monitors for callers of its own user.
+
+One thread, one poll loop, nothing in it that waits for a caller: a request is read as it comes, judged (:mod:`bulle.spawner.caller`), and given to
+a child (:mod:`bulle.spawner.child`), if possible one that was forked ahead. It knows no command of ours; the composition root (``bulle.__main__``)
+hands it entries. It keeps nothing that cannot be lost: killed at any moment, its children go on and the next caller starts another one. When the
+code on disk changes it executes itself anew in place (:mod:`bulle.spawner.succession`), which keeps its pid, children, mount namespace and held
+descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from bulle.spawner import caller, leash
+from bulle.spawner.child import BLANK_LIMIT, Assignment, Entry, leave_server, live, wait_for_assignment
+from bulle.spawner.code import CodeWatch
+from bulle.spawner.mount_namespace import MountNamespace
+from bulle.spawner.protocol import (
+    HEADER,
+    Flag,
+    MalformedRequestError,
+    Reason,
+    Reply,
+    Request,
+    body_length,
+    current_limits,
+    pack_reply,
+    parse_request,
+    receive_with_descriptors,
+    send_with_descriptors,
+)
+
+IDLE_S = 300.0
+REQUEST_TIMEOUT_S = 10.0
+PENDING_LIMIT = 128
+REFILL_DELAY_S = 0.004
+RECOVER_ARGUMENT = b"--recover"
+SHORT_LIFE_S = 2.0
+SHORT_LIVES_LIMIT = 5
+HOUSEKEEPING_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What the composition root hands to the spawner."""
+
+    home: str
+    entries: Mapping[str, Entry]
+    interpreter: bytes  # directory of the interpreter: names the installation
+    package: bytes  # directory of the package
+    spare: Mapping[str, int] = field(default_factory=dict)  # children forked ahead, by entry; "" serves any entry
+    warm: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # what a child forked ahead runs before it waits
+    on_orphan: Callable[[int, int], None] | None = None  # (pid, wait status) of an adopted process that ended
+    process_to_join: Callable[[], int | None] | None = None  # a living process whose mount namespace a new spawner shares
+    idle_s: float = IDLE_S
+
+
+@dataclass(slots=True)
+class Pending:
+    """A connection whose request is not complete yet."""
+
+    connection: socket.socket
+    deadline_s: float
+    data: bytearray = field(default_factory=bytearray)
+    descriptors: list[int] = field(default_factory=list)
+    expected: int = 0
+
+
+@dataclass(slots=True)
+class Child:
+    """A living child. ``connection``: of the caller that waits for it. ``tether``: the leash of a detached one."""
+
+    assignment: Assignment
+    connection: socket.socket | None
+    tether: leash.Tether | None
+    started_s: float
+    short_lives: int = 0
+
+
+class Server:
+    """The loop and its state. ``successor`` is called when the code changed; it returns only if the new code does not start."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        listener: socket.socket,
+        origin: caller.Standing,
+        mounts: MountNamespace | None,
+        successor: Callable[[Server], None],
+    ) -> None:
+        self.configuration = configuration
+        self.listener = listener
+        self.origin = origin
+        self.mounts = mounts
+        self.limits = current_limits()
+        self.children: dict[int, Child] = {}
+        self.recoveries: list[tuple[float, Child]] = []
+        self.code = CodeWatch()
+        self._successor = successor
+        self._broken_code = self.code.loaded
+        self._entries = dict(configuration.entries)
+        self._blanks: dict[int, tuple[str, socket.socket]] = {}
+        self._pending: dict[int, Pending] = {}
+        self._calling: dict[int, int] = {}  # descriptor of a waiting caller's connection -> its child's pid
+        self._poll = select.epoll()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._refill_at_s = 0.0
+        self._active_s = time.monotonic()
+        self._mounts_changed = False
+        self._own_mount_namespace = mounts.own if mounts else origin.mount_namespace
+        self._socket_inode = os.stat(f"{configuration.home}/run/spawner.sock").st_ino
+
+    def run(self) -> None:
+        """Serve until idle, or until the socket is taken away."""
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self.listener.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        self._poll.register(self.listener, select.EPOLLIN)
+        self._poll.register(self._wake_read, select.EPOLLIN)
+        if self.mounts:
+            # The kernel reports a change of the mounts as an exceptional condition, once.
+            self._poll.register(self.mounts.origin_mounts, select.EPOLLPRI | select.EPOLLERR)
+        for pid, child in self.children.items():
+            self._watch(pid, child)
+        gc.collect()
+        gc.freeze()
+        self._reap()
+        while not self._finished():
+            for descriptor, events in self._poll.poll(self._timeout_s()):
+                self._handle(descriptor, events)
+            self._keep_time()
+
+    def _handle(self, descriptor: int, events: int) -> None:
+        if descriptor == self.listener.fileno():
+            self._accept()
+        elif descriptor == self._wake_read.fileno():
+            with contextlib.suppress(BlockingIOError):
+                while self._wake_read.recv(4096):
+                    pass
+            self._reap()
+        elif descriptor in self._pending:
+            self._read(self._pending[descriptor])
+        elif descriptor in self._calling:
+            self._caller_spoke(descriptor)
+        elif self.mounts and descriptor == self.mounts.origin_mounts:
+            self._mounts_changed = True
+        else:
+            for child in self.children.values():
+                if child.tether and child.tether.connection.fileno() == descriptor:
+                    child.tether.read()
+                    if child.tether.ended:
+                        self._poll.unregister(descriptor)
+                    break
+
+    # Callers
+
+    def _accept(self) -> None:
+        if self.code.changed() and self.code.fingerprint() != self._broken_code:
+            # Whoever is waiting in the listener's queue is served by the successor.
+            self._drop_blanks()
+            self._successor(self)
+            self._broken_code = self.code.fingerprint()
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self._pending:
+                    self._forget(min(self._pending.values(), key=lambda pending: pending.deadline_s))
+                    continue
+                return
+            connection.setblocking(False)
+            self._active_s = now = time.monotonic()
+            if caller.peer_credentials(connection)[1] != os.geteuid():
+                connection.close()
+                continue
+            if len(self._pending) >= PENDING_LIMIT:
+                self._forget(min(self._pending.values(), key=lambda pending: pending.deadline_s))
+            pending = self._pending[connection.fileno()] = Pending(connection, now + REQUEST_TIMEOUT_S)
+            self._poll.register(connection, select.EPOLLIN)
+            self._read(pending)
+
+    def _read(self, pending: Pending) -> None:
+        """Take what has come; a complete request is dispatched, a wrong one ends its connection."""
+        try:
+            while True:
+                data, descriptors, lost = receive_with_descriptors(pending.connection, 1 << 18)
+                pending.descriptors += descriptors
+                pending.data += data
+                if lost or not data:
+                    raise MalformedRequestError("the connection ended early, or descriptors were lost")
+                if not pending.expected and len(pending.data) >= HEADER.size:
+                    pending.expected = HEADER.size + body_length(pending.data)
+                if pending.expected and len(pending.data) >= pending.expected:
+                    break
+            request = parse_request(bytes(pending.data))
+            if len(pending.descriptors) != request.descriptor_count:
+                raise MalformedRequestError("descriptors that were announced did not come")
+        except BlockingIOError:
+            return
+        except (MalformedRequestError, OSError):
+            self._forget(pending)
+            return
+        del self._pending[pending.connection.fileno()]
+        self._poll.unregister(pending.connection)
+        try:
+            self._dispatch(pending.connection, request, pending.descriptors)
+        finally:
+            for descriptor in pending.descriptors:
+                os.close(descriptor)
+
+    def _forget(self, pending: Pending) -> None:
+        del self._pending[pending.connection.fileno()]
+        self._poll.unregister(pending.connection)
+        pending.connection.close()
+        for descriptor in pending.descriptors:
+            os.close(descriptor)
+
+    def _dispatch(self, connection: socket.socket, request: Request, descriptors: list[int]) -> None:
+        judgement = self._judge(connection, request)
+        if judgement is None:
+            connection.close()
+            return
+        if isinstance(judgement, Reason):
+            self._reply(connection, Reply.BYPASS, judgement)
+            connection.close()
+            return
+        assignment = Assignment(
+            request.entry,
+            request.argv,
+            request.environment,
+            request.cwd,
+            bool(request.flags & Flag.ATTACHED),
+            bool(request.flags & Flag.LEASH),
+            judgement,
+        )
+        self._reply(connection, Reply.ACCEPTED, 0)
+        try:
+            pid = self._start(assignment, descriptors, connection if assignment.attached else None, [])
+        except OSError:
+            self._reply(connection, Reply.BYPASS, Reason.FORK)
+            connection.close()
+            return
+        pidfd = -1
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+        with contextlib.suppress(OSError):
+            send_with_descriptors(connection, pack_reply(Reply.CHILD, pid), [pidfd] if pidfd >= 0 else [])
+        if pidfd >= 0:
+            os.close(pidfd)
+        if not assignment.attached:
+            connection.close()
+
+    def _judge(self, connection: socket.socket, request: Request) -> caller.Takeover | Reason | None:
+        """What the child takes over, why the caller is not served, or None: this spawner makes way for the caller's."""
+        configuration = self.configuration
+        if request.interpreter != configuration.interpreter or request.package not in (b"", configuration.package):
+            busy = self.children or self.recoveries or self._has_other_children()
+            if not busy:
+                self._retire()
+            return Reason.INSTALLATION if busy else None
+        if self.code.loaded != self._broken_code and self.code.fingerprint() == self._broken_code:
+            return Reason.BROKEN_CODE
+        if request.entry not in self._entries:
+            return Reason.ENTRY
+        try:
+            _pid, standing = caller.peer_standing(connection)
+        except caller.CallerUnreadableError:
+            return Reason.UNREADABLE
+        reason = caller.reason_to_bypass(self.origin, self._own_mount_namespace, standing)
+        if reason is not None:
+            return reason
+        return caller.takeover(self.origin, self.limits, standing, request.limits) or Reason.LIMITS
+
+    @staticmethod
+    def _reply(connection: socket.socket, kind: Reply, value: int) -> None:
+        # A caller that is gone or does not read its replies loses them.
+        with contextlib.suppress(OSError):
+            connection.send(pack_reply(kind, value))
+
+    def _caller_spoke(self, descriptor: int) -> None:
+        """Callers say nothing after their request: this is the end of one, and so of its child."""
+        pid = self._calling[descriptor]
+        connection = self.children[pid].connection
+        if connection is not None:
+            with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                if connection.recv(4096):
+                    return
+        self._poll.unregister(descriptor)
+        del self._calling[descriptor]
+        # What the caller's own process would have been: gone at once. Signals that a caller survives to forward are another matter.
+        os.kill(pid, signal.SIGKILL)
+
+    # Children
+
+    def _start(self, assignment: Assignment, descriptors: list[int], connection: socket.socket | None, held: list[int], short_lives: int = 0) -> int:
+        """Give the assignment to a child, blank or forked now; returns its pid. ``held`` passes to the child's new leash."""
+        if self._mounts_changed and self.mounts:
+            self._mounts_changed = False
+            if self.mounts.lags_behind(self.configuration.home) and self.mounts.renew():
+                self._own_mount_namespace = self.mounts.own
+                self._drop_blanks()
+        tether, theirs = leash.pair(held) if assignment.leashed else (None, None)
+        given = [*descriptors, *([connection.fileno()] if connection else []), *([theirs.fileno()] if theirs else [])]
+        try:
+            pid = self._give_to_blank(assignment, given) or self._fork(assignment, given)
+        finally:
+            if theirs:
+                theirs.close()
+        child = self.children[pid] = Child(assignment, connection, tether, time.monotonic(), short_lives)
+        self._watch(pid, child)
+        self._refill_at_s = time.monotonic() + REFILL_DELAY_S
+        return pid
+
+    def _watch(self, pid: int, child: Child) -> None:
+        if child.connection:
+            self._poll.register(child.connection, select.EPOLLIN | select.EPOLLRDHUP)
+            self._calling[child.connection.fileno()] = pid
+        if child.tether:
+            self._poll.register(child.tether.connection, select.EPOLLIN)
+
+    def _fork(self, assignment: Assignment, given: list[int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                leave_server(given)
+                live(self._entries, assignment, given)
+            finally:
+                os._exit(70)
+        return pid
+
+    def _give_to_blank(self, assignment: Assignment, given: list[int]) -> int:
+        """The pid of the child forked ahead that took the assignment, or 0."""
+        for kind in (assignment.entry, ""):
+            for pid, (entry, control) in self._blanks.items():
+                if entry == kind:
+                    content = assignment.pack()
+                    if len(content) > BLANK_LIMIT:
+                        return 0
+                    del self._blanks[pid]
+                    try:
+                        send_with_descriptors(control, content, given)
+                    except OSError:
+                        os.kill(pid, signal.SIGKILL)
+                        continue
+                    finally:
+                        control.close()
+                    return pid
+        return 0
+
+    def _refill(self) -> None:
+        """Fork the children that will be needed next."""
+        have = [entry for entry, _ in self._blanks.values()]
+        for entry, count in self.configuration.spare.items():
+            for _ in range(count - have.count(entry)):
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                ours.setblocking(False)
+                try:
+                    pid = os.fork()
+                except OSError:
+                    return
+                if pid == 0:
+                    try:
+                        leave_server([theirs.fileno()])
+                        wait_for_assignment(theirs, self._entries, self.configuration.warm.get(entry))
+                    finally:
+                        os._exit(70)
+                theirs.close()
+                self._blanks[pid] = (entry, ours)
+
+    def _drop_blanks(self) -> None:
+        for pid, (_, control) in self._blanks.items():
+            control.close()
+            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self._blanks.clear()
+        self._refill_at_s = time.monotonic() + REFILL_DELAY_S
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._active_s = time.monotonic()
+            if pid in self._blanks:
+                self._blanks.pop(pid)[1].close()
+            elif pid in self.children:
+                self._ended(self.children.pop(pid), status)
+            elif self.configuration.on_orphan:
+                self.configuration.on_orphan(pid, status)
+
+    def _ended(self, child: Child, status: int) -> None:
+        if child.connection:
+            if os.WIFSIGNALED(status):
+                self._reply(child.connection, Reply.SIGNALED, os.WTERMSIG(status))
+            else:
+                self._reply(child.connection, Reply.EXITED, os.waitstatus_to_exitcode(status))
+            if self._calling.pop(child.connection.fileno(), None) is not None:
+                self._poll.unregister(child.connection)
+            child.connection.close()
+        tether = child.tether
+        if tether is None:
+            return
+        tether.read()
+        if not tether.ended:
+            self._poll.unregister(tether.connection)
+        now = time.monotonic()
+        child.short_lives = child.short_lives + 1 if now - child.started_s < SHORT_LIFE_S else 0
+        if tether.released or child.short_lives > SHORT_LIVES_LIMIT:
+            tether.close()
+        else:
+            delay_s = 0.0 if not child.short_lives else 0.05 * 2**child.short_lives
+            self.recoveries.append((now + delay_s, child))
+
+    def _recover(self, child: Child) -> None:
+        """Fork a dead child's entry anew, with what it had given into keeping."""
+        assert child.tether is not None
+        held = child.tether.held
+        child.tether.held = []
+        child.tether.close()
+        assignment = child.assignment
+        if RECOVER_ARGUMENT not in assignment.argv:
+            assignment.argv = [*assignment.argv, RECOVER_ARGUMENT]
+        try:
+            self._start(assignment, held, None, held, child.short_lives)
+        except OSError:
+            for descriptor in held:
+                os.close(descriptor)
+
+    # Time
+
+    def _timeout_s(self) -> float:
+        now = time.monotonic()
+        times = [now + HOUSEKEEPING_S, *(pending.deadline_s for pending in self._pending.values()), *(at for at, _ in self.recoveries)]
+        idle_at_s = self._active_s + self.configuration.idle_s
+        if not self.children and idle_at_s > now:
+            times.append(idle_at_s)
+        if self._refill_at_s >= 0:
+            times.append(self._refill_at_s)
+        return max(0.0, min(times) - now)
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        for pending in [pending for pending in self._pending.values() if pending.deadline_s <= now]:
+            self._forget(pending)
+        due = [child for at, child in self.recoveries if at <= now]
+        if due:
+            self.recoveries = [(at, child) for at, child in self.recoveries if at > now]
+            for child in due:
+                self._recover(child)
+        if 0 <= self._refill_at_s <= now:
+            self._refill_at_s = -1.0
+            self._refill()
+
+    def _finished(self) -> bool:
+        """Whether nobody needs this process any more."""
+        if self.children or self._pending or self.recoveries:
+            return False
+        idle = time.monotonic() - self._active_s >= self.configuration.idle_s
+        if not idle and self._owns_socket():
+            return False
+        if self._has_other_children():
+            return False
+        if self._owns_socket():
+            os.unlink(f"{self.configuration.home}/run/spawner.sock")
+        # Who connected just before gets no answer and asks the next spawner.
+        return True
+
+    def _owns_socket(self) -> bool:
+        try:
+            return os.stat(f"{self.configuration.home}/run/spawner.sock").st_ino == self._socket_inode
+        except OSError:
+            return False
+
+    def _has_other_children(self) -> bool:
+        """Whether adopted processes live, beside blanks."""
+        try:
+            content = open(f"/proc/self/task/{os.getpid()}/children").read()  # noqa: SIM115
+        except OSError:
+            self._drop_blanks()
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                return True
+            return False
+        return any(int(pid) not in self._blanks for pid in content.split())
+
+    def _retire(self) -> NoReturn:
+        """End at once, for a caller of another installation: it finds no answer and starts its own spawner."""
+        self._drop_blanks()
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self.configuration.home}/run/spawner.sock")
+        os._exit(0)
