@@ -1,0 +1,103 @@
+"""Where images come from: one interface, :class:`Source`, behind every transport, and the values that a source hands out.
+
+The engine opens a source (``open_source``, ``sniff``), gives each layer's bytes to the store and commits the image; sources know nothing of the
+store. A source has verified the manifest and the config of what it hands out and that they fit each other. It has not verified the layers: their
+bytes are bounded by the size in the descriptor, their digests are checked where they are written, by ``LayerStore.ingest``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bulle.model.digest import Digest
+from bulle.model.image import Descriptor, Platform
+from bulle.model.reference import Reference
+from bulle.registry.progress import ProgressCallback, silent
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLayer:
+    """One layer that can be fetched: ``open()`` gives its bytes as the descriptor describes them, each time from the start.
+
+    The iterator raises CorruptImage, RegistryFailure or BulleError; it may be used from any one thread.
+    """
+
+    descriptor: Descriptor
+    diff_id: Digest
+    open: Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteImage:
+    """One image that can be brought into the store: raw documents, layers lowest first, and the names under which it should be kept."""
+
+    manifest: bytes
+    media_type: str
+    config: bytes
+    layers: tuple[RemoteLayer, ...]
+    references: tuple[Reference, ...] = ()
+    host_binds: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> Digest:
+        """Docker's image id: the digest of the config."""
+        return Digest.of(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name and password (or token) for one registry; never shown in a message."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfiguration:
+    """What the user configured, as far as sources care.
+
+    ``temporary`` is a host directory for large temporary files (its owner makes and keeps it private). ``insecure_registries`` are hosts (with port)
+    that may speak plain http, besides this machine itself. ``mirrors`` maps a registry to the hosts to try before it. ``credentials`` finds the login
+    for a registry's host. ``retries`` and ``backoff_s`` say how often and after how long a failed request is repeated.
+    """
+
+    temporary: Path | None = None
+    insecure_registries: tuple[str, ...] = ()
+    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    credentials: Callable[[str], Credentials | None] = lambda _host: None
+    debian_mirror: str = ""
+    retries: int = 4
+    backoff_s: float = 0.5
+    timeout_s: float = 30.0
+    progress: ProgressCallback = silent
+
+
+class Source(ABC):
+    """One opened place with images. A context manager: leaving it closes files and connections, after which no layer can be opened."""
+
+    @abstractmethod
+    def images(self) -> Iterator[RemoteImage]:
+        """Every image that was asked for, fit for the platform. Raises CorruptImage, NotFound, RegistryFailure, Unavailable."""
+
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing
+        """Let go of files and connections; harmless to repeat."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRequest:
+    """What every kind of source is opened with: the text after the transport's name, and how."""
+
+    text: str
+    platform: Platform
+    configuration: SourceConfiguration
