@@ -1,8 +1,9 @@
 """Tiers: what a test needs of the machine, found out by trying and never by a user id or a version number.
 
-A test names its tiers with marks (``root``, ``user_namespaces``, ``debian_mirror``, ``programs("umoci", ...)``). Where a tier cannot run, its tests
-are counted and the cause is printed at the end of the run, never silently; where the tier was asked for (``BULLE_REQUIRE_TIERS=root,programs`` or
-``all``; ``CI=true`` asks for all), such a test fails instead. conftest.py calls this; fixtures that need a program call :func:`need`.
+A test names its tiers with marks (``root``, ``user_namespaces``, ``debian_mirror``, ``package_index``, ``programs("umoci", ...)``). Where a tier
+cannot run, its tests are counted and the cause is printed at the end of the run, never silently; where the tier was asked for
+(``BULLE_REQUIRE_TIERS=root,programs`` or ``all``; ``CI=true`` asks for all), such a test fails instead. conftest.py calls this; fixtures that need
+a program call :func:`need`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 from typing import NoReturn
 
 import pytest
-
-TIERS = ("root", "user_namespaces", "debian_mirror", "programs")
 
 # How the reason of a skipped test begins when a tier could not run; conftest.py counts these at the end.
 SKIPPED = "Skipped: tier "
@@ -54,7 +54,7 @@ def need(*names: str) -> None:
 
 def check(item: pytest.Item) -> None:
     """Look at the marks of a test before its fixtures are made."""
-    for tier, probe in (("root", root_missing), ("user_namespaces", user_namespaces_missing), ("debian_mirror", debian_mirror_missing)):
+    for tier, probe in PROBES.items():
         if item.get_closest_marker(tier):
             cause = probe()
             if cause:
@@ -101,3 +101,19 @@ def debian_mirror_missing() -> str:
     script = 'd=$(mktemp -d) && trap "rm -rf $d" EXIT && cd "$d" && apt-get -o Debug::NoLocking=1 download hostname'
     refusal = _refusal(["sh", "-c", script], timeout_s=60)
     return f"Debian's mirror does not answer: {refusal}" if refusal else ""
+
+
+@functools.cache
+def package_index_missing() -> str:
+    """Why no Python package can be fetched; empty when one can."""
+    script = 'd=$(mktemp -d) && trap "rm -rf $d" EXIT && "$1" -m pip --quiet download --no-deps --dest "$d" hatchling'
+    refusal = _refusal(["sh", "-c", script, "sh", sys.executable], timeout_s=120)
+    return f"the Python package index does not answer: {refusal}" if refusal else ""
+
+
+PROBES = {
+    "root": root_missing,
+    "user_namespaces": user_namespaces_missing,
+    "debian_mirror": debian_mirror_missing,
+    "package_index": package_index_missing,
+}

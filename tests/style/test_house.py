@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,16 +211,20 @@ def test_ctypes_stays_in_linux(path: Path) -> None:
     assert not wrong, f"{path}:{wrong[0]}: the kernel's interface is spoken in bulle.linux only"
 
 
-HOT_HEAVY = {"urllib3", "rich", "asyncio", "isal", "http", "email", "ssl", "requests", "concurrent"}
+HEAVY = {"urllib3", "rich", "asyncio", "isal", "http.client", "email", "ssl", "concurrent.futures", "logging", "argparse", "multiprocessing"}
+HOT = """
+import sys, click
+from bulle.cli import main
+import bulle
+bulle.Engine
+for verb in ("run", "exec", "ps", "logs", "stop"):
+    main.ROOT.get_command(click.Context(main.ROOT, info_name="bulle"), verb).get_params(click.Context(main.ROOT))
+print(*sys.modules, sep="\\n")
+"""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_heavy_libraries_are_imported_late(path: Path) -> None:
-    wrong = []
-    for node in top_level(tree(path)):
-        if isinstance(node, ast.ImportFrom):
-            names = [str(node.module)]
-        else:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        wrong += [f"{path}:{node.lineno}: {name} costs every start; import it where it is used" for name in names if name.split(".")[0] in HOT_HEAVY]
-    assert not wrong, "\n".join(wrong)
+def test_hot_verbs_do_without_heavy_libraries() -> None:
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", HOT], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(done.stdout.split()), "these cost every start; import them where they are used"
