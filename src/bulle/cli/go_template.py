@@ -35,11 +35,11 @@ Expression = Callable[["_Scope"], Value]
 Step = Callable[["_Scope", list[str]], None]
 
 
-class _Break(Exception):  # noqa: N818 - Go's {{break}}, not an error
+class _Break(Exception):
     pass
 
 
-class _Continue(Exception):  # noqa: N818 - Go's {{continue}}, not an error
+class _Continue(Exception):
     pass
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,8 +55,9 @@ def load(session: Session, source: str | None, quiet: bool) -> int:
         raise InvalidInput("requested load from stdin, but stdin is a terminal", "", "name a file with -i, or redirect one")
     if source is not None and not Path(source).exists():
         raise NotFound(f"open {source}: no such file or directory")
-    with progress_on_terminal(enabled=not quiet) as report:
-        images = session.engine.images.load(Path(source) if source is not None else sys.stdin.buffer, progress=report)
+    with progress_on_terminal(enabled=not quiet) as report, ExitStack() as stack:
+        archive = Path(source) if source is not None else stack.enter_context(open(0, "rb", closefd=False))
+        images = session.engine.images.load(archive, progress=report)
     for image in images:
         for reference in image.references:
             write(f"Loaded image: {Reference.parse(reference).familiar}\n")
@@ -86,8 +86,8 @@ def save(session: Session, names: Sequence[str], output: str | None, form: str) 
 def _destination(path: str | None) -> Iterator[BinaryIO]:
     """Standard output, or a file that appears under its name only when it is whole."""
     if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with open(1, "wb", closefd=False) as out:
+            yield out
         return
     target = Path(path)
     if target.exists() and not target.is_file():  # a device or FIFO is written to, not replaced

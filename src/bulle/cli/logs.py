@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from bulle.cli import human
 from bulle.cli.option_types import Text, Time, complete_containers
-from bulle.cli.session import Session
+from bulle.cli.session import Session, write_bytes
 from bulle.cli.verb import verb
 
 
@@ -25,14 +23,7 @@ def logs(session: Session, container: str, follow: bool, tail: str, since: int |
     # As in Docker everything that is not a number of lines means all of them.
     lines = int(tail) if tail.isdecimal() else None
     found = session.engine.containers.get(container)
-    for entry in found.logs(follow=follow, tail=lines, since_ns=since, until_ns=until):
-        stream = sys.stderr if entry.stream == "stderr" else sys.stdout
-        if timestamps:
-            stream.buffer.write(human.rfc3339(entry.time_ns).encode() + b" ")
-        stream.buffer.write(entry.data)
-        # Two streams of one terminal stay in order only when neither waits in a buffer.
-        if follow or stream is sys.stderr:
-            sys.stdout.buffer.flush()
-            stream.buffer.flush()
-    sys.stdout.buffer.flush()
+    for entry in found.logs(follow=follow, tail=lines, since_ns=since or 0, until_ns=until or 0):
+        stamp = human.rfc3339(entry.time_ns).encode() + b" " if timestamps else b""
+        write_bytes(2 if entry.stream == "stderr" else 1, stamp + entry.data)
     return 0

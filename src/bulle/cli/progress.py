@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from bulle.cli.session import printable
+
 if TYPE_CHECKING:
     from bulle.registry.progress import Progress
 
@@ -22,7 +24,8 @@ def progress_on_terminal(*, enabled: bool = True) -> Iterator[Callable[[Progress
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
     bars = Bars(
@@ -34,13 +37,14 @@ def progress_on_terminal(*, enabled: bool = True) -> Iterator[Callable[[Progress
         console=Console(stderr=True),
         transient=True,
     )
-    tasks: dict[str, int] = {}
+    tasks: dict[str, TaskID] = {}
 
     def report(step: Progress) -> None:
-        thing = step.id.rpartition(":")[2][:12]
+        text = printable(step.message or step.kind)
         if step.id not in tasks:
-            tasks[step.id] = int(bars.add_task(step.kind, total=step.total or None, thing=thing))
-        bars.update(tasks[step.id], description=step.kind, completed=step.current, total=step.total or None)  # type: ignore[arg-type]
+            thing = step.id.removeprefix("sha256:")[:12] if step.id.startswith("sha256:") else printable(step.id)
+            tasks[step.id] = bars.add_task(text, total=step.total or None, thing=escape(thing))
+        bars.update(tasks[step.id], description=escape(text), completed=step.current, total=step.total or None)
 
     with bars:
         yield report

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,9 +67,17 @@ class Session:
 
 def write(text: str) -> None:
     """Text to standard output, bytes that are not UTF-8 (names of files, arguments) as they came."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-    sys.stdout.buffer.flush()
+    write_bytes(1, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(descriptor: int, data: bytes) -> None:
+    """All of the bytes to a descriptor. Not through ``sys.stdout``: with PYTHONUNBUFFERED it writes a part and says so to nobody."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # the caller's pipe was made non-blocking by somebody else
+            select.select((), (descriptor,), ())
 
 
 def printable(text: str) -> str:
@@ -83,6 +92,5 @@ def complain(text: str) -> None:
 
 def note(text: str) -> None:
     """A line on standard error; a closed standard error is no reason to fail."""
-    with suppress(OSError, ValueError):
-        sys.stderr.buffer.write((text + "\n").encode("utf-8", "backslashreplace"))
-        sys.stderr.buffer.flush()
+    with suppress(OSError):
+        write_bytes(2, (text + "\n").encode("utf-8", "backslashreplace"))

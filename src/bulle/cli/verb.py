@@ -28,7 +28,7 @@ def flag_name(option: click.Option) -> str:
     return ", ".join(sorted(option.opts, key=len))
 
 
-class _Unknown(Exception):  # noqa: N818 - turned into WrongUsage, or ignored while a shell completes a line
+class _Unknown(Exception):
     pass
 
 
@@ -151,6 +151,7 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Fill ``ctx.params``; raises WrongUsage."""
+        ctx._opt_prefixes.update(("-", "--"))  # click's parser would say so; completion asks
         flags = self.flags(ctx)
         try:
             line = flags.walk(args, interspersed=self.interspersed)
@@ -180,7 +181,7 @@ class Verb(click.Command):
 def _store(ctx: click.Context, line: _Line) -> None:
     for option, value in line.given:
         name = option.name or ""
-        if name == "help" and not option.expose_value:
+        if not option.expose_value:  # click's own --help, the only flag of that kind
             click.echo(ctx.get_help(), color=ctx.color)
             ctx.exit()
         converted = value
@@ -239,6 +240,7 @@ class VerbGroup(Verb, click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Fill ``ctx.params`` with the group's own flags, and leave the verb and what follows it in ``ctx.args``."""
+        ctx._opt_prefixes.update(("-", "--"))  # click's parser would say so; completion asks
         flags = self.flags(ctx)
         try:
             line = flags.walk(args, interspersed=False)
