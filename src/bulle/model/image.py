@@ -43,7 +43,7 @@ LAYER_COMPRESSIONS = {
 METADATA_LIMIT_BYTES = 8 * 1024 * 1024
 """Largest manifest, index or config that is read; registries refuse more than 4 MiB."""
 
-Size = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class Platform(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):

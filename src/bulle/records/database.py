@@ -37,8 +37,24 @@ CREATE TABLE layer (
     diff_id TEXT PRIMARY KEY,           -- digest of the uncompressed tar
     size_bytes INTEGER NOT NULL,
     kind TEXT NOT NULL,                 -- tar | directory
-    implicit_parents INTEGER NOT NULL DEFAULT 0
+    implicit_parents INTEGER NOT NULL DEFAULT 0  -- 1: directories that only lower layers describe; 2: so is its root
 ) STRICT;
+CREATE TABLE layer_blob (               -- the layer as registries hold it, kept in blobs/
+    blob_digest TEXT PRIMARY KEY,
+    diff_id TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE layer_chain (              -- what a layer is on top of given others
+    chain_id TEXT PRIMARY KEY,
+    diff_id TEXT NOT NULL REFERENCES layer(diff_id) ON DELETE CASCADE,
+    variant TEXT NOT NULL               -- directory of its index: plain, or the chain's own where attributes come from below
+) STRICT;
+CREATE INDEX layer_chain_diff ON layer_chain(diff_id);
+CREATE TABLE layer_lease (              -- keeps a new layer until its image is there
+    diff_id TEXT NOT NULL,
+    workspace TEXT NOT NULL,            -- directory in tmp/ that its owner holds locked while it lives
+    PRIMARY KEY (diff_id, workspace)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE image_layer (
     image_id TEXT NOT NULL REFERENCES image(id) ON DELETE CASCADE,
     position INTEGER NOT NULL,          -- 0 is the lowest

@@ -1,0 +1,101 @@
+"""Rows about layers: which are here, on what they stand, and who still needs them.
+
+Called by the store alone. A layer's directory in ``layers/`` counts only when its row is here; the row is written in the transaction that
+renames the directory into place. No files are touched here.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bulle.model.digest import Digest
+from bulle.records.database import Database
+
+IMPLICIT_DIRECTORIES = 1
+IMPLICIT_ROOT = 2
+
+_UNUSED = """
+    NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.diff_id = layer.diff_id)
+    AND NOT EXISTS (SELECT 1 FROM container_layer WHERE container_layer.diff_id = layer.diff_id)
+    AND NOT EXISTS (SELECT 1 FROM layer_lease WHERE layer_lease.diff_id = layer.diff_id)
+"""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer that is here: ``size_bytes`` of its uncompressed tar; ``implicit_parents`` a sum of the IMPLICIT constants."""
+
+    diff_id: Digest
+    size_bytes: int
+    implicit_parents: int
+
+
+class LayerRecords:
+    """The tables layer, layer_blob, layer_chain and layer_lease."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get(self, diff_id: Digest) -> LayerRow | None:
+        """The row of a layer, None when it is not here."""
+        for size, implicit in self._database.rows("SELECT size_bytes, implicit_parents FROM layer WHERE diff_id = ?", (str(diff_id),)):
+            assert isinstance(size, int) and isinstance(implicit, int)
+            return LayerRow(diff_id, size, implicit)
+        return None
+
+    def add(self, connection: sqlite3.Connection, row: LayerRow, blob: tuple[Digest, int] | None) -> None:
+        """Record a layer, and the blob that it came as (digest, bytes), in the caller's transaction."""
+        connection.execute(
+            "INSERT INTO layer (diff_id, size_bytes, kind, implicit_parents) VALUES (?, ?, 'tar', ?)",
+            (str(row.diff_id), row.size_bytes, row.implicit_parents),
+        )
+        if blob is not None:
+            connection.execute("INSERT OR REPLACE INTO layer_blob VALUES (?, ?, ?)", (str(blob[0]), str(row.diff_id), blob[1]))
+
+    def lease(self, connection: sqlite3.Connection, diff_id: Digest, workspace: str) -> bool:
+        """Keep a layer for the owner of ``workspace``; False when the layer is not here (the lease is taken all the same)."""
+        connection.execute("INSERT OR IGNORE INTO layer_lease VALUES (?, ?)", (str(diff_id), workspace))
+        return connection.execute("SELECT 1 FROM layer WHERE diff_id = ?", (str(diff_id),)).fetchone() is not None
+
+    def end_leases(self, connection: sqlite3.Connection, workspace: str, diff_ids: Sequence[str]) -> None:
+        """Give up the leases of one workspace on some layers."""
+        connection.executemany("DELETE FROM layer_lease WHERE diff_id = ? AND workspace = ?", [(str(diff_id), workspace) for diff_id in diff_ids])
+
+    def keep_leases_of(self, connection: sqlite3.Connection, living: Sequence[str]) -> None:
+        """End the leases of every workspace but these."""
+        connection.execute(f"DELETE FROM layer_lease WHERE workspace NOT IN ({_marks(living)})", tuple(living))
+
+    def variants(self, chains: Sequence[Digest]) -> dict[str, str]:
+        """The directory of each chain's index, for the chains that are complete."""
+        sql = f"SELECT chain_id, variant FROM layer_chain WHERE chain_id IN ({_marks(chains)})"
+        rows = self._database.rows(sql, [str(chain) for chain in chains])
+        return {str(chain): str(variant) for chain, variant in rows}
+
+    def add_chain(self, connection: sqlite3.Connection, chain: Digest, diff_id: Digest, variant: str) -> None:
+        """Record that a layer on top of the rest of ``chain`` is complete."""
+        connection.execute("INSERT OR REPLACE INTO layer_chain VALUES (?, ?, ?)", (str(chain), str(diff_id), variant))
+
+    def remove_unused(self, connection: sqlite3.Connection) -> list[str]:
+        """Forget every layer that no image, container or living process needs; returns their diff ids. Their files are the caller's business."""
+        unused = [str(diff_id) for (diff_id,) in connection.execute(f"SELECT diff_id FROM layer WHERE {_UNUSED}")]
+        connection.executemany("DELETE FROM layer WHERE diff_id = ?", [(diff_id,) for diff_id in unused])
+        # A blob stays while an image's manifest names it, or while its layer is only leased.
+        connection.execute(
+            "DELETE FROM layer_blob WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.blob_digest = layer_blob.blob_digest)"
+            " AND NOT EXISTS (SELECT 1 FROM layer_lease WHERE layer_lease.diff_id = layer_blob.diff_id)"
+        )
+        return unused
+
+    def all_diff_ids(self, connection: sqlite3.Connection) -> set[str]:
+        """Every layer that is here."""
+        return {str(diff_id) for (diff_id,) in connection.execute("SELECT diff_id FROM layer")}
+
+    def all_blobs(self, connection: sqlite3.Connection) -> set[str]:
+        """Every blob that a layer came as."""
+        return {str(digest) for (digest,) in connection.execute("SELECT blob_digest FROM layer_blob")}
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))

@@ -1,0 +1,82 @@
+"""Content by digest, exactly as a registry holds it: ``blobs/sha256/HEX``. A file that is there was verified before it got its name.
+
+Used by the layer store for compressed layers and by whoever pushes or saves. What is still needed is decided elsewhere
+(:mod:`bulle.store.garbage`). Image layout specification, "Blobs".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from bulle.errors import CorruptImage, NotFound
+from bulle.model.digest import Digest
+from bulle.store.failures import storage_errors
+from bulle.store.workspace import Workspace
+
+
+class BlobStore:
+    """The blobs of one home."""
+
+    def __init__(self, home: Path, workspace: Workspace) -> None:
+        self._root = home / "blobs"
+        self._workspace = workspace
+
+    def path(self, digest: Digest) -> Path:
+        """Where a blob is, or would be (host path)."""
+        return self._root / digest.algorithm / digest.encoded
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the blob is here."""
+        return self.path(digest).exists()
+
+    def open(self, digest: Digest) -> BinaryIO:
+        """The blob for reading. Raises NotFound."""
+        try:
+            return self.path(digest).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"no such blob: {digest}", "", "pull the image again") from None
+
+    def remove(self, digest: Digest) -> None:
+        """Remove a blob; harmless when it is not here."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def add(self, chunks: Iterable[bytes], expected: Digest | None = None, size: int | None = None) -> Digest:
+        """Store a blob of ``size`` bytes with the digest ``expected`` (None: unknown). Raises CorruptImage or StorageFull; then nothing is left."""
+        checksum = hashlib.new(expected.algorithm if expected else "sha256")
+        total = 0
+        with storage_errors("the blob could not be stored"):
+            temporary = self._workspace.directory()
+            path = temporary / "blob"
+            try:
+                with path.open("xb") as file:
+                    for chunk in chunks:
+                        total += len(chunk)
+                        if size is not None and total > size:
+                            break
+                        checksum.update(chunk)
+                        file.write(chunk)
+                    file.flush()
+                    digest = Digest(f"{checksum.name}:{checksum.hexdigest()}")
+                    if size is not None and total != size:
+                        raise CorruptImage("the blob has the wrong size", f"{size} bytes were announced")
+                    if expected is not None and digest != expected:
+                        raise CorruptImage(f"the blob {expected.short} is not what it claims to be", f"its digest is {digest}")
+                    os.fdatasync(file.fileno())
+                self.adopt(path, digest)
+            finally:
+                path.unlink(missing_ok=True)
+                temporary.rmdir()
+        return digest
+
+    def adopt(self, path: Path, digest: Digest) -> None:
+        """Give a verified and synced file of the same file system its place; a hard link, so that ``path`` stays the caller's."""
+        target = self.path(digest)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            os.utime(target)  # it is wanted again: the collector goes by age where no row speaks for a blob

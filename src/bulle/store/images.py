@@ -1,0 +1,209 @@
+"""The images of one home: committed in one transaction once their layers are there, found by name or id, removed when nothing needs them.
+
+Called by the engine. :meth:`ImageStore.get` is on the path of ``run``: two queries, no files.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from builtins import list as list_
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from bulle.errors import Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
+from bulle.model.digest import Digest
+from bulle.model.image import MANIFEST_MEDIA_TYPES, METADATA_LIMIT_BYTES, ImageConfig, Manifest
+from bulle.model.reference import Reference
+from bulle.records.database import Database
+from bulle.records.images import ImageRecords, ImageRow
+from bulle.records.layers import LayerRecords
+from bulle.store.blobs import BlobStore
+from bulle.store.layers import LayerStore
+from bulle.store.workspace import Workspace
+
+_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
+
+
+class Image(msgspec.Struct, frozen=True):
+    """One image of the store.
+
+    ``references`` are canonical; ``layers`` are diff ids, ``blob_digests`` the same layers in the manifest, lowest first.
+    """
+
+    id: str
+    manifest_digest: str
+    manifest_media_type: str
+    manifest: bytes
+    config_raw: bytes
+    config: ImageConfig
+    created_at_ns: int
+    size_bytes: int
+    layers: tuple[Digest, ...]
+    blob_digests: tuple[Digest, ...]
+    references: tuple[str, ...]
+    host_binds: tuple[str, ...] = ()
+
+
+class ImageStore:
+    """The images of ``home``."""
+
+    def __init__(
+        self, database: Database, layers: LayerStore, blobs: BlobStore, workspace: Workspace, collect: Callable[[], int]
+    ) -> None:
+        self._database = database
+        self._records = ImageRecords(database)
+        self._layer_records = LayerRecords(database)
+        self._layers = layers
+        self._blobs = blobs
+        self._workspace = workspace
+        self._collect = collect
+
+    def commit(
+        self,
+        manifest: bytes,
+        media_type: str,
+        config: bytes,
+        layers: Sequence[tuple[Digest, Digest]],
+        references: Sequence[Reference] = (),
+        host_binds: Sequence[str] = (),
+    ) -> Image:
+        """Make an image visible whose layers (blob digest, diff id; lowest first) were ingested. ``manifest`` and ``config`` are the raw bytes.
+
+        An image that is here already only gets the new names, and the manifest if its own names blobs that are not kept. Raises CorruptImage
+        when the three do not belong together, NotFound when a layer is missing.
+        """
+        diff_ids = tuple(str(diff_id) for _, diff_id in layers)
+        image_id = _check(manifest, media_type, config, layers)
+        self._layers.complete([diff_id for _, diff_id in layers])
+        existing = self._records.by_id(image_id)
+        names = [reference.canonical for reference in references]
+        with self._database.transaction() as connection:
+            if missing := self._records.missing_layers(connection, diff_ids):
+                raise NotFound(f"no such layer: {missing[0]}", "", "pull the image again")
+            if existing is None or not all(self._blobs.has(Digest(blob)) for _, blob in existing.layers) or tuple(host_binds) != existing.host_binds:
+                row = ImageRow(
+                    image_id, Digest.of(manifest), media_type, manifest, config, time.time_ns(), self._records.layers_size(connection, diff_ids),
+                    tuple(host_binds), tuple((str(diff_id), str(blob)) for blob, diff_id in layers),
+                )  # fmt: skip
+                self._records.put(connection, row)
+            self._records.tag(connection, image_id, names)
+            self._layer_records.end_leases(connection, self._workspace.name, diff_ids)
+        return self.get(image_id)
+
+    def get(self, name: str) -> Image:
+        """The image that ``name`` means: a reference, an id, or an unambiguous beginning of an id. Raises NotFound, InvalidInput when ambiguous."""
+        row = self._find(name)[0]
+        return _image(row)
+
+    def list(self) -> list[Image]:
+        """Every image, the newest first."""
+        return [_image(row) for row in self._records.all()]
+
+    def tag(self, image: Image, reference: Reference) -> None:
+        """Give an image one more name; the name is taken from the image that had it."""
+        if reference.digest is not None:
+            raise InvalidInput(f"{reference.familiar!r} cannot be given to an image", "a digest is not chosen, it follows from the content")
+        with self._database.transaction() as connection:
+            if self._records.by_id(image.id) is None:
+                raise NotFound(f"no such image: {image.id}")
+            self._records.tag(connection, image.id, [reference.canonical])
+
+    def untag(self, reference: Reference) -> None:
+        """Take a name away; the image stays. Raises NotFound."""
+        with self._database.transaction() as connection:
+            if not self._records.untag(connection, [reference.canonical]):
+                raise NotFound(f"no such image: {reference.familiar}")
+
+    def remove(self, name: str, force: bool = False) -> list_[str]:
+        """Remove a name, and with the last name the image and the layers that nothing else needs. Returns lines as Docker prints them.
+
+        Raises Conflict when a container was made from it or it has names in several repositories, unless ``force``; layers on which containers
+        stand are kept in any case.
+        """
+        row, by_name = self._find(name)
+        before = {diff_id for diff_id, _ in row.layers}
+        with self._database.transaction() as connection:
+            row = self._records.by_id(row.id) or row
+            taken = _names_to_take(row, by_name)
+            lines = [f"Untagged: {familiar(reference)}" for reference in taken]
+            if len(taken) < len(row.references):
+                self._records.untag(connection, taken)
+                return lines
+            users = self._records.users(connection, row.id)
+            if users and not force:
+                why = f"container {users[0][1]} ({users[0][0][:12]}) uses it"
+                raise Conflict(f"cannot remove image {name}", why, "remove the container, or use --force")
+            repositories = {Reference.parse(reference).repository for reference in taken}
+            if by_name is None and len(repositories) > 1 and not force:
+                raise Conflict(f"cannot remove image {name}", "it has names in several repositories", "remove the names one by one, or use --force")
+            self._records.delete(connection, row.id)
+        self._collect()
+        lines.append(f"Deleted: {row.id}")
+        lines += [f"Deleted: {diff_id}" for diff_id, _ in reversed(row.layers) if diff_id in before and not self._layers.has(Digest(diff_id))]
+        return list(dict.fromkeys(lines))
+
+    def _find(self, name: str) -> tuple[ImageRow, Reference | None]:
+        """The row, and the reference when it was found by one."""
+        try:
+            reference = Reference.parse(name)
+        except InvalidReference:
+            reference = None
+        row = None
+        if reference is not None:
+            row = self._records.by_reference(reference.canonical)
+            if row is None and reference.digest is not None:
+                row = self._records.by_repository_digest(reference.repository, reference.digest)
+            if row is not None:
+                return row, reference
+        match = _PREFIX.fullmatch(name)
+        if match is not None:
+            ids = self._records.by_id_prefix(match[1])
+            if len(ids) > 1:
+                raise InvalidInput(f"{name!r} is ambiguous", "the ids of several images begin so", "give more digits")
+            row = self._records.by_id(ids[0]) if ids else None
+        if row is None:
+            raise NotFound(f"no such image: {name}")
+        return row, None
+
+
+def familiar(canonical: str) -> str:
+    """A canonical reference as people write it."""
+    return Reference.parse(canonical).familiar
+
+
+def _names_to_take(row: ImageRow, by_name: Reference | None) -> list[str]:
+    """Which names go: all for an id; else the one given, and with the last tag of a repository also its digests."""
+    if by_name is None:
+        return list(row.references)
+    taken = [by_name.canonical] if by_name.canonical in row.references else []
+    same = [reference for reference in row.references if Reference.parse(reference).repository == by_name.repository and reference not in taken]
+    if all("@" in reference for reference in same):
+        taken += same
+    return taken or list(row.references)
+
+
+def _image(row: ImageRow) -> Image:
+    return Image(
+        row.id, row.manifest_digest, row.manifest_media_type, row.manifest, row.config, ImageConfig.parse(row.config), row.created_at_ns,
+        row.size_bytes, tuple(Digest(diff_id) for diff_id, _ in row.layers), tuple(Digest(blob) for _, blob in row.layers), row.references,
+        row.host_binds,
+    )  # fmt: skip
+
+
+def _check(manifest: bytes, media_type: str, config: bytes, layers: Sequence[tuple[Digest, Digest]]) -> str:
+    """Refuse a manifest, config and layers that do not belong together; returns the image id."""
+    image_id = str(Digest.of(config))
+    if media_type not in MANIFEST_MEDIA_TYPES:
+        raise CorruptImage("the image cannot be used", f"the media type of its manifest is {media_type[:100]!r}")
+    if max(len(manifest), len(config)) > METADATA_LIMIT_BYTES:
+        raise CorruptImage("the image cannot be used", f"its manifest or config is larger than {METADATA_LIMIT_BYTES} bytes")
+    parsed = Manifest.parse(manifest)
+    if parsed.config.digest != image_id:
+        raise CorruptImage("the image's config is not the one that its manifest names", f"its digest is {image_id} instead of {parsed.config.digest}")
+    if [descriptor.digest for descriptor in parsed.layers] != [str(blob) for blob, _ in layers]:
+        raise CorruptImage("the image's layers are not those that its manifest names")
+    if ImageConfig.parse(config).diff_ids != tuple(diff_id for _, diff_id in layers):
+        raise CorruptImage("the image's layers are not those that its config names")
+    return image_id

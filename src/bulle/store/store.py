@@ -1,0 +1,53 @@
+"""The store of one ``BULLE_HOME``: what the engine gets its images and layers from."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from bulle.records.database import Database
+from bulle.store.backend import Kind, LayerProbe
+from bulle.store.backends import probe_backends
+from bulle.store.blobs import BlobStore
+from bulle.store.garbage import Collector
+from bulle.store.images import ImageStore
+from bulle.store.layers import LayerStore
+from bulle.store.limits import Limits
+from bulle.store.workspace import Workspace
+
+
+class Store:
+    """Blobs, layers and images of ``home``. Making one is cheap: nothing is read or written before it is needed."""
+
+    def __init__(self, home: Path, database: Database, limits: Limits | None = None) -> None:
+        self.home = home
+        self._database = database
+        self._workspace = Workspace(home)
+        self._limits = limits
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        """Content by digest, as registries hold it."""
+        return BlobStore(self.home, self._workspace)
+
+    @cached_property
+    def layers(self) -> LayerStore:
+        """Layers by the digest of their uncompressed tar."""
+        return LayerStore(self.home, self._database, self._workspace, self.blobs, self._limits)
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """Images by name and id."""
+        return ImageStore(self._database, self.layers, self.blobs, self._workspace, self.gc)
+
+    def gc(self) -> int:
+        """Remove what no image, container or living process needs; returns the bytes that the disk got back."""
+        return Collector(self.home, self._database, self._workspace).collect()
+
+    def probe(self) -> dict[Kind, LayerProbe]:
+        """Which ways to show layers work here, and why others do not: for doctor. Ways after the first that works are not tried."""
+        return probe_backends(self.home, self._workspace)
+
+    def close(self) -> None:
+        """Give up what this process has prepared and not committed."""
+        self._workspace.close()
