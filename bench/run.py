@@ -88,7 +88,8 @@ def write(page: Path, text: str) -> None:
 
 def report(rows: list[Row], details: list[str], options: argparse.Namespace) -> str:
     """The section as Markdown."""
-    chosen = f"--rounds {options.rounds} --library-rounds {options.library_rounds} --load-rounds {options.load_rounds} --containers {options.containers}"
+    names = ("rounds", "library_rounds", "load_rounds", "containers")
+    chosen = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
     command = f"make bench-write ARGUMENTS='{chosen}'"
     lines = [f"Measured {date.today().isoformat()} by `{command}` on {machine()}", ""]
     lines += ["| figure | Bulle | peer | ratio | at most | reached |", "| --- | --- | --- | --- | --- | --- |", *map(str, rows)]

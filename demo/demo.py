@@ -47,7 +47,7 @@ def command(*arguments: str, quiet: bool = False) -> subprocess.CompletedProcess
         shown = [argument if "\n" not in argument else "…" for argument in arguments]
         say(f"$ bulle {shlex.join(shown)}".replace("'…'", "'…'   # a few lines of shell that say what they see"))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run([BULLE, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([BULLE, *arguments], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if not quiet and done.stdout:
         say("\n".join(f"    {line}" for line in done.stdout.rstrip().splitlines()))
     return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 
@@ -34,8 +35,13 @@ def flag(option: click.Option) -> str:
     return f"| {names}{value} | {meaning} |"
 
 
-def section(name: str, command: click.Command) -> Iterator[str]:
-    """The part of the page about one command."""
+def section(name: str, command: click.Command, told: dict[object, str]) -> Iterator[str]:
+    """The part of the page about one command; one that was told already under another name only points there."""
+    if command.callback in told and not isinstance(command, click.Group):
+        yield f"\n## `{name}`\n"
+        yield f"The same as `{told[command.callback]}`.\n"
+        return
+    told[command.callback] = name
     arguments = [parameter.make_metavar(click.Context(command)) for parameter in command.params if isinstance(parameter, click.Argument)]
     yield f"\n## `{name}`\n"
     if not isinstance(command, click.Group):
@@ -51,11 +57,13 @@ def main() -> None:
     """Print the page."""
     from bulle.cli import main as command_line
 
-    group = next(value for value in vars(command_line).values() if isinstance(value, click.Group))
+    group = command_line.ROOT
     lines = [HEAD.rstrip()]
-    for name, command in commands(group, "bulle"):
-        lines += section(name, command)
-    sys.stdout.write("\n".join(lines).rstrip() + "\n")
+    told: dict[object, str] = {}
+    # Short names first: `bulle container run` then points to `bulle run`.
+    for name, command in sorted(commands(group, "bulle"), key=lambda found: (found[0].count(" "), found[0])):
+        lines += section(name, command, told)
+    sys.stdout.write(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n")
 
 
 if __name__ == "__main__":
