@@ -27,7 +27,7 @@ def test_reference_is_what_the_commands_say() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "native").rglob("*.c"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
+    sources = [ROOT / "hatch_build.py", *(ROOT / "src").rglob("*.py"), *(ROOT / "native").rglob("*.c"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
     used = {name for path in sources for name in re.findall(r"""["'](BULLE_[A-Z0-9_]+)["'=]""", path.read_text())}
     assert "BULLE_HOME" in used
     text = documents()
