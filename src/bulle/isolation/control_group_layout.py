@@ -110,10 +110,9 @@ class LayoutV1(Layout):
                 directory = f"{self._mounts[controller].mount_path}/{_BASE}/{container_id}"
                 _make_directory(directory, functools.partial(self._base, controller))
                 made[controller] = directory
-            if "cpuset" in made:
-                base = self._base("cpuset")
-                for name in ("cpuset.cpus", "cpuset.mems"):
-                    kernel.write(made["cpuset"], name, kernel.read(base, name))
+            if "cpuset" in made:  # its processors are the limit that was asked for; memory is the base's
+                base = made["cpuset"].rpartition("/")[0]
+                kernel.write(made["cpuset"], "cpuset.mems", kernel.read(base, "cpuset.mems") or kernel.read(self._base("cpuset"), "cpuset.mems"))
             if restrict_devices and "devices" in made:
                 kernel.write(made["devices"], "devices.deny", "a")
                 for rule in DEVICE_RULES:

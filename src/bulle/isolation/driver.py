@@ -96,15 +96,20 @@ class Driver(ABC):
         """The host's pids of every process in the workload."""
 
     @abstractmethod
+    def ran_out_of_memory(self, plan: RunPlan) -> bool:
+        """Whether the kernel killed a process of the workload because its memory limit was reached; asked before :meth:`clean_up`."""
+
+    @abstractmethod
     def clean_up(self, plan: RunPlan) -> None:
         """End what is left of the workload and remove what the kernel does not (control groups); harmless to repeat, also after a crash."""
 
     def require(self, plan: RunPlan) -> None:
         """Raise Unsupported for the first thing in the plan that this machine's probe of the driver does not offer."""
-        features = self.probe().features
-        for feature, needed in needs(plan):
-            if needed and feature not in features:
-                raise Unsupported(feature.value, self.name, f"choose another level with --isolation, or see `bulle doctor`")
+        wanted = [feature for feature, needed in needs(plan) if needed]
+        features = self.probe().features if wanted else frozenset()
+        for feature in wanted:
+            if feature not in features:
+                raise Unsupported(feature.value, self.name, "choose another level with --isolation, or see `bulle doctor`")
 
 
 def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:

@@ -1,22 +1,18 @@
-"""The driver's side of a start: fork into namespaces, map ids, hand mounts down, and wait until the command has been executed.
+"""The driver's side of a start: fork into namespaces and wait until the command has been executed.
 
 Shared by the drivers; what differs between them is data (:class:`Namespaces`). Single-threaded processes only (a container's monitor), since clone3 here
-runs none of Python's fork hooks. user_namespaces(7)
+runs none of Python's fork hooks. clone(2)
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
-from bulle.errors import Unavailable
 from bulle.isolation.channel import Channel
 from bulle.isolation.driver import Workload
 from bulle.linux import namespaces
-from bulle.model.run_plan import IdMapping, RunPlan
 
 
 def fork(flags: int, child: Callable[[Channel], None], cgroup_fd: int = -1) -> tuple[Workload, Channel]:
@@ -60,34 +56,3 @@ def abandon(workload: Workload) -> None:
     os.close(workload.pidfd)
     if workload.terminal >= 0:
         os.close(workload.terminal)
-
-
-def write_id_maps(pid: int, plan: RunPlan) -> None:
-    """Give the child's user namespace the plan's maps: directly as root, by newuidmap(1) for ranges of an ordinary user, or one's own id alone."""
-    users = plan.security.id_mappings
-    groups = plan.security.group_mappings or users
-    if os.geteuid() == 0:
-        namespaces.write_file(f"/proc/{pid}/uid_map", _lines(users))
-        namespaces.write_file(f"/proc/{pid}/gid_map", _lines(groups))
-        return
-    if len(users) == 1 and users[0].size == 1:
-        namespaces.write_file(f"/proc/{pid}/setgroups", "deny")
-        namespaces.write_file(f"/proc/{pid}/uid_map", _lines(users))
-        namespaces.write_file(f"/proc/{pid}/gid_map", _lines(groups))
-        return
-    for tool, mappings in (("newuidmap", users), ("newgidmap", groups)):
-        _run_map_tool(tool, pid, mappings)
-
-
-def _run_map_tool(tool: str, pid: int, mappings: Sequence[IdMapping]) -> None:
-    path = shutil.which(tool)
-    if path is None:
-        raise Unavailable(f"{tool} is missing", "an ordinary user needs it to map a range of ids", "install the package uidmap")
-    numbers = [str(number) for item in mappings for number in (item.container_id, item.host_id, item.size)]
-    result = subprocess.run([path, str(pid), *numbers], capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise Unavailable(f"{tool} refused the id range", result.stderr.strip(), "check /etc/subuid and /etc/subgid")
-
-
-def _lines(mappings: Sequence[IdMapping]) -> str:
-    return "\n".join(f"{item.container_id} {item.host_id} {item.size}" for item in mappings)

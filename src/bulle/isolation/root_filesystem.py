@@ -55,8 +55,13 @@ class DetachedMounts:
 
 
 def identity_files(plan: RunPlan) -> list[str]:
-    """Host paths of the files that the engine wrote for /etc (those of hostname, hosts, resolv.conf that exist)."""
-    return [path for name in ("hostname", "hosts", "resolv.conf") if os.path.lexists(path := f"{plan.state_host_path}/{name}")]
+    """Host paths of the files that the engine wrote for /etc: decided by the plan alone, since driver and child must agree."""
+    names = ["hosts"]
+    if plan.isolation != "chroot":
+        names.append("hostname")
+    if plan.network.mode == "host":
+        names.append("resolv.conf")
+    return [f"{plan.state_host_path}/{name}" for name in names]
 
 
 def detached_mounts(plan: RunPlan, user_namespace_fd: int | None) -> DetachedMounts:

@@ -125,6 +125,14 @@ class ChrootDriver(Driver):
         finally:
             group.close()
 
+    def ran_out_of_memory(self, plan: RunPlan) -> bool:
+        """By the group's counter of kills."""
+        group = ControlGroup.open(plan.container_id)
+        try:
+            return group.oom_count() > 0
+        finally:
+            group.close()
+
     def clean_up(self, plan: RunPlan) -> None:
         """End the processes that outlived the first one (no pid namespace does it here), and remove the group and the copy."""
         group = ControlGroup.open(plan.container_id)

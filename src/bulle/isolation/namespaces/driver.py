@@ -13,13 +13,13 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from bulle.errors import BulleError, Unavailable
+from bulle.errors import BulleError
 from bulle.isolation import execution, inside, launch, root_filesystem, rootless, seccomp_profile
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import ControlGroup, available
 from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
 from bulle.isolation.init_program import init_program
-from bulle.linux import loopback, mount, namespaces, process
+from bulle.linux import loopback, mount, namespaces, user_namespace
 from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS
 from bulle.model.run_plan import Process, RunPlan
 
@@ -81,7 +81,7 @@ class NamespaceDriver(Driver):
         """What only the parent can do: id maps, and mounts that the child's own namespace may not make."""
         user_namespace_fd = None
         if plan.security.user_namespace == "own":
-            launch.write_id_maps(workload.pid, plan)
+            user_namespace.write_maps(workload.pid, plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
             if os.geteuid() != 0:
                 channel.send_descriptors([])
                 return
@@ -125,6 +125,14 @@ class NamespaceDriver(Driver):
         finally:
             group.close()
 
+    def ran_out_of_memory(self, plan: RunPlan) -> bool:
+        """By the group's counter of kills."""
+        group = ControlGroup.open(plan.container_id)
+        try:
+            return group.oom_count() > 0
+        finally:
+            group.close()
+
     def clean_up(self, plan: RunPlan) -> None:
         """The kernel has ended the pid namespace with its first process; groups are what remains."""
         group = ControlGroup.open(plan.container_id)
@@ -159,21 +167,13 @@ def _child(plan: RunPlan, channel: Channel, stdio: Stdio, group: ControlGroup, f
         loopback.bring_up()
     descriptors = channel.receive_descriptors()
     if plan.security.user_namespace == "own":
-        _become_root()
+        user_namespace.become_root()
     if not descriptors:
         descriptors = rootless.detached_mounts(plan).descriptors()
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
     dev = inside.enter_root(plan, mounts, own_network, own_ipc=True)
     socket.sethostname(plan.hostname)
     execution.become(plan.process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, init_fd, plan.root.read_only, dev)
-
-
-def _become_root() -> None:
-    """Root of the new user namespace: until then this process's ids are unmapped and it can create nothing (EOVERFLOW)."""
-    with suppress(PermissionError):  # denied where a single id is mapped
-        os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
 
 
 def _join(plan: RunPlan, channel: Channel, wanted: Process, stdio: Stdio, group: ControlGroup, pidfd: int, filter_program: bytes | None) -> None:
@@ -185,7 +185,7 @@ def _join(plan: RunPlan, channel: Channel, wanted: Process, stdio: Stdio, group:
     except OSError as error:
         raise BulleError("the container's namespaces cannot be joined", os.strerror(error.errno or 0), "is it still running?") from error
     if plan.security.user_namespace == "own":
-        _become_root()
+        user_namespace.become_root()
     pid, child_pidfd = namespaces.clone3(_CLONE_PARENT)
     if pid:
         channel.report("process", pid=pid, descriptor=child_pidfd)
@@ -237,8 +237,3 @@ def _try_namespaces() -> str:
         os.close(reading)
         os.waitpid(pid, 0)
     return reason
-
-
-def unavailable(reason: str, mend: str) -> Unavailable:
-    """The error for a level that this machine refuses."""
-    return Unavailable("containers cannot run here", reason, mend)

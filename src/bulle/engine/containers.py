@@ -1,0 +1,335 @@
+"""Containers as a program sees them: create, start, watch, stop, remove.
+
+The verbs compose what the rooms below offer and keep nothing in memory: any process may hold a :class:`Container` of the same home, from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from bulle.engine import identities, names, planning, removal, supervisor
+from bulle.engine.drivers import driver_for
+from bulle.engine.images import Images
+from bulle.engine.inspection import container_document
+from bulle.engine.supervisor import Order
+from bulle.errors import BulleError, Conflict, InvalidInput, StorageFull
+from bulle.isolation.root_filesystem import identity_files
+from bulle.linux import process
+from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
+from bulle.model.image import ExecutionConfig
+from bulle.model.run_plan import Process, RunPlan
+from bulle.monitor import Attachment, LogEntry, current_state, read_log
+from bulle.monitor.state import is_monitor_alive, is_process_alive, read_state
+from bulle.records.containers import ContainerRecord, ContainerRecords
+from bulle.records.database import Database
+from bulle.spawner import client
+from bulle.store import Image, Store
+
+_STOP_MARGIN_S = 10.0
+
+
+class Container:
+    """One container of a home; every answer is looked up when it is asked for."""
+
+    def __init__(self, home: Path, record: ContainerRecord) -> None:
+        self._home = home
+        self.record = record
+        self.id = record.id
+        self.name = record.name
+        self.image = record.options.image
+        self.image_id = record.image_id
+        self.created_at_ns = record.created_at_ns
+        self.options = record.options
+        self.plan = record.plan
+        self.directory = record.plan.state_host_path
+
+    def state(self) -> ContainerState:
+        """How it is now. A container whose monitor was killed is given a new one first, so that the answer stays true."""
+        state = current_state(self.directory)
+        if state.status == "running" and not is_monitor_alive(state) and is_process_alive(state):
+            self._recover()
+        return state
+
+    def start(self, *, attach: bool = False, stdin: bool = False) -> Attachment | None:
+        """Start it; with ``attach`` returns the connection that carries its output (and input with ``stdin``). Nothing happens if it runs already."""
+        if current_state(self.directory).status == "running":
+            return self.attach(stdin=stdin) if attach else None
+        driver_for(self.plan.isolation, self._home).require(self.plan)
+        order = Order(str(self._home), self.plan, attach, self.options.interactive, self.options.auto_remove)
+        attachment = self._order(order)
+        if attach:
+            return attachment
+        attachment.close()
+        return None
+
+    def attach(self, *, output: bool = True, stdin: bool = False) -> Attachment:
+        """A connection to the running container; Conflict if it does not run."""
+        for _ in range(2):
+            attachment = Attachment.connect(self.directory, output=output, stdin=stdin)
+            if attachment is not None:
+                return attachment
+            if self.state().status != "running":
+                break
+            time.sleep(0.05)
+        raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+
+    def wait(self) -> int:
+        """Block until it has ended; returns its exit code (-1 unknown), at once if it has ended already."""
+        while True:
+            attachment = Attachment.connect(self.directory, output=False, stdin=False)
+            if attachment is not None:
+                try:
+                    code = attachment.wait_exit()
+                finally:
+                    attachment.close()
+                if code is not None:
+                    return code
+            state = self.state()
+            if state.status != "running" and not (state.status == "created" and not state.finished_at_ns):
+                return state.exit_code
+            time.sleep(0.02 if state.status == "running" else 0.1)
+
+    def kill(self, signal: str = "KILL") -> None:
+        """Send a signal to its first process."""
+        number = planning.signal_number(planning.signal_name(signal))
+        pidfd = self._pidfd()
+        try:
+            process.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError as error:
+            raise Conflict(f"container {self.name} is not running", "it has just ended", "") from error
+        finally:
+            os.close(pidfd)
+
+    def stop(self, timeout_s: int | None = None, signal: str = "") -> None:
+        """Ask it to end by its stop signal, and kill it after ``timeout_s`` (default: its own; -1 waits for ever). Nothing happens if it does not run."""
+        if self.state().status != "running":
+            return
+        patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
+        try:
+            watch = self.attach(output=False)
+            try:
+                self.kill(signal or self.plan.stop_signal)
+                if not _ended(watch, patience if patience >= 0 else None):
+                    self.kill("KILL")
+                    if not _ended(watch, _STOP_MARGIN_S):
+                        raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
+            finally:
+                watch.close()
+        except Conflict:
+            return  # it ended by itself meanwhile
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove it and all it wrote; a running one only by ``force``."""
+        if self.state().status == "running":
+            if not force:
+                raise Conflict(
+                    f"container {self.name} is running", "", f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
+                )
+            self.stop(timeout_s=0, signal="KILL")
+        driver_for(self.plan.isolation, self._home).clean_up(self.plan)
+        removal.forget(self._home, self.plan)
+        removal.remove_directory(self.plan)
+
+    def logs(
+        self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0
+    ) -> Iterator[LogEntry]:
+        """What it wrote, oldest first; with ``follow`` until it ends."""
+        attachment = Attachment.connect(self.directory, output=True, stdin=False) if follow else None
+
+        def more() -> bool:
+            return attachment is not None and (received := attachment.receive()) is not None and received[0] in (1, 2, 3) and b'"exited"' not in received[1]
+
+        try:
+            yield from read_log(self.directory, tail=tail, since_ns=since_ns, until_ns=until_ns, more=more if attachment else None)
+        finally:
+            if attachment is not None:
+                attachment.close()
+
+    def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
+        """Run one more command in it; returns the connection that carries its streams and its exit code, None with ``detach``."""
+        state = self.state()
+        if state.status != "running":
+            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        if not options.command:
+            raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
+        wanted = planning.exec_process(self.plan, options)
+        order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid)
+        attachment = self._order(order)
+        if detach:
+            attachment.close()
+            return None
+        return attachment
+
+    def top(self, arguments: Sequence[str] = ("-ef",)) -> tuple[list[str], list[list[str]]]:
+        """Its processes as ps(1) of the host shows them: titles and rows."""
+        state = self.state()
+        if state.status != "running":
+            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        pids = set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid))
+        result = subprocess.run(["ps", *(arguments or ["-ef"])], capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise InvalidInput("ps refused its arguments", result.stderr.strip().partition("\n")[0], "see ps(1)")
+        lines = result.stdout.splitlines()
+        titles = lines[0].split()
+        if "PID" not in titles:
+            raise InvalidInput("ps prints no PID column with these arguments", "", "add one")
+        rows = [line.split(None, len(titles) - 1) for line in lines[1:]]
+        return titles, [row for row in rows if int(row[titles.index("PID")]) in pids]
+
+    def inspect(self) -> dict[str, object]:
+        """Everything that is known, in the form of ``docker inspect``."""
+        return container_document(self.record, self.state())
+
+    def _pidfd(self) -> int:
+        state = self.state()
+        pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.status == "running" else None
+        if pidfd is None:
+            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        return pidfd
+
+    def _order(self, order: Order) -> Attachment:
+        """Have a monitor forked and wait for its word; the error of a start is raised here."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            client.submit(self._home, "monitor", [msgspec.json.encode(order).decode()], [theirs.fileno()], local=supervisor.main)
+        attachment = Attachment(ours)
+        try:
+            attachment.wait_started()
+        except BaseException:
+            attachment.close()
+            raise
+        return attachment
+
+    def _recover(self) -> None:
+        order = Order(str(self._home), self.plan, False, self.options.interactive, self.options.auto_remove)
+        client.submit(self._home, "monitor", [msgspec.json.encode(order).decode(), supervisor.RECOVER], [], local=supervisor.main)
+
+
+class Containers:
+    """The containers of a home."""
+
+    def __init__(self, home: Path, database: Database, store: Store, images: Images) -> None:
+        self._home = home
+        self._records = ContainerRecords(database)
+        self._store = store
+        self._images = images
+
+    def create(self, options: ContainerOptions) -> Container:
+        """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says."""
+        image = self._image(options)
+        identifier = secrets.token_hex(32)
+        if options.name and not names.VALID.fullmatch(options.name):
+            raise InvalidInput(f"invalid container name {options.name!r}", "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", "choose another")
+
+        def build(taken: set[int]) -> ContainerRecord:
+            own = planning.has_own_users(options)
+            first = identities.free_range(self._home, taken) if own and os.geteuid() == 0 else None
+            plan = self._compose(options, image, identifier, first)
+            return ContainerRecord(identifier, options.name or names.random_name(), image.id, time.time_ns(), first, options, plan)
+
+        record = self._insert(build, bool(options.name))
+        try:
+            _make_directory(record.plan)
+        except BaseException as error:
+            self._records.delete(identifier)
+            shutil.rmtree(record.plan.state_host_path, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (28, 122):
+                raise StorageFull("the container could not be created", os.strerror(error.errno), "free some space") from error
+            raise
+        return Container(self._home, record)
+
+    def plan(self, options: ContainerOptions) -> RunPlan:
+        """What ``create`` and ``start`` would do, without doing it."""
+        return self._compose(options, self._image(options), "0" * 64, identities.free_range(self._home, ()))
+
+    def get(self, name: str) -> Container:
+        """By name, id or unambiguous beginning of an id. Raises NotFound."""
+        return Container(self._home, self._records.find(name))
+
+    def list(self, *, all: bool = False) -> list[Container]:  # noqa: A002 -- Docker's word
+        """Running containers, or all, newest first."""
+        containers = [Container(self._home, record) for record in self._records.all()]
+        return containers if all else [container for container in containers if container.state().status == "running"]
+
+    def _image(self, options: ContainerOptions) -> Image:
+        return self._images.for_run(options.image, options.pull, options.platform)
+
+    def _insert(self, build: object, named: bool) -> ContainerRecord:
+        for _ in range(20):
+            try:
+                return self._records.create(build)  # type: ignore[arg-type]
+            except Conflict:
+                if named:
+                    raise
+        raise Conflict("no free name was found for the container", "", "give it one with --name")
+
+    def _compose(self, options: ContainerOptions, image: Image, identifier: str, first: int | None) -> RunPlan:
+        if os.geteuid() == 0:
+            users = groups = identities.root_mappings(first) if first is not None else ()
+        else:
+            users, groups = identities.rootless_mappings()
+        return planning.compose(
+            options,
+            image.config.config or ExecutionConfig(),
+            container_id=identifier,
+            directory=self._home / "containers" / identifier,
+            layers=self._store.layers.plan(image.layers),
+            host_binds=image.host_binds,
+            id_mappings=users,
+            group_mappings=groups,
+        )
+
+
+def _make_directory(plan: RunPlan) -> None:
+    """The container's host directory: the writable layer's two directories and the files for its /etc."""
+    directory = plan.state_host_path
+    os.mkdir(directory, 0o700)
+    for name in ("root", "root/upper", "root/work"):
+        os.mkdir(f"{directory}/{name}", 0o755)
+    for path in identity_files(plan):
+        _write(path, _identity_text(os.path.basename(path), plan))
+
+
+def _identity_text(name: str, plan: RunPlan) -> str:
+    """What stands in the container's /etc/hostname, hosts or resolv.conf."""
+    if name == "hostname":
+        return plan.hostname + "\n"
+    if plan.network.mode == "host":
+        try:
+            return Path(f"/etc/{name}").read_text()
+        except OSError:
+            return ""
+    return "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _ended(watch: Attachment, patience_s: float | None) -> bool:
+    """Wait for the end on an attachment without output; False after the patience."""
+    deadline = None if patience_s is None else time.monotonic() + patience_s
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([watch], [], [], left)[0]:
+            return False
+        received = watch.receive()
+        if received is None or (received[0] == 3 and b'"exited"' in received[1]):
+            return True
+
+
+__all__ = ["Container", "Containers", "Process", "read_state"]

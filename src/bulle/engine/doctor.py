@@ -1,0 +1,97 @@
+"""``doctor``: what this machine offers to this user, found by trying, and the command that would mend the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from bulle.engine import identities
+from bulle.engine.drivers import LEVELS
+from bulle.isolation.control_group import available
+from bulle.linux import seccomp
+from bulle.records.database import Database
+from bulle.store import Store
+
+_INIT = Path(__file__).parent.parent / "_bin" / "bulle-init"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was examined: whether it is there, what was found, and the command or setting that would mend it."""
+
+    subject: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+
+def examine(home: Path) -> list[Finding]:
+    """Everything that a user may want to know before blaming an image."""
+    findings = [Finding("kernel", True, f"Linux {platform.release()} on {platform.machine()}")]
+    for kind in LEVELS:
+        probe = kind(home / "cache").probe()
+        findings.append(Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend))
+    return [*findings, *_layers(home), _limits(), _seccomp(), _identities(), _init(), *_programs(), _space(home), _kvm()]
+
+
+def _layers(home: Path) -> list[Finding]:
+    meaning = {"erofs": "layers mounted from their tar, without extraction", "loop": "layers mounted through loop devices", "directory": "layers extracted"}
+    findings = []
+    for kind, probe in Store(home, Database(home)).probe().items():
+        mend = "" if probe.usable else "a kernel of 6.12 or newer with EROFS, BULLE_HOME on ext4, xfs or btrfs, and root" if kind == "erofs" else ""
+        findings.append(Finding(f"images by {kind}", probe.usable, meaning[kind] if probe.usable else probe.reason, mend))
+    return findings
+
+
+def _limits() -> Finding:
+    controllers, why = available()
+    found = f"limits on {', '.join(sorted(controllers & {'memory', 'cpu', 'cpuset', 'pids'}))}" if controllers else why
+    if controllers and why:
+        found += f" ({why})"
+    mend = "" if controllers else "run as root, or have systemd delegate: loginctl enable-linger $USER"
+    return Finding("control groups", bool(controllers), found, mend)
+
+
+def _seccomp() -> Finding:
+    known = bool(seccomp.machine_abis())
+    found = "system calls are filtered, also those of 32-bit programs" if known else "system calls cannot be filtered on this processor"
+    return Finding("seccomp", known, found, "" if known else "run with --security-opt seccomp=unconfined")
+
+
+def _identities() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("user ids", True, "an own range of 65536 ids for each container")
+    users, _groups = identities.rootless_mappings()
+    mend = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {os.environ.get('USER', '$USER')}"
+    if len(users) == 1:
+        return Finding("user ids", False, "one id only: you have no range in /etc/subuid and /etc/subgid", mend)
+    if shutil.which("newuidmap") is None:
+        return Finding("user ids", False, "one id only: newuidmap is missing", "sudo apt-get install uidmap")
+    return Finding("user ids", True, f"your own and {users[1].size} subordinate ids")
+
+
+def _init() -> Finding:
+    there = _INIT.exists()
+    return Finding("--init", there, "the small init is there" if there else "built without compiled programs", "" if there else "install Bulle from its wheel")
+
+
+def _programs() -> list[Finding]:
+    wanted = {"mmdebstrap": "images from deb:SUITE"}
+    return [
+        Finding(name, shutil.which(name) is not None, use if shutil.which(name) else f"missing: {use}", f"apt-get install {name}")
+        for name, use in wanted.items()
+    ]
+
+
+def _space(home: Path) -> Finding:
+    free = shutil.disk_usage(home).free
+    return Finding("space", free > 1 << 30, f"{free / (1 << 30):.1f} GiB free under {home}", "bulle rmi images that are not needed")
+
+
+def _kvm() -> Finding:
+    there = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    found = "/dev/kvm can be opened (virtual machines come later)" if there else "/dev/kvm is not there (virtual machines come later)"
+    return Finding("kvm", there, found)

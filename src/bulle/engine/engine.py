@@ -1,0 +1,61 @@
+"""The engine: everything that Bulle can do on one home, as a library.
+
+The command line, and later the HTTP socket, are thin layers over this class. It prints nothing, never exits, and may be used from threads; it is cheap to open,
+since everything it knows is in the database and the kernel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bulle.engine.containers import Containers
+from bulle.engine.home import default_home, prepare_home
+from bulle.engine.images import Images
+from bulle.records.database import Database
+from bulle.store import Store
+
+
+class Engine:
+    """One home (a host path; by default BULLE_HOME or the user's own place) and what can be done with it."""
+
+    def __init__(self, home: Path | str | None = None) -> None:
+        self.home = Path(home).absolute() if home is not None else default_home()
+        prepare_home(self.home)
+        self._database = Database(self.home)
+        self._store = Store(self.home, self._database)
+        self.images = Images(self.home, self._store)
+        self.containers = Containers(self.home, self._database, self._store, self.images)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close this thread's connection to the database; containers go on."""
+        self._store.close()
+        self._database.close()
+
+    def layer_backend(self) -> str:
+        """How layers are shown on this machine: ``erofs``, ``loop`` or ``directory``."""
+        return self._store.layers.backend().kind
+
+    def version(self) -> dict[str, Any]:
+        """Versions of Bulle, Python and the kernel."""
+        from bulle.engine.system import version_document  # noqa: PLC0415 -- rarely asked
+
+        return version_document()
+
+    def info(self) -> dict[str, Any]:
+        """This home and this machine in numbers, in the form of ``docker info``."""
+        from bulle.engine.system import info_document  # noqa: PLC0415
+
+        return info_document(self)
+
+    def doctor(self) -> list[Any]:
+        """What this machine offers and what would mend the rest: a list of :class:`bulle.engine.doctor.Finding`."""
+        from bulle.engine.doctor import examine  # noqa: PLC0415
+
+        return examine(self.home)

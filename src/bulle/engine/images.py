@@ -1,0 +1,165 @@
+"""Images as a program sees them: bring in, look up, name, hand out, remove.
+
+The only place where the registry's sources and the store meet: a source hands out verified documents and layers' bytes, the store verifies and keeps them, and an
+image becomes visible once all of it is there.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from bulle.engine.inspection import image_document
+from bulle.errors import BulleError, InvalidInput, NotFound
+from bulle.model.image import Platform
+from bulle.model.reference import Reference
+from bulle.store import Image, Store
+
+if TYPE_CHECKING:
+    from bulle.registry.progress import ProgressCallback
+    from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
+
+_PARALLEL_LAYERS = 2  # as many as the smallest machines have processors; more only waits for the disk
+BUILT_IN = ("host",)
+
+
+class Images:
+    """The images of a home."""
+
+    def __init__(self, home: Path, store: Store) -> None:
+        self._home = home
+        self._store = store
+
+    def pull(self, reference: str, *, platform: str = "", progress: ProgressCallback | None = None) -> Image:
+        """Bring one image in: from a registry, or from ``docker-archive:FILE``, ``oci:DIR[:TAG]``, ``oci-archive:FILE``, ``dir:DIR``, ``host``, ``deb:SUITE[+pkg]``.
+
+        ``platform`` is ``os/architecture[/variant]``, this machine's by default. ``progress`` may be called from several threads.
+        """
+        from bulle.registry.sources import open_source  # noqa: PLC0415 -- a network client, which most commands do without
+
+        with open_source(reference, platform=_platform(platform), configuration=self._configuration(progress)) as source:
+            images = self._receive(source)
+        if not images:
+            raise NotFound(f"{reference} holds no image", "", "check the name")
+        return images[0]
+
+    def load(self, source: Path | BinaryIO, progress: ProgressCallback | None = None) -> list[Image]:
+        """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
+        from bulle.registry.sources import sniff  # noqa: PLC0415
+
+        with sniff(source, configuration=self._configuration(progress)) as opened:
+            return self._receive(opened)
+
+    def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:  # noqa: A002
+        """Write images as one archive to a stream."""
+        from bulle.engine.saving import save_images  # noqa: PLC0415
+
+        save_images(self._store, [self._named(name) for name in names], out, format)
+
+    def list(self) -> list[Image]:
+        """Every image, newest first."""
+        return self._store.images.list()
+
+    def get(self, name: str) -> Image:
+        """By name, id or unambiguous beginning of an id. Raises NotFound."""
+        return self._store.images.get(name)
+
+    def tag(self, source: str, target: str) -> None:
+        """Give an image one more name."""
+        self._store.images.tag(self.get(source), Reference.parse(target))
+
+    def remove(self, name: str, *, force: bool = False) -> list[str]:
+        """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted)."""
+        lines = self._store.images.remove(name, force)
+        self._store.gc()
+        return lines
+
+    def inspect(self, name: str) -> dict[str, object]:
+        """Everything that is known, in the form of ``docker image inspect``."""
+        return image_document(self.get(name))
+
+    def for_run(self, name: str, pull: str, platform: str) -> Image:
+        """The image that a container stands on, pulled when it must be."""
+        if pull != "always":
+            try:
+                return self._store.images.get(name)
+            except NotFound:
+                if pull == "never" and name not in BUILT_IN:
+                    raise
+        return self.pull(name, platform=platform)
+
+    def _named(self, name: str) -> tuple[Image, tuple[Reference, ...]]:
+        """An image and the names under which it is saved: the one that was asked for, or none when it was asked for by id."""
+        image = self.get(name)
+        try:
+            reference = Reference.parse(name)
+        except BulleError:
+            return image, ()
+        return image, (reference,) if reference.canonical in image.references else ()
+
+    def _configuration(self, progress: ProgressCallback | None) -> SourceConfiguration:
+        from bulle.registry.progress import silent  # noqa: PLC0415
+        from bulle.registry.transport import SourceConfiguration  # noqa: PLC0415
+
+        temporary = self._home / "tmp"
+        return SourceConfiguration(temporary=temporary, progress=progress or silent)
+
+    def _receive(self, source: Source) -> list[Image]:
+        try:
+            return [self._receive_one(image) for image in source.images()]
+        except BaseException:
+            self._store.gc()  # layers of an image that did not come whole
+            raise
+
+    def _receive_one(self, remote: RemoteImage) -> Image:
+        parents = [layer.diff_id for layer in remote.layers]
+
+        def ingest(position: int) -> None:
+            layer = remote.layers[position]
+            blob = layer.descriptor.parsed_digest
+            self._store.layers.ingest(
+                _lazily(layer.open), layer.descriptor.media_type, blob, layer.descriptor.size, layer.diff_id, parents[:position]
+            )
+
+        _each(ingest, len(remote.layers))
+        return self._store.images.commit(
+            remote.manifest,
+            remote.media_type,
+            remote.config,
+            [(layer.descriptor.parsed_digest, layer.diff_id) for layer in remote.layers],
+            remote.references,
+            host_binds=remote.host_binds,
+        )
+
+
+def _lazily(open_layer: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
+    """The layer's bytes, asked for only when the store wants them (a layer that is there is not fetched)."""
+    yield from open_layer()
+
+
+def _each(work: Callable[[int], object], count: int) -> None:
+    """Do the work for every number below ``count``, some at once; the first error ends it."""
+    if count <= 1:
+        for number in range(count):
+            work(number)
+        return
+    with concurrent.futures.ThreadPoolExecutor(_PARALLEL_LAYERS) as pool:
+        futures = [pool.submit(work, number) for number in range(count)]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _platform(text: str) -> Platform | None:
+    if not text:
+        return None
+    parts = text.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InvalidInput(f"invalid platform {text!r}", "", "write os/architecture[/variant], for example linux/arm64")
+    return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) == 3 else "")

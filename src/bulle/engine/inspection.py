@@ -1,0 +1,144 @@
+"""``inspect``: what is known of a container or an image, in Docker's form, so that scripts written for it find what they look for."""
+
+from __future__ import annotations
+
+from bulle.model.container import ContainerState
+from bulle.model.reference import Reference
+from bulle.monitor.logs import LOG_FILE, timestamp
+from bulle.records.containers import ContainerRecord
+from bulle.store import Image
+
+_NEVER = "0001-01-01T00:00:00Z"
+UNKNOWN_EXIT_CODE = 255
+
+
+def container_document(record: ContainerRecord, state: ContainerState) -> dict[str, object]:
+    """Docker's document of a container; ``HostConfig.Isolation`` and ``State.Isolation`` say which level was asked for and obtained."""
+    plan, options = record.plan, record.options
+    return {
+        "Id": record.id,
+        "Created": timestamp(record.created_at_ns),
+        "Path": plan.process.arguments[0],
+        "Args": list(plan.process.arguments[1:]),
+        "State": _state(state),
+        "Image": record.image_id,
+        "ResolvConfPath": f"{plan.state_host_path}/resolv.conf",
+        "HostnamePath": f"{plan.state_host_path}/hostname",
+        "HostsPath": f"{plan.state_host_path}/hosts",
+        "LogPath": f"{plan.state_host_path}/{LOG_FILE}",
+        "Name": f"/{record.name}",
+        "RestartCount": 0,
+        "Driver": "overlay",
+        "Platform": "linux",
+        "HostConfig": _host_config(record),
+        "Mounts": [
+            {
+                "Type": mount.kind,
+                "Source": mount.host_path,
+                "Destination": mount.container_path,
+                "Mode": "ro" if mount.read_only else ",".join(mount.options),
+                "RW": not mount.read_only,
+                "Propagation": "rprivate" if mount.kind == "bind" else "",
+            }
+            for mount in plan.mounts
+        ],
+        "Config": {
+            "Hostname": plan.hostname,
+            "User": plan.process.user,
+            "Tty": plan.process.terminal,
+            "OpenStdin": options.interactive,
+            "Env": list(plan.process.environment),
+            "Cmd": list(options.command) or None,
+            "Image": options.image,
+            "WorkingDir": plan.process.working_directory,
+            "Entrypoint": list(options.entrypoint) if options.entrypoint is not None else None,
+            "Labels": options.labels,
+            "StopSignal": plan.stop_signal,
+            "StopTimeout": plan.stop_timeout_s,
+        },
+        "NetworkSettings": {"Networks": {plan.network.mode: {}}, "Ports": {}},
+    }
+
+
+def image_document(image: Image) -> dict[str, object]:
+    """Docker's document of an image."""
+    import msgspec  # noqa: PLC0415 -- only here
+
+    config = image.config
+    runtime = config.config
+    references = [Reference.parse(name) for name in image.references]
+    return {
+        "Id": image.id,
+        "RepoTags": [reference.familiar for reference in references if reference.digest is None],
+        "RepoDigests": sorted({f"{reference.familiar_name}@{image.manifest_digest}" for reference in references}),
+        "Created": config.created or _NEVER,
+        "Architecture": config.architecture,
+        "Variant": config.variant,
+        "Os": config.os,
+        "Size": image.size_bytes,
+        "Config": msgspec.to_builtins(runtime) if runtime else {},
+        "RootFS": {"Type": "layers", "Layers": list(image.layers)},
+        "Descriptor": {"mediaType": image.manifest_media_type, "digest": image.manifest_digest, "size": len(image.manifest)},
+        "Metadata": {"LastTagTime": timestamp(image.created_at_ns)},
+        "HostBinds": list(image.host_binds),
+    }
+
+
+def _state(state: ContainerState) -> dict[str, object]:
+    code = UNKNOWN_EXIT_CODE if state.exit_code < 0 else state.exit_code
+    return {
+        "Status": state.status,
+        "Running": state.status == "running",
+        "Paused": False,
+        "Restarting": False,
+        "OOMKilled": state.out_of_memory,
+        "Dead": state.status == "dead",
+        "Pid": state.pid if state.status == "running" else 0,
+        "ExitCode": code,
+        "ExitCodeKnown": state.exit_code >= 0,
+        "Error": state.error,
+        "StartedAt": timestamp(state.started_at_ns) if state.started_at_ns else _NEVER,
+        "FinishedAt": timestamp(state.finished_at_ns) if state.finished_at_ns else _NEVER,
+        "Isolation": state.isolation_obtained,
+        "MonitorPid": state.monitor_pid if state.status == "running" else 0,
+    }
+
+
+def _host_config(record: ContainerRecord) -> dict[str, object]:
+    plan, options = record.plan, record.options
+    resources, security = plan.resources, plan.security
+    return {
+        "Binds": [f"{mount.host_path}:{mount.container_path}{':ro' if mount.read_only else ''}" for mount in plan.mounts if mount.kind == "bind"],
+        "NetworkMode": plan.network.mode,
+        "AutoRemove": options.auto_remove,
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        "CapAdd": list(options.cap_add) or None,
+        "CapDrop": list(options.cap_drop) or None,
+        "EffectiveCapabilities": list(plan.process.capabilities),
+        "Isolation": plan.isolation,
+        "Privileged": options.privileged,
+        "ReadonlyRootfs": plan.root.read_only,
+        "SecurityOpt": list(options.security_options) or None,
+        "NoNewPrivileges": plan.process.no_new_privileges,
+        "UsernsMode": security.user_namespace,
+        "IDMappings": {
+            "UIDMap": [{"container_id": item.container_id, "host_id": item.host_id, "size": item.size} for item in security.id_mappings],
+            "GIDMap": [
+                {"container_id": item.container_id, "host_id": item.host_id, "size": item.size}
+                for item in security.group_mappings or security.id_mappings
+            ],
+        },
+        "Tmpfs": {mount.container_path: ",".join(mount.options) for mount in plan.mounts if mount.kind == "tmpfs"} or None,
+        "ShmSize": plan.shm_bytes,
+        "Memory": resources.memory_bytes,
+        "MemorySwap": resources.memory_swap_bytes,
+        "NanoCpus": resources.nano_cpus,
+        "CpuShares": resources.cpu_shares,
+        "CpusetCpus": resources.cpuset_cpus,
+        "PidsLimit": resources.pids_limit or None,
+        "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in options.limits] or None,
+        "Init": options.init,
+        "MaskedPaths": list(security.masked_paths),
+        "ReadonlyPaths": list(security.read_only_paths),
+        "LogConfig": {"Type": "json-file", "Config": {}},
+    }

@@ -1,0 +1,242 @@
+"""From what was asked to what will be done: one function composes the :class:`RunPlan` of a container from its options and its image.
+
+Pure but for reading a seccomp profile that an option names. Defaults are Docker's unless docs/differences.md says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from bulle.errors import InvalidInput, NotFound, Unsupported
+from bulle.isolation.driver import Feature
+from bulle.linux import capabilities
+from bulle.model.container import ContainerOptions, ExecOptions
+from bulle.model.image import ExecutionConfig
+from bulle.model.run_plan import (
+    IdMapping, LayerMount, Mount, Network, Process, Resources, RootFilesystem, RunPlan, Security,
+)  # fmt: skip
+
+MASKED_PATHS = (
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
+    "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+)  # fmt: skip
+READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LEVELS = ("container", "chroot")
+
+
+def compose(
+    options: ContainerOptions,
+    config: ExecutionConfig,
+    *,
+    container_id: str,
+    directory: Path,
+    layers: tuple[LayerMount, ...],
+    host_binds: tuple[str, ...],
+    id_mappings: tuple[IdMapping, ...],
+    group_mappings: tuple[IdMapping, ...],
+) -> RunPlan:
+    """The plan of one container. ``directory`` is its host directory; the mappings are used where it gets a user namespace of its own."""
+    isolation = options.isolation or "container"
+    if isolation not in LEVELS:
+        raise InvalidInput(f"there is no isolation level {isolation!r}", "", f"use one of {', '.join(LEVELS)}")
+    own_users = has_own_users(options)
+    root = RootFilesystem(
+        layers, str(directory / "root"), read_only=options.read_only or options.hardened, volatile=options.auto_remove, host_binds=host_binds
+    )
+    return RunPlan(
+        container_id=container_id,
+        isolation=isolation,
+        hostname=options.hostname or container_id[:12],
+        state_host_path=str(directory),
+        root=root,
+        process=_process(options, config, container_id),
+        mounts=_mounts(options),
+        resources=_resources(options),
+        security=_security(options, own_users, id_mappings, group_mappings),
+        network=_network(options, isolation),
+        shm_bytes=options.shm_bytes or 64 << 20,
+        stop_signal=signal_name(options.stop_signal or config.stop_signal or "SIGTERM"),
+        stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
+    )
+
+
+def has_own_users(options: ContainerOptions) -> bool:
+    """Whether the container gets a user namespace of its own: always, except for root's --privileged and --userns=host, and bare private roots."""
+    if options.user_namespace not in ("", "own", "host"):
+        raise InvalidInput(f"--userns={options.user_namespace} is not known", "", "use host, or leave it out for a user namespace of its own")
+    if options.isolation == "chroot":
+        return False
+    if os.geteuid() != 0:
+        if options.user_namespace == "host":
+            raise Unsupported("--userns=host for an ordinary user", "container", "run it as root")
+        return True
+    return not (options.privileged or options.user_namespace == "host")
+
+
+def exec_process(plan: RunPlan, options: ExecOptions) -> Process:
+    """The process of an ``exec``: the container's own with what was asked changed."""
+    own = plan.process
+    return Process(
+        arguments=options.command,
+        environment=own.environment + options.environment,
+        working_directory=options.working_directory or own.working_directory,
+        user=options.user or own.user,
+        terminal=options.terminal,
+        capabilities=capabilities.known() if options.privileged else own.capabilities,
+        no_new_privileges=own.no_new_privileges and not options.privileged,
+        limits=own.limits,
+    )
+
+
+def signal_name(text: str) -> str:
+    """``TERM``, ``SIGTERM`` or ``15`` as ``SIGTERM``."""
+    upper = text.upper()
+    try:
+        if upper.isdigit():
+            return signal.Signals(int(upper)).name
+        return signal.Signals[upper if upper.startswith("SIG") else f"SIG{upper}"].name
+    except (ValueError, KeyError) as error:
+        if (upper.isdigit() and signal.SIGRTMIN <= int(upper) <= signal.SIGRTMAX) or upper.removeprefix("SIG").startswith("RTMIN+"):
+            return upper
+        raise InvalidInput(f"invalid signal: {text}", "", "see `kill -l` for names") from error
+
+
+def signal_number(name: str) -> int:
+    """The number of a name that :func:`signal_name` gave."""
+    if name.isdigit():
+        return int(name)
+    if "RTMIN+" in name:
+        return signal.SIGRTMIN + int(name.rpartition("+")[2])
+    return int(signal.Signals[name])
+
+
+def _process(options: ContainerOptions, config: ExecutionConfig, container_id: str) -> Process:
+    entrypoint = config.entrypoint or ()
+    command = config.cmd or ()
+    if options.entrypoint is not None:
+        entrypoint, command = tuple(part for part in options.entrypoint if part), ()
+    arguments = (*entrypoint, *(options.command or command))
+    if not arguments:
+        raise InvalidInput("no command specified", "neither the image nor the command line names one", "add a command after the image")
+    environment = dict(item.partition("=")[::2] for item in (DEFAULT_PATH, f"HOSTNAME={options.hostname or container_id[:12]}"))
+    for item in (*(config.env or ()), *options.environment):
+        key, _, value = item.partition("=")
+        if not key or "\0" in item:
+            raise InvalidInput(f"invalid environment variable: {item!r}", "", "write NAME=value")
+        environment[key] = value
+    dropped = ("ALL", *options.cap_drop) if options.hardened else options.cap_drop
+    directory = options.working_directory or config.working_dir or "/"
+    if not directory.startswith("/"):
+        raise InvalidInput(f"the working directory {directory!r} is invalid", "it must be an absolute path", "begin it with /")
+    return Process(
+        arguments=arguments,
+        environment=tuple(f"{key}={value}" for key, value in environment.items()),
+        working_directory=directory,
+        user=options.user or config.user,
+        terminal=options.terminal,
+        capabilities=tuple(capabilities.parse_caps(options.cap_add, dropped, options.privileged)),
+        no_new_privileges=options.hardened or _no_new_privileges(options),
+        limits=options.limits,
+        init=options.init,
+    )
+
+
+def _no_new_privileges(options: ContainerOptions) -> bool:
+    wanted = False
+    for option in options.security_options:
+        key, _, value = option.replace("=", ":", 1).partition(":")
+        if key == "no-new-privileges":
+            if value not in ("", "true", "false"):
+                raise InvalidInput(f"invalid --security-opt {option}", "", "use no-new-privileges[:true|false]")
+            wanted = value != "false"
+    return wanted
+
+
+def _security(
+    options: ContainerOptions, own_users: bool, id_mappings: tuple[IdMapping, ...], group_mappings: tuple[IdMapping, ...]
+) -> Security:
+    seccomp, hidden = "unconfined" if options.privileged else "default", not options.privileged
+    for option in options.security_options:
+        key, _, value = option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
+        if key == "seccomp":
+            seccomp = _profile(value)
+        elif key == "systempaths" and value == "unconfined":
+            hidden = False
+        elif key not in ("no-new-privileges", "apparmor", "label") or (key in ("apparmor", "label") and value not in ("unconfined", "disable")):
+            raise InvalidInput(f"invalid --security-opt {option}", "", "use no-new-privileges, seccomp=FILE|unconfined or systempaths=unconfined")
+    return Security(
+        privileged=options.privileged,
+        user_namespace="own" if own_users else "host",
+        id_mappings=id_mappings if own_users else (),
+        group_mappings=group_mappings if own_users and group_mappings != id_mappings else (),
+        seccomp=seccomp,
+        masked_paths=MASKED_PATHS if hidden else (),
+        read_only_paths=READ_ONLY_PATHS if hidden else (),
+    )
+
+
+def _profile(value: str) -> str:
+    """``unconfined``, ``default``, JSON, or a host path of JSON."""
+    if value in ("unconfined", "default") or value.lstrip().startswith("{"):
+        return value
+    if value == "builtin":
+        return "default"
+    try:
+        return Path(value).read_text()
+    except OSError as error:
+        raise NotFound(f"the seccomp profile {value} cannot be read", os.strerror(error.errno or 0), "give a file, or unconfined") from error
+
+
+def _mounts(options: ContainerOptions) -> tuple[Mount, ...]:
+    mounts = []
+    for volume in options.volumes:
+        for path, whose in ((volume.host_path, "host"), (volume.container_path, "container")):
+            if not path.startswith("/"):
+                raise InvalidInput(f"the volume's path {path!r} on the {whose} is not absolute", "named volumes are not there yet", "begin it with /")
+        mounts.append(Mount("bind", os.path.normpath(volume.container_path), volume.host_path, volume.read_only))
+    for path, text in options.tmpfs:
+        if not path.startswith("/"):
+            raise InvalidInput(f"the tmpfs path {path!r} is not absolute", "", "begin it with /")
+        mounts.append(Mount("tmpfs", os.path.normpath(path), options=tuple(part for part in text.split(",") if part)))
+    places = [mount.container_path for mount in mounts]
+    for path in places:
+        if path in ("/", "//"):
+            raise InvalidInput("nothing can be mounted over the container's /", "", "mount it at a directory below /")
+        if places.count(path) > 1:
+            raise InvalidInput(f"duplicate mount point: {path}", "", "mount it once")
+    return tuple(mounts)
+
+
+def _resources(options: ContainerOptions) -> Resources:
+    if 0 < options.memory_bytes < 6 << 20:
+        raise InvalidInput("the memory limit is too small", "the minimum is 6 MiB", "use --memory 6m or more")
+    if options.memory_swap_bytes > 0 and options.memory_swap_bytes < options.memory_bytes:
+        raise InvalidInput("the limit on memory plus swap is smaller than that on memory", "", "use a larger --memory-swap")
+    if options.memory_swap_bytes and not options.memory_bytes:
+        raise InvalidInput("--memory-swap needs --memory", "", "set --memory as well")
+    if options.nano_cpus > (os.cpu_count() or 1) * 10**9:
+        raise InvalidInput(f"--cpus {options.nano_cpus / 1e9:g} is out of range", f"this machine has {os.cpu_count()} processors", "ask for less")
+    if options.nano_cpus < 0 or options.cpu_shares < 0 or options.memory_bytes < 0:
+        raise InvalidInput("a limit is negative", "", "use a positive number")
+    return Resources(
+        memory_bytes=options.memory_bytes,
+        memory_swap_bytes=options.memory_swap_bytes,
+        nano_cpus=options.nano_cpus,
+        cpu_shares=options.cpu_shares,
+        cpuset_cpus=options.cpuset_cpus,
+        pids_limit=max(options.pids_limit, 0),
+    )
+
+
+def _network(options: ContainerOptions, isolation: str) -> Network:
+    wanted = options.network or ("host" if isolation == "chroot" else "none")
+    if isolation == "chroot" and wanted != "host":
+        raise Unsupported(Feature.OWN_NETWORK.value, "chroot", "use --isolation container, or --network host")
+    if wanted == "none":
+        return Network("none")
+    if wanted == "host":
+        return Network("host")
+    raise Unsupported(f"network {wanted!r}", isolation, "use none or host: bridges are not there yet")

@@ -1,0 +1,258 @@
+"""The entry of a monitor process: what the spawner forks for each container, and for each ``exec``.
+
+It mounts the layers, has the driver start the workload, then supervises it until the end, records the exit and removes what was to be removed. Started with
+``--recover`` (its predecessor was killed) it finds the workload again by pid and start time and continues with the same FIFOs, terminal and log.
+Everything it needs was imported before the fork: a monitor outlives an upgrade of the files that it was loaded from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from bulle.engine import removal
+from bulle.engine.drivers import driver_for
+from bulle.errors import BulleError, StorageFull
+from bulle.isolation.driver import Driver, Stdio, Workload
+from bulle.linux import process
+from bulle.model.container import ContainerState
+from bulle.model.run_plan import Process, RunPlan
+from bulle.monitor import supervisor
+from bulle.monitor.frames import Hello, event
+from bulle.monitor.logs import LogWriter
+from bulle.monitor.state import read_state, write_state
+from bulle.monitor.stdio import Streams, close_stdio, make_fifos, make_pipes, open_fifos
+from bulle.records.database import Database
+from bulle.store import Store
+
+RECOVER = "--recover"
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
+
+    ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``). ``home`` is a host path.
+    """
+
+    home: str
+    plan: RunPlan
+    attach: bool = False
+    interactive: bool = False
+    auto_remove: bool = False
+    execute: Process | None = None
+    pid: int = 0
+
+
+class Leash(Protocol):
+    """What a monitor needs of the spawner; see ``bulle.spawner.leash``."""
+
+    def hold(self, descriptor: int) -> None: ...
+    def release(self) -> None: ...
+
+
+def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -> int:
+    """Be the monitor; ``argv`` is an :class:`Order` as JSON. ``descriptors``: the first client's socket, or after ``--recover`` what was held."""
+    order = msgspec.json.decode(argv[0], type=Order)
+    try:
+        if RECOVER in argv[1:]:
+            _recover(order, descriptors, leash)
+        elif order.execute is not None:
+            _execute(order, order.execute, socket.socket(fileno=descriptors[0]))
+        else:
+            _run(order, socket.socket(fileno=descriptors[0]), leash)
+    finally:
+        if leash is not None:
+            leash.release()
+    return 0
+
+
+def record_orphan(home: Path, pid: int, status: int) -> None:
+    """Keep the wait status of a workload whose monitor died first; called by the spawner, which inherits and reaps it."""
+    directory = home / "run" / "exits"
+    with suppress(OSError):
+        directory.mkdir(exist_ok=True)
+        (directory / str(pid)).write_text(str(status))
+
+
+def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
+    plan, home = order.plan, Path(order.home)
+    directory = plan.state_host_path
+    lock = _lock(directory)
+    if lock < 0:
+        _send(client, event("error", error=BulleError("the container is being started by somebody else", "", "wait a moment")))
+        return
+    driver = driver_for(plan.isolation, home)
+    try:
+        store = Store(home, Database(home))
+        store.layers.mount(plan.root.layers)
+        terminal = plan.process.terminal
+        owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
+        streams, stdio = (Streams(), _no_stdio()) if terminal else make_fifos(directory, owner, order.interactive)
+        try:
+            workload = driver.start(plan, stdio)
+        finally:
+            close_stdio(stdio)
+        log = LogWriter(directory)
+        listener = supervisor.listen(directory)
+    except (BulleError, OSError) as error:
+        _start_failed(order, client, driver, error if isinstance(error, BulleError) else _as_error(error))
+        return
+    state = ContainerState(
+        status="running",
+        pid=workload.pid,
+        pid_start_ticks=process.start_ticks(workload.pid),
+        boot_id=process.boot_id(),
+        monitor_pid=os.getpid(),
+        monitor_start_ticks=process.start_ticks(os.getpid()),
+        started_at_ns=time.time_ns(),
+        isolation_obtained=plan.isolation,
+    )
+    write_state(directory, state)
+    if workload.terminal >= 0:
+        os.set_blocking(workload.terminal, False)
+        if leash is not None:
+            leash.hold(workload.terminal)
+    _send(client, event("started", pid=workload.pid, notes=tuple(workload.notes)))
+    watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, log, listener)
+    watch.add_client(client, Hello(order.attach, order.interactive))
+    _finish(order, driver, state, watch)
+
+
+def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
+    directory = order.plan.state_host_path
+    lock = _lock(directory)
+    state = read_state(directory)
+    if lock < 0 or state.status != "running" or order.execute is not None:
+        return
+    driver = driver_for(order.plan.isolation, Path(order.home))
+    pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.boot_id == process.boot_id() else None
+    if pidfd is None:
+        _record_end(order, driver, state, _orphan_status(order, state.pid))
+        return
+    terminal = held[0] if held else -1
+    if leash is not None and terminal >= 0:
+        leash.hold(terminal)
+    streams = Streams() if order.plan.process.terminal else open_fifos(directory, order.interactive)
+    state = msgspec.structs.replace(state, monitor_pid=os.getpid(), monitor_start_ticks=process.start_ticks(os.getpid()))
+    write_state(directory, state)
+    watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(directory), supervisor.listen(directory))
+    _finish(order, driver, state, watch)
+
+
+def _execute(order: Order, wanted: Process, client: socket.socket) -> None:
+    plan = order.plan
+    driver = driver_for(plan.isolation, Path(order.home))
+    owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
+    try:
+        streams, stdio = (Streams(), _no_stdio()) if wanted.terminal else make_pipes(owner, order.interactive)
+        try:
+            workload = driver.execute(plan, order.pid, wanted, stdio)
+        finally:
+            close_stdio(stdio)
+    except (BulleError, OSError) as error:
+        _send(client, event("error", error=error if isinstance(error, BulleError) else _as_error(error)))
+        return
+    if workload.terminal >= 0:
+        os.set_blocking(workload.terminal, False)
+    _send(client, event("started", pid=workload.pid, notes=tuple(workload.notes)))
+    watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, None, None)
+    watch.add_client(client, Hello(order.attach, order.interactive))
+    watch.finish_clients(event("exited", exit_code=supervisor.exit_code(watch.run())))
+
+
+def _finish(order: Order, driver: Driver, state: ContainerState, watch: supervisor.Supervisor) -> None:
+    status = watch.run()
+    if status < 0:
+        status = _orphan_status(order, state.pid)
+    code = supervisor.exit_code(status)
+    if order.auto_remove:
+        # The name is free before anyone hears of the end; what is left is invisible, and collected by gc if we die now.
+        removal.forget(Path(order.home), order.plan)
+        watch.finish_clients(event("exited", exit_code=code))
+        driver.clean_up(order.plan)
+        removal.remove_directory(order.plan)
+        return
+    _record_end(order, driver, state, status)
+    watch.finish_clients(event("exited", exit_code=code))
+
+
+def _record_end(order: Order, driver: Driver, state: ContainerState, status: int) -> None:
+    out_of_memory = driver.ran_out_of_memory(order.plan)
+    driver.clean_up(order.plan)
+    ended = msgspec.structs.replace(
+        state,
+        status="exited",
+        pid=0,
+        exit_code=supervisor.exit_code(status),
+        finished_at_ns=time.time_ns(),
+        out_of_memory=out_of_memory,
+        error="" if status >= 0 else "its exit code is unknown: the processes that watched it were killed",
+    )
+    with suppress(FileNotFoundError):  # removed by force meanwhile
+        write_state(order.plan.state_host_path, ended)
+    if order.auto_remove:
+        removal.forget(Path(order.home), order.plan)
+        removal.remove_directory(order.plan)
+
+
+def _start_failed(order: Order, client: socket.socket, driver: Driver, error: BulleError) -> None:
+    with suppress(OSError, BulleError):
+        driver.clean_up(order.plan)
+    if order.auto_remove:
+        with suppress(OSError, BulleError):
+            removal.forget(Path(order.home), order.plan)
+            removal.remove_directory(order.plan)
+    else:
+        with suppress(OSError):
+            write_state(order.plan.state_host_path, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=time.time_ns()))
+    _send(client, event("error", error=error))
+
+
+def _orphan_status(order: Order, pid: int) -> int:
+    """What the spawner kept of a workload that it reaped, or -1."""
+    path = Path(order.home) / "run" / "exits" / str(pid)
+    try:
+        status = int(path.read_text())
+        path.unlink()
+        return status
+    except (OSError, ValueError):
+        return -1
+
+
+def _lock(directory: str) -> int:
+    """Be the container's only monitor: a lock that dies with this process; -1 where another holds it."""
+    descriptor = os.open(f"{directory}/monitor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _send(client: socket.socket, data: bytes) -> None:
+    with suppress(OSError):  # the client went away; the container goes on
+        client.sendall(data)
+
+
+def _no_stdio() -> Stdio:
+    return Stdio(*(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)))
+
+
+def _as_error(error: OSError) -> BulleError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (28, 122):
+        return StorageFull("the container could not be started", f"{reason}{where}", "free some space, for example with `bulle rm` and `bulle rmi`")
+    return BulleError("the container could not be started", f"{error.strerror or reason}{where}", "see `bulle doctor`")
+
+
+__all__ = ["Order", "Workload", "main", "record_orphan"]

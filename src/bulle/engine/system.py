@@ -1,0 +1,75 @@
+"""``version`` and ``info``: this Bulle, this home and this machine, in the form of Docker's documents."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from bulle.engine.drivers import LEVELS
+from bulle.isolation.control_group import available
+
+if TYPE_CHECKING:
+    from bulle.engine.engine import Engine
+
+
+def version_document() -> dict[str, Any]:
+    """Versions of Bulle, Python and the kernel."""
+    return {
+        "Version": bulle_version(),
+        "PythonVersion": platform.python_version(),
+        "KernelVersion": platform.release(),
+        "Os": "linux",
+        "Arch": platform.machine(),
+    }
+
+
+def bulle_version() -> str:
+    """The version of the installed package."""
+    try:
+        return metadata.version("bulle")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def info_document(engine: Engine) -> dict[str, Any]:
+    """Counts of what the home holds, and what the machine is."""
+    containers = engine.containers.list(all=True)
+    running = sum(1 for container in containers if container.state().status == "running")
+    controllers, _reason = available()
+    memory_pages = os.sysconf("SC_PHYS_PAGES")
+    return {
+        "Containers": len(containers),
+        "ContainersRunning": running,
+        "ContainersPaused": 0,
+        "ContainersStopped": len(containers) - running,
+        "Images": len(engine.images.list()),
+        "Driver": "overlay",
+        "LayerBackend": engine.layer_backend(),
+        "LoggingDriver": "json-file",
+        "CgroupVersion": "2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "1",
+        "CgroupControllers": sorted(controllers),
+        "KernelVersion": platform.release(),
+        "OperatingSystem": _operating_system(),
+        "OSType": "linux",
+        "Architecture": platform.machine(),
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": memory_pages * os.sysconf("SC_PAGE_SIZE"),
+        "Name": platform.node(),
+        "BulleRootDir": str(engine.home),
+        "Rootless": os.geteuid() != 0,
+        "IsolationLevels": {kind.name: _level(kind(engine.home / "cache").probe()) for kind in LEVELS},
+        "ServerVersion": bulle_version(),
+    }
+
+
+def _level(probe: Any) -> str:
+    return "usable" + (f" ({'; '.join(probe.notes)})" if probe.notes else "") if probe.usable else f"not usable: {probe.reason}"
+
+
+def _operating_system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"

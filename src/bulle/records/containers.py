@@ -1,0 +1,87 @@
+"""Rows of the table ``container``: what was asked for and planned; never what only the kernel knows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+
+from bulle.errors import Conflict, NotFound
+from bulle.model.container import ContainerOptions
+from bulle.model.run_plan import RunPlan
+from bulle.records.database import Database
+
+_COLUMNS = "id, name, image_id, created_at_ns, id_range, options, plan"
+_options = msgspec.json.Decoder(ContainerOptions)
+_plan = msgspec.json.Decoder(RunPlan)
+
+
+class ContainerRecord(msgspec.Struct, frozen=True):
+    """One container as it was created; ``id_range`` is the first of its host ids, None where it uses the host's."""
+
+    id: str
+    name: str
+    image_id: str
+    created_at_ns: int
+    id_range: int | None
+    options: ContainerOptions
+    plan: RunPlan
+
+
+class ContainerRecords:
+    """Creating, finding and deleting containers' rows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, build: Callable[[set[int]], ContainerRecord]) -> ContainerRecord:
+        """Insert the record that ``build`` makes from the id ranges that are taken, in one transaction; Conflict for a name that is taken."""
+        with self._database.transaction() as connection:
+            taken = {row[0] for row in connection.execute("SELECT id_range FROM container WHERE id_range IS NOT NULL")}
+            record = build(taken)
+            try:
+                connection.execute(
+                    f"INSERT INTO container ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 -- a constant
+                    (
+                        record.id, record.name, record.image_id, record.created_at_ns, record.id_range,
+                        msgspec.json.encode(record.options), msgspec.json.encode(record.plan),
+                    ),
+                )  # fmt: skip
+            except sqlite3.IntegrityError as error:
+                raise Conflict(f"the container name {record.name!r} is taken", "", f"remove it with `bulle rm {record.name}`, or use another") from error
+            connection.executemany(
+                "INSERT INTO container_layer (container_id, diff_id) VALUES (?, ?)",
+                [(record.id, diff_id) for diff_id in dict.fromkeys(layer.diff_id for layer in record.plan.root.layers)],
+            )
+        return record
+
+    def find(self, name: str) -> ContainerRecord:
+        """By id, name or unambiguous beginning of an id."""
+        rows = self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE id = ? OR name = ?", (name, name.removeprefix("/")))  # noqa: S608
+        if not rows and name and not set(name) - set("0123456789abcdef"):
+            rows = self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE id >= ? AND id < ? LIMIT 2", (name, name + "g"))  # noqa: S608
+            if len(rows) > 1:
+                raise Conflict(f"several containers' ids begin with {name}", "", "give more of the id, or the name")
+        if not rows:
+            raise NotFound(f"no such container: {name}", "", "`bulle ps -a` lists them")
+        return _record(rows[0])
+
+    def all(self) -> list[ContainerRecord]:
+        """Every container, newest first."""
+        return [_record(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM container ORDER BY created_at_ns DESC")]  # noqa: S608
+
+    def delete(self, container_id: str) -> None:
+        """Forget a container, its name, its ids and its leases; nothing where there is none."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM container WHERE id = ?", (container_id,))
+
+    def exists(self, container_id: str) -> bool:
+        """Whether the container is still known."""
+        return bool(self._database.rows("SELECT 1 FROM container WHERE id = ?", (container_id,)))
+
+
+def _record(row: tuple[object, ...]) -> ContainerRecord:
+    container_id, name, image_id, created, id_range, options, plan = cast("tuple[str, str, str, int, int | None, Any, Any]", row)
+    return ContainerRecord(container_id, name, image_id, created, id_range, _options.decode(options), _plan.decode(plan))
