@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -27,7 +28,8 @@ def test_reference_is_what_the_commands_say() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    sources = [ROOT / "hatch_build.py", *(ROOT / "src").rglob("*.py"), *(ROOT / "native").rglob("*.c"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]
+    folders = [(ROOT / folder).rglob(pattern) for folder, pattern in (("src", "*.py"), ("native", "*.c"), ("tests", "*.py"), ("bench", "*.py"))]
+    sources = [ROOT / "hatch_build.py", *itertools.chain(*folders)]
     used = {name for path in sources for name in re.findall(r"""["'](BULLE_[A-Z0-9_]+)["'=]""", path.read_text())}
     assert "BULLE_HOME" in used
     text = documents()
