@@ -1,7 +1,8 @@
 """An engine in memory: the interface that the command line is written against, without a kernel behind it.
 
 Its "programs" are the few that a test of the command line needs: ``echo``, ``cat`` (copies its input), ``exit N``, ``sleep`` (runs until it is
-signalled), ``tty`` (says the size of its terminal), ``detach`` (behaves as if the user had pressed the detach keys). Everything else is not found.
+signalled), ``tty`` (says the size of its terminal), ``detach`` (behaves as if the user had pressed the detach keys), ``orphan`` (loses its
+monitor once). Everything else is not found.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ class Attachment:
             code = int(arguments[0])
         elif program == "tty":
             self._out(stdout_fd, "{} {}\n".format(*self.size).encode())
+        elif program == "orphan" and not self.container.orphaned:
+            self.container.orphaned = True
+            self._out(stdout_fd, b"before\n")
+            return Outcome(None, False)
+        elif program == "orphan":
+            self._out(stdout_fd, b"after\n")
         elif program == "detach":
             return Outcome(None, True)
         elif program == "sleep":
@@ -96,7 +103,7 @@ class Attachment:
         self.closed = True
 
 
-PROGRAMS = {"echo", "warn", "cat", "exit", "tty", "detach", "sleep", "fail", "mistake"}
+PROGRAMS = {"orphan", "echo", "warn", "cat", "exit", "tty", "detach", "sleep", "fail", "mistake"}
 
 
 @dataclass
@@ -112,19 +119,20 @@ class Container:
     now: ContainerState = field(default_factory=ContainerState)
     signals: list[int] = field(default_factory=list)
     entries: list[LogEntry] = field(default_factory=list)
+    orphaned: bool = False
     stopped_with: tuple[int | None, str] | None = None
 
     def state(self) -> ContainerState:
         return self.now
 
-    def start(self, attach: bool = False) -> Attachment | None:
+    def start(self, *, attach: bool = False, stdin: bool = False) -> Attachment | None:
         command = self.plan.process.arguments
         if command[0] not in PROGRAMS:
             raise CommandNotFound(f"{command[0]}: command not found")
         self.now = ContainerState(status="running", pid=4711, started_at_ns=time.time_ns())
         return Attachment(self, command, self.entries) if attach else None
 
-    def attach(self, stdin: bool) -> Attachment:
+    def attach(self, *, output: bool = True, stdin: bool = False) -> Attachment:
         return Attachment(self, self.plan.process.arguments, self.entries)
 
     def finish(self, code: int) -> None:
@@ -141,7 +149,7 @@ class Container:
             raise Conflict(f"cannot kill container {self.name}", "it is not running")
         self.signals.append(_number(signal))
 
-    def remove(self, force: bool = False) -> None:
+    def remove(self, *, force: bool = False) -> None:
         if self.now.status == "running" and not force:
             raise Conflict(f"cannot remove container {self.name}", "it is running", "stop it first, or use -f")
         del self.engine.containers.by_id[self.id]
@@ -149,11 +157,11 @@ class Container:
     def wait(self) -> int:
         return self.now.exit_code
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int | None = None, until_ns: int | None = None) -> Any:
-        chosen = [one for one in self.entries if one.time_ns >= (since_ns or 0) and (until_ns is None or one.time_ns <= until_ns)]
+    def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Any:
+        chosen = [one for one in self.entries if one.time_ns >= since_ns and (not until_ns or one.time_ns <= until_ns)]
         return iter(chosen if tail is None else chosen[len(chosen) - tail :] if tail else [])
 
-    def execute(self, options: ExecOptions, detach: bool = False) -> Attachment | None:
+    def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
         if self.now.status != "running":
             raise Conflict(f"container {self.name} is not running")
         self.engine.executed.append(options)
@@ -221,7 +229,7 @@ class Containers:
                 return one
         raise NotFound(f"no such container: {name}")
 
-    def list(self, all: bool = False) -> list[Container]:
+    def list(self, *, all: bool = False) -> list[Container]:
         return [one for one in self.by_id.values() if all or one.now.status == "running"]
 
 
@@ -265,7 +273,7 @@ class Images:
         image = self.get(source)
         image.references = (*image.references, Reference.parse(target).canonical)
 
-    def remove(self, name: str, force: bool = False) -> list[str]:
+    def remove(self, name: str, *, force: bool = False) -> list[str]:
         image = self.get(name)
         self.all.remove(image)
         return [f"Untagged: {name}", f"Deleted: {image.id}"]

@@ -299,6 +299,9 @@ class TestRun:
         cli("run", "--name", "one", "img", "detach")
         assert cli.engine.containers.get("one").now.status == "running"
 
+    def test_killed_monitor_loses_nothing(self, cli: CommandLine) -> None:
+        assert cli("run", "img", "orphan") == "before\nafter\n"
+
     def test_full_disk_is_one_sentence(self, cli: CommandLine) -> None:
         cli("run", "img", "fail", code=125)
         assert cli.err.startswith("bulle: there is no space left: No space left on device (/var/lib/bulle); ")

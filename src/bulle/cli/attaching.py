@@ -9,7 +9,7 @@ import click
 
 from bulle.cli.container_flags import detach_keys, environment
 from bulle.cli.option_types import Text, complete_containers
-from bulle.cli.running import exit_code_of
+from bulle.cli.running import exit_code_of, follow_container
 from bulle.cli.session import Session
 from bulle.cli.terminal import follow, proxy
 from bulle.cli.verb import verb
@@ -83,5 +83,4 @@ def attach(session: Session, container: str, no_stdin: bool, sig_proxy: bool, ke
     with proxy(found, sig_proxy and not options.terminal) as signals:
         attachment = found.attach(stdin=stdin)
         signals.open()
-        outcome = follow(attachment, terminal=options.terminal, stdin=stdin, keys=detaching)
-    return 0 if outcome.detached else exit_code_of(outcome.exit_code)
+        return follow_container(found, attachment, stdin=stdin, keys=detaching)

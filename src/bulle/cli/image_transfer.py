@@ -78,7 +78,7 @@ def save(session: Session, names: Sequence[str], output: str | None, form: str) 
     for name in names:
         session.engine.images.get(name)
     with _destination(output) as out:
-        session.engine.images.save(list(names), out, format=form)
+        session.engine.images.save(list(names), out, format="oci-archive" if form == "oci-archive" else "docker-archive")
     return 0
 
 

@@ -11,9 +11,9 @@ import click
 
 from bulle.cli.container_flags import detach_keys
 from bulle.cli.option_types import Signal, Text, Whole, complete_containers
-from bulle.cli.running import exit_code_of
+from bulle.cli.running import follow_container
 from bulle.cli.session import Session
-from bulle.cli.terminal import follow, proxy
+from bulle.cli.terminal import proxy
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput, NotFound
 
@@ -46,11 +46,11 @@ def _start_attached(session: Session, name: str, interactive: bool, keys: bytes,
     options = container.options
     with proxy(container, sig_proxy and not options.terminal) as signals:
         # A container that runs already is attached to, as in Docker.
-        attachment = container.attach(stdin=interactive) if container.state().status == "running" else container.start(attach=True)
+        stdin = interactive and options.interactive
+        attachment = container.start(attach=True, stdin=stdin)
         assert attachment is not None
         signals.open()
-        outcome = follow(attachment, terminal=options.terminal, stdin=interactive and options.interactive, keys=keys)
-    return 0 if outcome.detached else exit_code_of(outcome.exit_code)
+        return follow_container(container, attachment, stdin=stdin, keys=keys)
 
 
 @verb("stop", _SEVERAL)

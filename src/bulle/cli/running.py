@@ -20,16 +20,36 @@ from bulle.model.container import ContainerOptions
 
 if TYPE_CHECKING:
     from bulle.engine import Container
+    from bulle.monitor import Attachment
 
 UNKNOWN_EXIT_CODE = -1
 
 
 def exit_code_of(code: int | None) -> int:
     """What the command line returns for a workload's exit code; nobody could learn -1, which is said, never guessed."""
-    if code == UNKNOWN_EXIT_CODE:
-        complain("the exit code is unknown: the container ended while nothing watched it")
+    if code is None or code == UNKNOWN_EXIT_CODE:
+        complain("the exit code is unknown: the command ended while nothing watched it")
         return 125
-    return code or 0
+    return code
+
+
+def follow_container(
+    container: Container, attachment: Attachment, *, stdin: bool, stdout: bool = True, stderr: bool = True, keys: bytes = b""
+) -> int:
+    """Follow a container to its end; returns what the command line returns. 0 where the user detached.
+
+    A connection that ends without an exit code is a monitor that was killed: the container goes on under another one, and so does this.
+    """
+    while True:
+        outcome = follow(attachment, terminal=container.options.terminal, stdin=stdin, stdout=stdout, stderr=stderr, keys=keys)
+        if outcome.detached:
+            return 0
+        if outcome.exit_code is not None:
+            return exit_code_of(outcome.exit_code)
+        try:
+            attachment = container.attach(stdin=stdin)
+        except Conflict:
+            return exit_code_of(container.wait())
 
 
 @verb("run", "IMAGE [COMMAND] [ARG...]", interspersed=False)
@@ -60,18 +80,11 @@ def run(session: Session, /, image: str, command: Sequence[str], detach: bool, a
         return 0
     with proxy(container, sig_proxy and not options.terminal) as signals:
         with _removed_on_failure(container, options):
-            attachment = container.start(attach=True)
+            attachment = container.start(attach=True, stdin=stdin)
         assert attachment is not None
         signals.open()
-        outcome = follow(
-            attachment,
-            terminal=options.terminal,
-            stdin=stdin,
-            stdout=not attach or "stdout" in attach,
-            stderr=not attach or "stderr" in attach,
-            keys=keys,
-        )
-    return 0 if outcome.detached else exit_code_of(outcome.exit_code)
+        output = {"stdout": not attach or "stdout" in attach, "stderr": not attach or "stderr" in attach}
+        return follow_container(container, attachment, stdin=stdin, keys=keys, **output)
 
 
 @verb("create", "IMAGE [COMMAND] [ARG...]", interspersed=False)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from bulle.errors import BulleError
 
 if TYPE_CHECKING:
-    from bulle.engine import Attachment, Container, Outcome
+    from bulle.engine import Container
+    from bulle.monitor import Attachment, Outcome
 
 _PROXIED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM, signal.SIGCONT)
 _INPUT_FLAGS = termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
