@@ -47,6 +47,7 @@ def configure(home: str) -> Configuration:
 
     for name in PRELOADED:
         importlib.import_module(name)
+    importlib.import_module("bulle.cli.main").preload()
     return Configuration(
         home=home,
         entries=ENTRIES,

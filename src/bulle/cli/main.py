@@ -7,6 +7,7 @@ imported when they are asked for; the spawner calls :func:`preload` once, before
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import click
 
 from bulle.cli.session import Session, complain, note, open_default_engine, write
 from bulle.cli.terminal import Interrupted
-from bulle.cli.verb import VerbGroup, WrongUsage
+from bulle.cli.verb import Verb, VerbGroup
 from bulle.errors import BulleError, StorageFull
 
 if TYPE_CHECKING:
@@ -125,13 +126,15 @@ ROOT = VerbGroup(
 
 
 def preload() -> None:
-    """Import every verb, so that processes forked from this one find them ready."""
+    """Import every verb and what it imports late, so that processes forked from this one find them ready."""
+    for name in ("go_template", "progress"):
+        importlib.import_module(f"bulle.cli.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     for group in (ROOT, container, image, system):
         for name in group.verbs:
             command = group.get_command(context, name)
-            if isinstance(command, click.Command):
-                command.get_params(context)
+            if isinstance(command, Verb):
+                command.flags(context)
 
 
 def run(argv: Sequence[str], open_engine: Callable[[Path | None], Engine] = open_default_engine) -> int:
@@ -208,6 +211,3 @@ def _pipe_closed() -> int:
     os.dup2(nowhere, 1)
     os.close(nowhere)
     return 141
-
-
-__all__ = ["ROOT", "WrongUsage", "preload", "run"]
