@@ -81,11 +81,11 @@ def main() -> int:
         ran.append(f"host: {level}")
 
     say("\n2. A real Debian image, built from Debian's packages.\n")
-    if command("inspect", "deb:bookworm", quiet=True).returncode != 0:
+    if not command("images", "-q", "deb:bookworm", quiet=True).stdout.strip():
         pulled = command("pull", "deb:bookworm")
         if pulled.returncode != 0:
             say(f"  refused: {(pulled.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    if command("inspect", "deb:bookworm", quiet=True).returncode == 0 and (level := run("deb:bookworm")):
+    if command("images", "-q", "deb:bookworm", quiet=True).stdout.strip() and (level := run("deb:bookworm")):
         ran.append(f"deb:bookworm: {level}")
 
     say(f"\nDone in {time.monotonic() - started:.1f} s.")
