@@ -20,7 +20,7 @@ BULLE = str(Path(sysconfig.get_path("scripts")) / "bulle")
 LOOK = r"""
 echo "my process id:   $$"
 echo "my hostname:     $(cat /proc/sys/kernel/hostname)"
-echo "my user map:     $(tr -s ' ' </proc/self/uid_map)   (id inside, id outside, how many)"
+echo "my user map:     $(tr -s ' ' </proc/self/uid_map | sed 's,^ ,,')   (id inside, id outside, how many)"
 limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null)
 echo "my memory limit: ${limit:-not visible from here}"
 echo "my network:      $(sed -n 's/^ *\([^:|]*\):.*/\1/p' /proc/net/dev | tr '\n' ' ')"
