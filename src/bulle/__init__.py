@@ -1,0 +1,74 @@
+"""Bulle: the same image as a private root or a container, as a library.
+
+``bulle.run("deb:bookworm", ["cat", "/etc/debian_version"])`` runs one command and returns what it said; :class:`Engine` is everything else::
+
+    import bulle
+
+    done = bulle.run("host", ["uname", "-r"], memory_bytes=64 << 20)
+    print(done.exit_code, done.stdout.decode())
+
+    with bulle.Engine() as engine:
+        container = engine.containers.create(bulle.ContainerOptions(image="host", command=("sleep", "60"), name="nap"))
+        container.start()
+        container.stop()
+
+Names are loaded when they are first used, so that ``import bulle`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bulle.engine import Container, Engine, Image
+    from bulle.engine.running import CompletedRun, run
+    from bulle.errors import BulleError
+    from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, VolumeOption
+    from bulle.model.run_plan import ResourceLimit, RunPlan
+    from bulle.monitor import Attachment, LogEntry, Outcome
+
+_HOMES = {
+    "Attachment": "bulle.monitor",
+    "BulleError": "bulle.errors",
+    "CompletedRun": "bulle.engine.running",
+    "Container": "bulle.engine",
+    "ContainerOptions": "bulle.model.container",
+    "ContainerState": "bulle.model.container",
+    "Engine": "bulle.engine",
+    "ExecOptions": "bulle.model.container",
+    "Image": "bulle.engine",
+    "LogEntry": "bulle.monitor",
+    "Outcome": "bulle.monitor",
+    "ResourceLimit": "bulle.model.run_plan",
+    "RunPlan": "bulle.model.run_plan",
+    "VolumeOption": "bulle.model.container",
+    "run": "bulle.engine.running",
+}
+
+__all__ = [
+    "Attachment",
+    "BulleError",
+    "CompletedRun",
+    "Container",
+    "ContainerOptions",
+    "ContainerState",
+    "Engine",
+    "ExecOptions",
+    "Image",
+    "LogEntry",
+    "Outcome",
+    "ResourceLimit",
+    "RunPlan",
+    "VolumeOption",
+    "run",
+]
+
+
+def __getattr__(name: str) -> object:
+    import importlib  # noqa: PLC0415 -- see the docstring
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bulle' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -99,6 +99,11 @@ class ControlGroup:
             group._open_entrances()
         return group
 
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Version 1: the controllers with a directory of this group; version 2: one empty name."""
+        return tuple(self._directories)
+
     def _open_entrances(self) -> None:
         for name, directory in self._directories.items():
             if name:

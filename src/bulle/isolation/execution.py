@@ -24,6 +24,8 @@ from bulle.model.run_plan import Process
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SHEBANG_DEPTH = 5  # as the kernel's own limit
 _HERE = mount.AT_FDCWD
+_TIOCSPTLCK = 0x40045431  # ioctl_tty(2); termios has them only since Python 3.13
+_TIOCGPTPEER = 0x5441
 
 
 def become(wanted: Process, channel: Channel, stdio: tuple[int, int, int], filter_program: bytes | None, init_fd: int, read_only_root: bool, dev: int) -> None:
@@ -49,7 +51,7 @@ def become(wanted: Process, channel: Channel, stdio: tuple[int, int, int], filte
         _drop_privileges(wanted, user, filter_program)
         process.close_on_exec_from(3)
         if init_fd >= 0:
-            os.execve(init_fd, ["bulle-init", path, *arguments], environment)
+            os.execve(init_fd, ["bulle-init", "--", *arguments], environment)
         _execute(path, arguments, environment)
     except BaseException as error:  # noqa: BLE001 -- this process has no other way to tell
         channel.report_error(error)
@@ -63,8 +65,8 @@ def _take_stdio(wanted: Process, channel: Channel, stdio: tuple[int, int, int], 
             os.dup2(descriptor, number)
         return
     master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(master, termios.TIOCSPTLCK, struct.pack("i", 0))
-    slave = fcntl.ioctl(master, termios.TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     if wanted.rows and wanted.columns:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", wanted.rows, wanted.columns, 0, 0))
     if user.user_id:

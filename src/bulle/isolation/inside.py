@@ -24,22 +24,24 @@ LOCKED_DOWN = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 # Where the root is attached until pivot_root: any directory that every user may enter; covered only in our own namespace.
 _STAGES = ("/tmp", "/mnt", "/srv", "/var", "/usr")
 _IN_ROOT = process.RESOLVE_IN_ROOT | process.RESOLVE_NO_MAGICLINKS
-_CGROUP_V1 = frozenset({"cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices", "freezer"})
 _TMPFS_FLAGS = {
     "ro": (MOUNT_ATTR_RDONLY, 0), "rw": (0, MOUNT_ATTR_RDONLY), "nosuid": (MOUNT_ATTR_NOSUID, 0), "suid": (0, MOUNT_ATTR_NOSUID),
     "nodev": (MOUNT_ATTR_NODEV, 0), "dev": (0, MOUNT_ATTR_NODEV), "noexec": (MOUNT_ATTR_NOEXEC, 0), "exec": (0, MOUNT_ATTR_NOEXEC),
 }  # fmt: skip
 
 
-def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc: bool) -> int:
-    """Make the plan's root filesystem this process's ``/``; returns the descriptor of /dev, where the terminal's console is bound."""
+def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc: bool, controllers: tuple[str, ...] = ()) -> int:
+    """Make the plan's root filesystem this process's ``/``; returns the descriptor of /dev, where the terminal's console is bound.
+
+    ``controllers`` are those of the container's own control group, which it may look at below /sys/fs/cgroup.
+    """
     stage = next(path for path in _STAGES if os.path.isdir(path))
     mount.attach_mount(mounts.root, stage)
     root = mounts.root
     # Stands are taken while the host's tree is still there: devices, a visible /proc for a new one.
     dev = _mount_dev(plan, root, own_ipc)
     proc = _attach_new(root, "proc", "proc", {}, LOCKED_DOWN)
-    sys = _mount_sys(plan, root, own_network)
+    sys = _mount_sys(plan, root, own_network, controllers)
     if not plan.security.privileged:
         _hide(plan, proc, sys)
     for path, descriptor in zip(plan.root.host_binds, mounts.binds, strict=True):
@@ -163,14 +165,14 @@ def _all_devices(dev: int) -> None:
             os.mknod(entry.name, mode, entry.stat(follow_symlinks=False).st_rdev, dir_fd=dev)
 
 
-def _mount_sys(plan: RunPlan, root: int, own_network: bool) -> int:
+def _mount_sys(plan: RunPlan, root: int, own_network: bool, controllers: tuple[str, ...]) -> int:
     attributes = LOCKED_DOWN | (0 if plan.security.privileged else MOUNT_ATTR_RDONLY)
     target = _base_target(root, "sys")
     try:
         if own_network:
             sys = new_mount("sysfs", {}, attributes)
             mount.attach_mount(sys, "", target)
-            _mount_cgroups(plan, sys)
+            _mount_cgroups(plan, sys, controllers)
         else:
             # A new sysfs shows the network namespace of its maker, whom a user namespace must own: so the host's own is bound.
             sys = mount.open_tree(mount.AT_FDCWD, "/sys", mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_RECURSIVE)
@@ -181,7 +183,7 @@ def _mount_sys(plan: RunPlan, root: int, own_network: bool) -> int:
     return sys
 
 
-def _mount_cgroups(plan: RunPlan, sys: int) -> None:
+def _mount_cgroups(plan: RunPlan, sys: int, controllers: tuple[str, ...]) -> None:
     """The container's view of its own control groups, as the host lays them out. A host that refuses leaves /sys/fs/cgroup empty."""
     attributes = LOCKED_DOWN | (0 if plan.security.privileged else MOUNT_ATTR_RDONLY)
     try:
@@ -189,12 +191,13 @@ def _mount_cgroups(plan: RunPlan, sys: int) -> None:
     except OSError:
         return
     try:
-        with open("/proc/self/cgroup") as file:  # noqa: PTH123 -- start path
-            hierarchies = [line.split(":")[1].split(",") for line in file]
-        v1 = [names for names in hierarchies if _CGROUP_V1.intersection(names)]
-        if not v1:
+        if controllers == ("",):
             mount.attach_mount(new_mount("cgroup2", {}, attributes), "", cgroup)
             return
+        # Hierarchies in which the container has no group of its own would show the host's.
+        with open("/proc/self/cgroup") as file:  # noqa: PTH123 -- start path
+            hierarchies = [line.split(":")[1].split(",") for line in file]
+        v1 = [names for names in hierarchies if set(controllers).intersection(names)]
         tmpfs = new_mount("tmpfs", {"mode": "755", "size": "64k"}, LOCKED_DOWN)
         mount.attach_mount(tmpfs, "", cgroup)
         for names in v1:

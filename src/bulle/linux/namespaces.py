@@ -13,6 +13,7 @@ from bulle.linux.libc import syscall
 
 CLONE_NEWTIME = 0x80
 CLONE_PIDFD = 0x1000
+CLONE_PARENT = 0x8000
 CLONE_NEWNS = 0x20000
 CLONE_NEWCGROUP = 0x2000000
 CLONE_NEWUTS = 0x4000000
@@ -44,7 +45,9 @@ class _CloneArgs(ctypes.Structure):
 def clone3(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """Fork into new namespaces: ``(0, -1)`` in the child, ``(pid, pidfd)`` in the parent. ``cgroup_fd`` is a v2 group that the child is born in."""
     pidfd = ctypes.c_int(-1)
-    arguments = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=signal.SIGCHLD)
+    # A sibling (CLONE_PARENT) takes its parent's exit signal, and the kernel insists that none is named.
+    exit_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD
+    arguments = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=exit_signal)
     if cgroup_fd >= 0:
         arguments.flags |= CLONE_INTO_CGROUP
         arguments.cgroup = cgroup_fd

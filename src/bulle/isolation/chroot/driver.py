@@ -42,7 +42,7 @@ class ChrootDriver(Driver):
 
     def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
         """A mount namespace with the overlay, or a copy; see :class:`Driver`."""
-        group = ControlGroup.create(plan.container_id, plan.resources)
+        group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=not plan.security.privileged)
         filter_program = _filter(plan, plan.process, self.cache_directory)
         mounting = Feature.VOLUMES in _probe().features
         init_fd = init_program() if plan.process.init else -1

@@ -20,20 +20,22 @@ from bulle.isolation.control_group import ControlGroup, available
 from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
 from bulle.isolation.init_program import init_program
 from bulle.linux import loopback, mount, namespaces, user_namespace
-from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS
+from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT
 from bulle.model.run_plan import Process, RunPlan
 
-_CLONE_PARENT = 0x8000
 _ALWAYS = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC
 
 
 def namespace_flags(plan: RunPlan) -> int:
     """The namespaces that the workload gets of its own at birth (the cgroup namespace follows once it sits in its group)."""
-    return (
-        _ALWAYS
-        | (CLONE_NEWUSER if plan.security.user_namespace == "own" else 0)
-        | (CLONE_NEWNET if plan.network.mode != "host" else 0)
-    )
+    own_users = CLONE_NEWUSER if plan.security.user_namespace == "own" else 0
+    own_network = CLONE_NEWNET if plan.network.mode != "host" else 0
+    return _ALWAYS | own_users | own_network
+
+
+def _needs_device_rules(plan: RunPlan) -> bool:
+    """In its own user namespace a container can make no device nodes, so only the others need a list of allowed ones."""
+    return plan.security.user_namespace == "host" and not plan.security.privileged
 
 
 class NamespaceDriver(Driver):
@@ -51,7 +53,7 @@ class NamespaceDriver(Driver):
 
     def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
-        group = ControlGroup.create(plan.container_id, plan.resources)
+        group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=_needs_device_rules(plan))
         filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(plan.process.capabilities), self.cache_directory)
         init_fd = init_program() if plan.process.init else -1
         try:
@@ -171,7 +173,7 @@ def _child(plan: RunPlan, channel: Channel, stdio: Stdio, group: ControlGroup, f
     if not descriptors:
         descriptors = rootless.detached_mounts(plan).descriptors()
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
-    dev = inside.enter_root(plan, mounts, own_network, own_ipc=True)
+    dev = inside.enter_root(plan, mounts, own_network, own_ipc=True, controllers=group.controllers)
     socket.sethostname(plan.hostname)
     execution.become(plan.process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, init_fd, plan.root.read_only, dev)
 
@@ -186,7 +188,7 @@ def _join(plan: RunPlan, channel: Channel, wanted: Process, stdio: Stdio, group:
         raise BulleError("the container's namespaces cannot be joined", os.strerror(error.errno or 0), "is it still running?") from error
     if plan.security.user_namespace == "own":
         user_namespace.become_root()
-    pid, child_pidfd = namespaces.clone3(_CLONE_PARENT)
+    pid, child_pidfd = namespaces.clone3(CLONE_PARENT)
     if pid:
         channel.report("process", pid=pid, descriptor=child_pidfd)
         os._exit(0)

@@ -1,0 +1,73 @@
+"""``bulle.run``: one command in one container that leaves nothing behind but what it said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bulle.engine.engine import Engine
+from bulle.engine.home import default_home
+from bulle.errors import BulleError, InvalidInput
+from bulle.model.container import ContainerOptions
+from bulle.monitor.frames import Event, Kind
+
+
+@dataclass(frozen=True)
+class CompletedRun:
+    """How a run ended: its exit code (128+n for signal n) and all that it wrote."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    notes: tuple[str, ...] = ()
+
+
+def run(
+    image: str,
+    command: Sequence[str] = (),
+    *,
+    input: bytes = b"",  # noqa: A002 -- subprocess.run's word
+    environment: Mapping[str, str] | None = None,
+    home: Path | str | None = None,
+    **options: Any,
+) -> CompletedRun:
+    """Run a command in a new container of an image, wait, and remove the container.
+
+    ``input`` is given to its standard input; ``options`` are fields of :class:`bulle.ContainerOptions` (units are in their names). ``home`` is a host path. Raises
+    BulleError when it cannot be started; a command that fails is an ``exit_code``, no exception. Safe in threads.
+    """
+    variables = tuple(f"{name}={value}" for name, value in (environment or {}).items())
+    try:
+        wanted = ContainerOptions(
+            image=image, command=tuple(command), environment=variables, interactive=bool(input), auto_remove=True, **options
+        )
+    except TypeError as error:
+        raise InvalidInput("bulle.run does not know an option", str(error), "see bulle.ContainerOptions") from error
+    container = _engine(str(home) if home is not None else "", str(default_home())).containers.create(wanted)
+    attachment = container.start(attach=True)
+    assert attachment is not None
+    output: dict[int, list[bytes]] = {Kind.STDOUT: [], Kind.STDERR: []}
+    try:
+        if input:
+            attachment.send_stdin(input)
+            attachment.close_stdin()
+        while (received := attachment.receive()) is not None:
+            kind, payload = received
+            if kind in output:
+                output[kind].append(payload)
+            elif kind == Kind.EVENT and (ended := msgspec.json.decode(payload, type=Event)).event == "exited":
+                return CompletedRun(ended.exit_code, b"".join(output[Kind.STDOUT]), b"".join(output[Kind.STDERR]), attachment.notes)
+    finally:
+        attachment.close()
+    raise BulleError("the container's monitor was killed while the container ran", "", "see `bulle ps -a`")
+
+
+@lru_cache(maxsize=8)
+def _engine(home: str, default: str) -> Engine:
+    """One engine per home and process; it is safe in threads and cheap to keep."""
+    return Engine(home or default)
