@@ -84,6 +84,7 @@ DOCKER_DEFAULT = (
 
 PR_CAPBSET_DROP = 24
 _VERSION_3 = 0x20080522
+_prctl = libc.prctl  # looked up here, so that a forked child need not
 
 
 @functools.cache
@@ -159,9 +160,10 @@ def of_process(pid: int | str = "self") -> dict[str, int]:
 def drop_bounding(keep: Iterable[str]) -> None:
     """Take every capability but ``keep`` out of the calling thread's bounding set, for good. OSError EPERM without CAP_SETPCAP. prctl(2)"""
     kept = mask(keep)
-    prctl = libc.prctl
-    for number in range(last_capability() + 1):
-        if not kept >> number & 1 and prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
+    for number in range(64):  # the kernel's last is not looked up: it answers EINVAL beyond
+        if not kept >> number & 1 and _prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0:
+            if ctypes.get_errno() == errno.EINVAL and number > NUMBER["CAP_AUDIT_READ"]:
+                return
             raise oserror("prctl(PR_CAPBSET_DROP)")
 
 

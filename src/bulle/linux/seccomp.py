@@ -44,7 +44,7 @@ _X32_BIT = 0x40000000
 _PRIVATE = 0x10000  # above are arm's few own calls, whose numbers say nothing about their age
 _AUDIT = {"x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028, "riscv64": 0xC00000F3}
 _COMPATIBLE = {"x86_64": ("x86_64", "i386"), "aarch64": ("aarch64", "arm"), "riscv64": ("riscv64",)}
-_SECCOMP_NUMBER = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
+_NUMBER = ctypes.c_long(317 if platform.machine() == "x86_64" else 277)
 
 
 def machine_abis(machine: str = "") -> tuple[str, ...]:
@@ -251,7 +251,7 @@ def compile_profile(profile: SeccompProfile, machine: str = "") -> bytes:
 
 
 class _FilterProgram(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
 def install(program: bytes, log: bool = False) -> None:
@@ -261,12 +261,10 @@ def install(program: bytes, log: bool = False) -> None:
     without auditd); off by default, since a container could flood the host's log with it. Raises OSError: EACCES without the privilege, EINVAL
     where the kernel has no filters. seccomp(2)
     """
-    buffer = ctypes.create_string_buffer(program, len(program))
-    argument = _FilterProgram(len(program) // 8, ctypes.addressof(buffer))
+    argument = _FilterProgram(len(program) // 8, program)  # points into the bytes; a ctypes array would be a new type for each length, and slow
     # SPEC_ALLOW: without it kernels before 5.16 slow every filtered process down (speculative store bypass); runc asks for it as well.
     for flags in (SECCOMP_FILTER_FLAG_SPEC_ALLOW | (SECCOMP_FILTER_FLAG_LOG if log else 0), 0):
-        number = _SECCOMP_NUMBER.get(platform.machine(), 277)
-        if libc.syscall(ctypes.c_long(number), ctypes.c_long(SECCOMP_SET_MODE_FILTER), ctypes.c_long(flags), ctypes.byref(argument)) == 0:
+        if libc.syscall(_NUMBER, ctypes.c_long(SECCOMP_SET_MODE_FILTER), ctypes.c_long(flags), ctypes.byref(argument)) == 0:
             return
         if ctypes.get_errno() != errno.EINVAL:
             break
