@@ -35,6 +35,8 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(?::[a-z0-9]+)?(?:=[A-Za-z0-9.+~:-]+
 _ARCHITECTURES = {"386": "i386", "arm": "armhf", "ppc64le": "ppc64el"}
 _RELEASE_LIMIT_BYTES = 4 << 20
 
+_NOT_WORTH_SAYING = ("I: removing", "I: running --", "I: using /", "I: skipping", "I: done")
+
 # A service that a package starts during its installation would run in nobody's container; Docker's Debian images have the same file.
 _POLICY = """mkdir -p "$1/usr/sbin" && printf '#!/bin/sh\\nexit 101\\n' >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d\""""
 _HOST_FILES = """rm -f "$1/etc/resolv.conf" "$1/etc/hostname" && : >"$1/etc/resolv.conf" && : >"$1/etc/hostname\""""
@@ -120,7 +122,8 @@ class DebianImage(Source):
             command.append(f"--architectures={_ARCHITECTURES.get(architecture, architecture)}")
         if self._recipe.packages:
             command.append(f"--include={','.join(self._recipe.packages)}")
-        command += [f"--customize-hook={_POLICY}", f"--customize-hook={_HOST_FILES}", "--", self._recipe.suite, str(tar)]
+        # Unless it is told to skip that, mmdebstrap takes the policy for its own and removes it at the end.
+        command += ["--skip=chroot/policy-rc.d", f"--extract-hook={_POLICY}", f"--customize-hook={_HOST_FILES}", "--", self._recipe.suite, str(tar)]
         if self._request.configuration.debian_mirror:
             command.append(self._request.configuration.debian_mirror)
         return command
@@ -158,7 +161,7 @@ class DebianImage(Source):
         for raw in process.stderr:
             for line in raw.decode(errors="replace").replace("\r", "\n").splitlines():
                 said.append(line.strip())
-                if line.startswith("I: ") and not line.startswith("I: removing"):
+                if line.startswith("I: ") and not line.startswith(_NOT_WORTH_SAYING):
                     self._request.configuration.progress(Progress("step", f"deb:{self._request.text}", message=line[3:].strip()))
 
     def _release_time(self) -> int:

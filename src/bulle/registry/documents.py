@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import platform as machine
+from typing import Any
 
 import msgspec
 
@@ -57,9 +58,9 @@ class _Fields(msgspec.Struct, rename="camel"):
 
     media_type: str | None = None
     schema_version: int | None = None
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
-    config: msgspec.Raw | None = None
+    manifests: Any = None
+    layers: Any = None
+    config: Any = None
 
 
 def this_platform() -> Platform:

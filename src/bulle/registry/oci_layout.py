@@ -51,6 +51,7 @@ class ArchivedBlobs(LayoutBlobs):
         self.close = archive.close  # type: ignore[method-assign]
 
     def document(self, name: str) -> bytes:
+        """A small member; CorruptImage where it is missing or too large."""
         return self._archive.read(name, METADATA_LIMIT_BYTES)
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
@@ -67,6 +68,7 @@ class DirectoryBlobs(LayoutBlobs):
         """Nothing is kept open."""
 
     def document(self, name: str) -> bytes:
+        """A small regular file; CorruptImage where it is missing, too large or something else."""
         descriptor, size = self._open(name)
         with open(descriptor, "rb") as file:
             if size > METADATA_LIMIT_BYTES:
