@@ -59,9 +59,9 @@ class LayerRecords:
         connection.execute("INSERT OR IGNORE INTO layer_lease VALUES (?, ?)", (str(diff_id), workspace))
         return connection.execute("SELECT 1 FROM layer WHERE diff_id = ?", (str(diff_id),)).fetchone() is not None
 
-    def end_leases(self, connection: sqlite3.Connection, workspace: str, diff_ids: Sequence[str]) -> None:
-        """Give up the leases of one workspace on some layers."""
-        connection.executemany("DELETE FROM layer_lease WHERE diff_id = ? AND workspace = ?", [(str(diff_id), workspace) for diff_id in diff_ids])
+    def end_leases(self, connection: sqlite3.Connection, workspace: str) -> None:
+        """Give up all leases of one workspace."""
+        connection.execute("DELETE FROM layer_lease WHERE workspace = ?", (workspace,))
 
     def keep_leases_of(self, connection: sqlite3.Connection, living: Sequence[str]) -> None:
         """End the leases of every workspace but these."""

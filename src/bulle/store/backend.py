@@ -57,9 +57,17 @@ class LayerBackend(ABC):
     def probe(self, trial: LayerFiles) -> LayerProbe:
         """Try it on a small real layer that lies where the store lies."""
 
+    def is_ready(self, files: LayerFiles) -> bool:
+        """Whether all that a mount needs is there already; asked on the path of ``run``."""
+        return True
+
+    def prepare(self, files: LayerFiles, temporary: Path) -> None:
+        """Make what a mount needs, in ``temporary`` first (an empty directory of the same file system). Raises OSError, BulleError."""
+        raise NotImplementedError(f"layers as {self.kind} are always ready")
+
     @abstractmethod
     def plan(self, files: LayerFiles) -> LayerMount:
-        """The mount to perform, as a value. May prepare what has to exist before (the extracted directory)."""
+        """The mount to perform, as a value."""
 
     @abstractmethod
     def mount(self, layer: LayerMount) -> None:

@@ -36,8 +36,10 @@ class Collector:
         with storage_errors(f"the store in {self._home} could not be cleaned"):
             self._workspace.collect_dead()
             with self._database.transaction() as connection:
+                # Once more inside the transaction, so that nobody takes a lease after the living were counted.
+                living = self._workspace.collect_dead()
                 blobs_before = self._records.all_blobs(connection)
-                self._records.keep_leases_of(connection, self._workspace.living())
+                self._records.keep_leases_of(connection, living)
                 self._records.remove_unused(connection)
             trash = self._workspace.directory()
             try:

@@ -18,10 +18,8 @@ from bulle.model.image import MANIFEST_MEDIA_TYPES, METADATA_LIMIT_BYTES, ImageC
 from bulle.model.reference import Reference
 from bulle.records.database import Database
 from bulle.records.images import ImageRecords, ImageRow
-from bulle.records.layers import LayerRecords
 from bulle.store.blobs import BlobStore
 from bulle.store.layers import LayerStore
-from bulle.store.workspace import Workspace
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
@@ -50,14 +48,12 @@ class ImageStore:
     """The images of ``home``."""
 
     def __init__(
-        self, database: Database, layers: LayerStore, blobs: BlobStore, workspace: Workspace, collect: Callable[[], int]
+        self, database: Database, layers: LayerStore, blobs: BlobStore, collect: Callable[[], int]
     ) -> None:
         self._database = database
         self._records = ImageRecords(database)
-        self._layer_records = LayerRecords(database)
         self._layers = layers
         self._blobs = blobs
-        self._workspace = workspace
         self._collect = collect
 
     def commit(
@@ -76,7 +72,7 @@ class ImageStore:
         """
         diff_ids = tuple(str(diff_id) for _, diff_id in layers)
         image_id = _check(manifest, media_type, config, layers)
-        self._layers.complete([diff_id for _, diff_id in layers])
+        self._layers.plan([diff_id for _, diff_id in layers])  # makes what a run will need, now rather than then
         existing = self._records.by_id(image_id)
         names = [reference.canonical for reference in references]
         with self._database.transaction() as connection:
@@ -89,7 +85,6 @@ class ImageStore:
                 )  # fmt: skip
                 self._records.put(connection, row)
             self._records.tag(connection, image_id, names)
-            self._layer_records.end_leases(connection, self._workspace.name, diff_ids)
         return self.get(image_id)
 
     def get(self, name: str) -> Image:

@@ -80,8 +80,9 @@ class LayerStore:
     ) -> Layer:
         """Receive a layer as a registry or archive sends it (``size`` bytes, digest ``blob_digest``, each unknown when None).
 
-        A layer that is here already is returned at once and ``chunks`` are not consumed. It is kept until an image is committed that has it, or this
-        process ends. ``parents`` are only a hint: what depends on them is made at commit. Raises CorruptImage or StorageFull; then nothing is left.
+        A layer that is here already is returned at once and ``chunks`` are not consumed. It is kept until the end of :meth:`Store.receiving`,
+        or of this process. ``parents`` are only a hint: what depends on them is made at commit. Raises CorruptImage or StorageFull; then
+        nothing is left.
         """
         with self._database.transaction() as connection:
             present = self._records.lease(connection, diff_id, self._workspace.name)
@@ -134,6 +135,11 @@ class LayerStore:
                 os.fdatasync(index.fileno())
         _sync_directory(variant)
         return tree
+
+    def end_leases(self) -> None:
+        """Stop keeping the layers that this process ingested; those of an image stay."""
+        with self._database.transaction() as connection:
+            self._records.end_leases(connection, self._workspace.name)
 
     def complete(self, diff_ids: Sequence[Digest]) -> dict[str, str]:
         """Make what depends on how layers are stacked (lowest first): indexes with attributes from below. Returns the variant of every chain.
@@ -188,7 +194,19 @@ class LayerStore:
         if len(variants) < len(set(chains)):
             variants = self.complete(diff_ids)
         backend = self.backend()
-        return tuple(backend.plan(self._files(diff_id, variants[chain])) for diff_id, chain in zip(diff_ids, chains, strict=True))
+        files = [self._files(diff_id, variants[chain]) for diff_id, chain in zip(diff_ids, chains, strict=True)]
+        self._prepare(backend, files)
+        return tuple(backend.plan(layer) for layer in files)
+
+    def _prepare(self, backend: LayerBackend, layers: Iterable[LayerFiles]) -> None:
+        for files in layers:
+            if not backend.is_ready(files):
+                with storage_errors(f"the layer {Digest(files.diff_id).short} could not be extracted"):
+                    temporary = self._workspace.directory()
+                    try:
+                        backend.prepare(files, temporary)
+                    finally:
+                        remove_tree(temporary)
 
     def mount(self, layers: Sequence[LayerMount]) -> None:
         """Perform what is not mounted yet, in the caller's mount namespace. Raises Unavailable.

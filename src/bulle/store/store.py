@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +27,8 @@ class Store:
         self._database = database
         self._workspace = Workspace(home)
         self._limits = limits
+        self._receivers = 0
+        self._receivers_lock = threading.Lock()
 
     @cached_property
     def blobs(self) -> BlobStore:
@@ -38,7 +43,7 @@ class Store:
     @cached_property
     def images(self) -> ImageStore:
         """Images by name and id."""
-        return ImageStore(self._database, self.layers, self.blobs, self._workspace, self.gc)
+        return ImageStore(self._database, self.layers, self.blobs, self.gc)
 
     def gc(self) -> int:
         """Remove what no image, container or living process needs; returns the bytes that the disk got back."""
@@ -47,6 +52,19 @@ class Store:
     def probe(self) -> dict[Kind, LayerProbe]:
         """Which ways to show layers work here, and why others do not: for doctor. Ways after the first that works are not tried."""
         return probe_backends(self.home, self._workspace)
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """While it lasts, layers that are ingested are kept for this process; afterwards those that no image has are garbage."""
+        with self._receivers_lock:
+            self._receivers += 1
+        try:
+            yield
+        finally:
+            with self._receivers_lock:
+                self._receivers -= 1
+                if not self._receivers:
+                    self.layers.end_leases()
 
     def close(self) -> None:
         """Give up what this process has prepared and not committed."""

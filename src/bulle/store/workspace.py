@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from bulle.errors import BulleError
+from bulle.linux import user_namespace
+from bulle.linux.subordinate_ids import rootless_mappings
 from bulle.store.failures import storage_errors
+
+_NAME = re.compile(r"[0-9]+-[0-9a-f]{12}")
 
 
 class Workspace:
@@ -49,23 +57,22 @@ class Workspace:
         """Remove it with all that is in it, and unlock."""
         with self._lock:
             if self._pid == os.getpid():
-                shutil.rmtree(self._parent / self._name, ignore_errors=True)
+                remove_tree(self._parent / self._name)
                 os.close(self._fd)
                 self._pid = 0
 
-    def living(self) -> list[str]:
-        """The names of all workspaces whose owners live."""
-        if not self._parent.is_dir():
-            return []
-        return [entry.name for entry in self._parent.iterdir() if entry.is_dir() and (entry.name == self._name or not _is_dead(entry))]
-
-    def collect_dead(self) -> None:
-        """Remove what dead processes left in ``tmp/``."""
-        if not self._parent.is_dir():
-            return
-        for entry in self._parent.iterdir():
-            if entry.name != self._name and entry.is_dir() and _is_dead(entry):
-                remove_tree(entry)
+    def collect_dead(self) -> list[str]:
+        """Remove what dead processes left in ``tmp/``; returns the names of all workspaces whose owners live."""
+        living = []
+        for entry in self._parent.iterdir() if self._parent.is_dir() else ():
+            if not _NAME.fullmatch(entry.name):
+                continue  # somebody else's temporary file
+            with _locked_if_dead(entry) as dead:
+                if dead:
+                    remove_tree(entry)
+                else:
+                    living.append(entry.name)
+        return living
 
     def _create(self) -> None:
         # After a fork the inherited descriptor shares the parent's lock: it is left alone, and closed by exec or exit.
@@ -87,32 +94,40 @@ class Workspace:
                 os.close(fd)
 
 
-def _is_dead(path: Path) -> bool:
+@contextmanager
+def _locked_if_dead(path: Path) -> Iterator[bool]:
+    """True, and locked meanwhile, when the owner of a workspace is dead; it stays locked while it is removed, or it could be adopted half gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        yield False
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        dead = True
     except BlockingIOError:
-        return False
+        dead = False
+    try:
+        yield dead
     finally:
         os.close(fd)
-    return True
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with all its content; directories without permissions are made removable first. Never follows a symlink."""
-    shutil.rmtree(path, onerror=_make_removable)
+    """Remove a directory with all its content, never following a symlink; what belongs to subordinate ids is removed in a user namespace."""
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists() and os.geteuid() != 0:
+        with suppress(BulleError):  # a later collection tries again
+            user_namespace.call(*rootless_mappings(), lambda: shutil.rmtree(path, onerror=_retry_opened))
 
 
-def _make_removable(function: object, path: str, information: object) -> None:
-    try:
-        os.chmod(os.path.dirname(path), 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
+def _retry_opened(function: Callable[[str], object], path: str, information: object) -> None:
+    """A directory without permissions is opened first; with one mapped id even the namespace's root needs them."""
+    with suppress(OSError):
+        for directory in (Path(path).parent, Path(path)):
+            if not directory.is_symlink() and directory.is_dir():
+                directory.chmod(0o700)
+        if function in (os.scandir, os.listdir, os.open, os.lstat):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            os.unlink(path)
-    except OSError:
-        return
+            function(path)
