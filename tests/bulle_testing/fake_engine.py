@@ -125,7 +125,7 @@ class Container:
     def state(self) -> ContainerState:
         return self.now
 
-    def start(self, *, attach: bool = False, stdin: bool = False) -> Attachment | None:
+    def start(self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attachment | None:
         command = self.plan.process.arguments
         if command[0] not in PROGRAMS:
             raise CommandNotFound(f"{command[0]}: command not found")

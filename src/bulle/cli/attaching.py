@@ -11,7 +11,7 @@ from bulle.cli.container_flags import detach_keys, environment
 from bulle.cli.option_types import Text, complete_containers
 from bulle.cli.running import exit_code_of, follow_container
 from bulle.cli.session import Session
-from bulle.cli.terminal import follow, proxy
+from bulle.cli.terminal import follow, proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import Conflict, InvalidInput
 from bulle.model.container import ExecOptions
@@ -48,6 +48,7 @@ def execute(
     detaching = detach_keys(keys)
     if tty and interactive and not detach and not os.isatty(0):
         raise InvalidInput("cannot attach stdin to a TTY-enabled container because stdin is not a terminal", "", "leave out -t or -i")
+    rows, columns = window_size() if tty else (0, 0)
     options = ExecOptions(
         command=tuple(command),
         environment=environment(env_file, env),
@@ -56,6 +57,8 @@ def execute(
         terminal=tty,
         interactive=interactive and not detach,
         privileged=privileged,
+        rows=rows,
+        columns=columns,
     )
     attachment = session.engine.containers.get(container).execute(options, detach=detach)
     if attachment is None:
@@ -80,7 +83,7 @@ def attach(session: Session, container: str, no_stdin: bool, sig_proxy: bool, ke
     stdin = options.interactive and not no_stdin
     if options.terminal and stdin and not os.isatty(0):
         raise InvalidInput("cannot attach stdin to a TTY-enabled container because stdin is not a terminal", "", "use --no-stdin")
-    with proxy(found, sig_proxy and not options.terminal) as signals:
+    with proxy(found, sig_proxy and not (options.terminal and stdin)) as signals:
         attachment = found.attach(stdin=stdin)
         signals.open()
         return follow_container(found, attachment, stdin=stdin, keys=detaching)

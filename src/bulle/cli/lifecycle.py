@@ -13,7 +13,7 @@ from bulle.cli.container_flags import detach_keys
 from bulle.cli.option_types import Signal, Text, Whole, complete_containers
 from bulle.cli.running import follow_container
 from bulle.cli.session import Session
-from bulle.cli.terminal import proxy
+from bulle.cli.terminal import proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput, NotFound
 
@@ -44,10 +44,11 @@ def start(session: Session, containers: Sequence[str], attach: bool, interactive
 def _start_attached(session: Session, name: str, interactive: bool, keys: bytes, sig_proxy: bool) -> int:
     container = session.engine.containers.get(name)
     options = container.options
-    with proxy(container, sig_proxy and not options.terminal) as signals:
+    stdin = interactive and options.interactive
+    with proxy(container, sig_proxy and not (options.terminal and stdin)) as signals:
         # A container that runs already is attached to, as in Docker.
-        stdin = interactive and options.interactive
-        attachment = container.start(attach=True, stdin=stdin)
+        rows, columns = window_size() if options.terminal else (0, 0)
+        attachment = container.start(attach=True, stdin=stdin, rows=rows, columns=columns)
         assert attachment is not None
         signals.open()
         return follow_container(container, attachment, stdin=stdin, keys=keys)

@@ -70,7 +70,7 @@ def listing(*, truncate: bool) -> Listing[Container]:
             "Mounts": ("MOUNTS", lambda one: ",".join(map(cut(15), _mounts(one)))),
             "LocalVolumes": ("LOCAL VOLUMES", lambda one: "0"),
             "Networks": ("NETWORKS", lambda one: one.plan.network.mode),
-            "Size": ("SIZE", lambda one: "N/A"),
+            "Size": ("SIZE", lambda one: "0B"),
             "Isolation": ("ISOLATION", lambda one: one.plan.isolation),
         },
         columns=("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"),

@@ -13,7 +13,7 @@ import click
 from bulle.cli.container_flags import container_flags, detach_keys, options_from
 from bulle.cli.option_types import Choice, Text, complete_images
 from bulle.cli.session import Session, complain, note, write
-from bulle.cli.terminal import follow, proxy
+from bulle.cli.terminal import follow, proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions
@@ -78,9 +78,10 @@ def run(session: Session, /, image: str, command: Sequence[str], detach: bool, a
             container.start()
         write(container.id + "\n")
         return 0
-    with proxy(container, sig_proxy and not options.terminal) as signals:
+    with proxy(container, sig_proxy and not (options.terminal and stdin)) as signals:
         with _removed_on_failure(container, options):
-            attachment = container.start(attach=True, stdin=stdin)
+            rows, columns = window_size() if options.terminal else (0, 0)
+            attachment = container.start(attach=True, stdin=stdin, rows=rows, columns=columns)
         assert attachment is not None
         signals.open()
         output = {"stdout": not attach or "stdout" in attach, "stderr": not attach or "stderr" in attach}

@@ -130,9 +130,10 @@ def _follow_terminal(attachment: Attachment, descriptors: tuple[int, int, int], 
             with suppress(BulleError, OSError):  # the workload may have ended at this moment
                 attachment.resize(rows, columns)
 
-    handlers: dict[int, Callable[[int, object], None]] = dict.fromkeys((signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT), _end)
-    handlers[signal.SIGWINCH] = resize
-    raw = _raw(0) if descriptors[0] == 0 and os.isatty(0) else nullcontext()
-    with _handlers(handlers), raw:
+    handlers: dict[int, Callable[[int, object], None]] = {signal.SIGWINCH: resize}
+    typing = descriptors[0] == 0 and os.isatty(0)
+    if typing:
+        handlers.update(dict.fromkeys((signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT), _end))
+    with _handlers(handlers), _raw(0) if typing else nullcontext():
         resize()
         return attachment.pump(*descriptors, detach_keys=keys)

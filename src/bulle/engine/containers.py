@@ -60,14 +60,20 @@ class Container:
             self._recover()
         return state
 
-    def start(self, *, attach: bool = False, stdin: bool = False) -> Attachment | None:
-        """Start it; with ``attach`` returns the connection that carries its output (and input with ``stdin``). Nothing happens if it runs already."""
+    def start(self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attachment | None:
+        """Start it; with ``attach`` returns the connection that carries its output (and input with ``stdin``). Nothing happens if it runs already.
+
+        ``rows`` and ``columns`` are the size that its terminal begins with (0: unknown).
+        """
         if current_state(self.directory).status == "running":
             return self.attach(stdin=stdin) if attach else None
         driver_for(self.plan.isolation, self._home).require(self.plan)
-        order = Order(str(self._home), self.plan, attach, self.options.interactive, self.options.auto_remove)
+        plan = planning.with_window(self.plan, rows, columns) if self.options.terminal and rows else self.plan
+        order = Order(str(self._home), plan, attach, self.options.interactive, self.options.auto_remove)
         attachment = self._order(order)
         if attach:
+            if self.options.auto_remove:
+                attachment.when_exited = lambda: removal.forget(self._home, self.plan)
             return attachment
         attachment.close()
         return None

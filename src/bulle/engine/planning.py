@@ -9,6 +9,8 @@ import os
 import signal
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from bulle.errors import InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
 from bulle.linux import capabilities
@@ -88,7 +90,14 @@ def exec_process(plan: RunPlan, options: ExecOptions) -> Process:
         capabilities=capabilities.known() if options.privileged else own.capabilities,
         no_new_privileges=own.no_new_privileges and not options.privileged,
         limits=own.limits,
+        rows=options.rows,
+        columns=options.columns,
     )
+
+
+def with_window(plan: RunPlan, rows: int, columns: int) -> RunPlan:
+    """The plan with a terminal that begins with this size: the command's first question is how wide it may write."""
+    return replace(plan, process=replace(plan.process, rows=rows, columns=columns))
 
 
 def signal_name(text: str) -> str:

@@ -86,7 +86,7 @@ class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be asked of ``exec``."""
+    """Everything that can be asked of ``exec``; ``rows`` and ``columns`` are the size that its terminal begins with (0: unknown)."""
 
     command: tuple[str, ...]
     environment: tuple[str, ...] = ()
@@ -95,3 +95,5 @@ class ExecOptions(msgspec.Struct, frozen=True, kw_only=True):
     terminal: bool = False
     interactive: bool = False
     privileged: bool = False
+    rows: int = 0
+    columns: int = 0
