@@ -48,6 +48,7 @@ def configure(home: str) -> Configuration:
     for name in PRELOADED:
         importlib.import_module(name)
     importlib.import_module("bulle.cli.main").preload()
+    importlib.import_module("bulle.engine.supervisor").warm(Path(home))
     return Configuration(
         home=home,
         entries=ENTRIES,

@@ -41,8 +41,9 @@ _STOP_MARGIN_S = 10.0
 class Container:
     """One container of a home; every answer is looked up when it is asked for."""
 
-    def __init__(self, home: Path, record: ContainerRecord) -> None:
+    def __init__(self, home: Path, database: Database, record: ContainerRecord) -> None:
         self._home = home
+        self._database = database
         self.record = record
         self.id = record.id
         self.name = record.name
@@ -73,7 +74,7 @@ class Container:
         attachment = self._order(order)
         if attach:
             if self.options.auto_remove:
-                attachment.when_exited = lambda: removal.forget(self._home, self.plan)
+                attachment.when_exited = lambda: removal.forget(self._database, self.plan)
             return attachment
         attachment.close()
         return None
@@ -143,7 +144,7 @@ class Container:
                 )
             self.stop(timeout_s=0, signal="KILL")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
-        removal.forget(self._home, self.plan)
+        removal.forget(self._database, self.plan)
         removal.remove_directory(self.plan)
 
     def logs(
@@ -226,6 +227,7 @@ class Containers:
 
     def __init__(self, home: Path, database: Database, store: Store, images: Images) -> None:
         self._home = home
+        self._database = database
         self._records = ContainerRecords(database)
         self._store = store
         self._images = images
@@ -252,7 +254,7 @@ class Containers:
             if isinstance(error, OSError) and error.errno in (28, 122):
                 raise StorageFull("the container could not be created", os.strerror(error.errno), "free some space") from error
             raise
-        return Container(self._home, record)
+        return Container(self._home, self._database, record)
 
     def plan(self, options: ContainerOptions) -> RunPlan:
         """What ``create`` and ``start`` would do, without doing it."""
@@ -260,11 +262,11 @@ class Containers:
 
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
-        return Container(self._home, self._records.find(name))
+        return Container(self._home, self._database, self._records.find(name))
 
     def list(self, *, all: bool = False) -> list[Container]:  # noqa: A002 -- Docker's word
         """Running containers, or all, newest first."""
-        containers = [Container(self._home, record) for record in self._records.all()]
+        containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().status == "running"]
 
     def _image(self, options: ContainerOptions) -> Image:

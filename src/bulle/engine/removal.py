@@ -13,9 +13,9 @@ from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
 
 
-def forget(home: Path, plan: RunPlan) -> None:
+def forget(database: Database, plan: RunPlan) -> None:
     """Delete the row: name, id range and leases are free."""
-    ContainerRecords(Database(home)).delete(plan.container_id)
+    ContainerRecords(database).delete(plan.container_id)
 
 
 def remove_directory(plan: RunPlan) -> None:

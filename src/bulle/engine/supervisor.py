@@ -19,10 +19,11 @@ from typing import Protocol
 import msgspec
 
 from bulle.engine import removal
-from bulle.engine.drivers import driver_for
+from bulle.engine.drivers import LEVELS, driver_for
 from bulle.errors import BulleError, StorageFull
+from bulle.isolation import seccomp_profile
 from bulle.isolation.driver import Driver, Stdio, Workload
-from bulle.linux import process
+from bulle.linux import capabilities, process
 from bulle.model.container import ContainerState
 from bulle.model.run_plan import Process, RunPlan
 from bulle.monitor import supervisor
@@ -80,6 +81,14 @@ def record_orphan(home: Path, pid: int, status: int) -> None:
     with suppress(OSError):
         directory.mkdir(exist_ok=True)
         (directory / str(pid)).write_text(str(status))
+
+
+def warm(home: Path) -> None:
+    """Find out before the first fork what every monitor would find out anew: filters, control groups, the boot."""
+    process.boot_id()
+    for kind in LEVELS:
+        kind(home / "cache").probe()
+    seccomp_profile.program_for("default", frozenset(capabilities.parse_caps()), home / "cache")
 
 
 def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
@@ -174,9 +183,9 @@ def _finish(order: Order, driver: Driver, state: ContainerState, watch: supervis
         status = _orphan_status(order, state.pid)
     code = supervisor.exit_code(status)
     if order.auto_remove:
-        # The name is free before anyone hears of the end; what is left is invisible, and collected by gc if we die now.
-        removal.forget(Path(order.home), order.plan)
+        # A client that waits for the end frees the name itself (its database is open, ours is not): we only do it for one that is gone.
         watch.finish_clients(event("exited", exit_code=code))
+        removal.forget(Database(Path(order.home)), order.plan)
         driver.clean_up(order.plan)
         removal.remove_directory(order.plan)
         return
@@ -199,7 +208,7 @@ def _record_end(order: Order, driver: Driver, state: ContainerState, status: int
     with suppress(FileNotFoundError):  # removed by force meanwhile
         write_state(order.plan.state_host_path, ended)
     if order.auto_remove:
-        removal.forget(Path(order.home), order.plan)
+        removal.forget(Database(Path(order.home)), order.plan)
         removal.remove_directory(order.plan)
 
 
@@ -208,7 +217,7 @@ def _start_failed(order: Order, client: socket.socket, driver: Driver, error: Bu
         driver.clean_up(order.plan)
     if order.auto_remove:
         with suppress(OSError, BulleError):
-            removal.forget(Path(order.home), order.plan)
+            removal.forget(Database(Path(order.home)), order.plan)
             removal.remove_directory(order.plan)
     else:
         with suppress(OSError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -37,6 +38,8 @@ class Attachment:
         self.exit_code: int | None = None
         self.notes: tuple[str, ...] = ()
         self.pid = 0
+        self.when_exited: Callable[[], None] | None = None
+        """Called once by whoever reads the end here, before it is told."""
 
     @classmethod
     def connect(cls, directory: str, *, output: bool, stdin: bool) -> Attachment | None:
@@ -71,7 +74,11 @@ class Attachment:
             if not data:
                 return None
             self._frames += self._reader.feed(data)
-        return self._frames.pop(0)
+        kind, payload = self._frames.pop(0)
+        if kind == Kind.EVENT and b'"exited"' in payload and self.when_exited is not None:
+            self.when_exited()
+            self.when_exited = None
+        return kind, payload
 
     def wait_started(self) -> None:
         """Return once the command is executed; raises the error that the start ended in."""

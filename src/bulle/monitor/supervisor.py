@@ -101,17 +101,18 @@ class Supervisor:
                 return self._finish()
 
     def finish_clients(self, exit_event: bytes, patience_s: float = 10.0) -> None:
-        """Tell everyone the end and wait a little for those who still have output to take."""
+        """Tell everyone the end, and wait a little for those who still have output to take, until they have closed."""
         self.send_all(exit_event)
         deadline = time.monotonic() + patience_s
-        while waiting := {number: client for number, client in self._clients.items() if client.waiting}:
+        while self._clients:
             poll = select.poll()
-            for number in waiting:
-                poll.register(number, select.POLLOUT)
-            if not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            for number, client in self._clients.items():
+                poll.register(number, select.POLLIN | (select.POLLOUT if client.waiting else 0))
+            ready = poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
+            if not ready:
                 break
-            for client in waiting.values():
-                self._guarded(client, client.flush)
+            for number, _events in ready:
+                self._serve(self._clients[number])
         for client in list(self._clients.values()):
             self._forget(client)
 
