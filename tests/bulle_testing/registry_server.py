@@ -102,7 +102,7 @@ def registry_server(host: str = "127.0.0.1") -> Iterator[RegistryServer]:
             if answer.cut_at is not None:
                 self.close_connection = True
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the library's own word
+        def log_message(self, format: str, *arguments: object) -> None:
             """Tests print nothing."""
 
     class Server(ThreadingHTTPServer):

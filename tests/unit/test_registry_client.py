@@ -157,7 +157,7 @@ def test_the_index_chooses_the_platform(server: RegistryServer) -> None:
     entries = []
     for architecture, variant in (("unknown", ""), ("arm", "v6"), ("arm", "v7"), ("arm64", "v8"), ("amd64", "")):
         raw = json.dumps(server.add_image(f"{architecture}{variant}".encode(), f"{architecture}{variant}")).encode()
-        platform = {"os": "unknown" if architecture == "unknown" else "linux", "architecture": architecture, **({"variant": variant} if variant else {})}
+        platform = {"os": "unknown" if architecture == "unknown" else "linux", "architecture": architecture, "variant": variant}
         entries.append(descriptor(raw, MANIFEST, platform=platform))
     server.add_manifest({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}, media_type=INDEX)
     wanted = {("amd64", ""): b"amd64", ("arm64", ""): b"arm64v8", ("arm", "v7"): b"armv7", ("arm", "v6"): b"armv6", ("arm", "v8"): b"armv7"}
@@ -360,7 +360,7 @@ def test_a_redirect_without_end(server: RegistryServer) -> None:
 @pytest.mark.parametrize(("first", "second", "good"), [(Reach.PUBLIC, Reach.PRIVATE, False), (Reach.PRIVATE, Reach.LOOPBACK, False),
                                                      (Reach.PUBLIC, Reach.LOOPBACK, False), (Reach.PRIVATE, Reach.PUBLIC, True)])  # fmt: skip
 def test_answers_lead_outwards_only(monkeypatch: pytest.MonkeyPatch, server: RegistryServer, first: Reach, second: Reach, good: bool) -> None:
-    """Attack 21: a registry elsewhere must not reach this machine or its network through the client. (The reaches of two local addresses are feigned.)"""
+    """Attack 21: a registry elsewhere must not reach this machine or its network through the client. (The reaches of two addresses are feigned.)"""
     monkeypatch.setattr(destinations, "reach", lambda address: second if address == "127.0.0.2" else first)
     with registry_server("127.0.0.2") as inner:
         server.add_image(LAYER_BYTES)

@@ -123,10 +123,10 @@ def open_archive(source: Path | BinaryIO, temporary: Path | None) -> Archive:
             raise NotFound(f"no such file: {source}") from None
         except OSError as error:
             raise BulleError(f"cannot read {source}", error.strerror or str(error)) from None
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise CorruptImage(f"{source} is not an archive", "it is a directory", f"load it with oci:{source} or dir:{source}")
         with open(descriptor, "rb", buffering=0) as file:
-            mode = os.fstat(descriptor).st_mode
-            if stat.S_ISDIR(mode):
-                raise CorruptImage(f"{source} is not an archive", "it is a directory", f"load it with oci:{source} or dir:{source}")
             os.set_blocking(descriptor, True)
             return _open(file, name, temporary)
     return _open(source, "the archive", temporary)
