@@ -74,7 +74,9 @@ class ControlGroup:
             group._open_entrances()
         except OSError as error:
             group.close()
-            reason = (machine.available().reason if machine else "") or f"{error.filename or 'cgroup'}: {error.strerror}"
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+            if machine is not None and not machine.available().controllers:
+                reason = machine.available().reason
             if settings or restrict_devices:
                 what = settings[0].option if settings else "the list of allowed devices"
                 raise Unavailable(f"{what} cannot be applied", reason, "see `bulle doctor`, or run without it") from error
