@@ -65,7 +65,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    import importlib  # noqa: PLC0415 -- see the docstring
+    import importlib
 
     if name not in _HOMES:
         raise AttributeError(f"module 'bulle' has no attribute {name!r}")

@@ -118,7 +118,10 @@ class Container:
             os.close(pidfd)
 
     def stop(self, timeout_s: int | None = None, signal: str = "") -> None:
-        """Ask it to end by its stop signal, and kill it after ``timeout_s`` (default: its own; -1 waits for ever). Nothing happens if it does not run."""
+        """Ask it to end by its stop signal, and kill it after ``timeout_s`` (default.
+
+        Its own; -1 waits for ever). Nothing happens if it does not run.
+        """
         if self.state().status != "running":
             return
         patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
@@ -129,7 +132,9 @@ class Container:
                 if not _ended(watch, patience if patience >= 0 else None):
                     self.kill("KILL")
                     if not _ended(watch, _STOP_MARGIN_S):
-                        raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
+                        raise BulleError(
+                            f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg"
+                        )
             finally:
                 watch.close()
         except Conflict:
@@ -147,14 +152,17 @@ class Container:
         removal.forget(self._database, self.plan)
         removal.remove_directory(self.plan)
 
-    def logs(
-        self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0
-    ) -> Iterator[LogEntry]:
+    def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Iterator[LogEntry]:
         """What it wrote, oldest first; with ``follow`` until it ends."""
         attachment = Attachment.connect(self.directory, output=True, stdin=False) if follow else None
 
         def more() -> bool:
-            return attachment is not None and (received := attachment.receive()) is not None and received[0] in (1, 2, 3) and b'"exited"' not in received[1]
+            return (
+                attachment is not None
+                and (received := attachment.receive()) is not None
+                and received[0] in (1, 2, 3)
+                and b'"exited"' not in received[1]
+            )
 
         try:
             yield from read_log(self.directory, tail=tail, since_ns=since_ns, until_ns=until_ns, more=more if attachment else None)
@@ -264,7 +272,7 @@ class Containers:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
         return Container(self._home, self._database, self._records.find(name))
 
-    def list(self, *, all: bool = False) -> list[Container]:  # noqa: A002 -- Docker's word
+    def list(self, *, all: bool = False) -> list[Container]:
         """Running containers, or all, newest first."""
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().status == "running"]

@@ -33,12 +33,18 @@ def examine(home: Path) -> list[Finding]:
     findings = [Finding("kernel", True, f"Linux {platform.release()} on {platform.machine()}")]
     for kind in LEVELS:
         probe = kind(home / "cache").probe()
-        findings.append(Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend))
+        findings.append(
+            Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
+        )
     return [*findings, *_layers(home), _limits(), _seccomp(), _identities(), _init(), *_programs(), _space(home), _kvm()]
 
 
 def _layers(home: Path) -> list[Finding]:
-    meaning = {"erofs": "layers mounted from their tar, without extraction", "loop": "layers mounted through loop devices", "directory": "layers extracted"}
+    meaning = {
+        "erofs": "layers mounted from their tar, without extraction",
+        "loop": "layers mounted through loop devices",
+        "directory": "layers extracted",
+    }
     findings = []
     for kind, probe in Store(home, Database(home)).probe().items():
         mend = "" if probe.usable else "a kernel of 6.12 or newer with EROFS, BULLE_HOME on ext4, xfs or btrfs, and root" if kind == "erofs" else ""
@@ -75,7 +81,9 @@ def _identities() -> Finding:
 
 def _init() -> Finding:
     there = _INIT.exists()
-    return Finding("--init", there, "the small init is there" if there else "built without compiled programs", "" if there else "install Bulle from its wheel")
+    return Finding(
+        "--init", there, "the small init is there" if there else "built without compiled programs", "" if there else "install Bulle from its wheel"
+    )
 
 
 def _programs() -> list[Finding]:

@@ -1,7 +1,7 @@
 """The engine: everything that Bulle can do on one home, as a library.
 
-The command line, and later the HTTP socket, are thin layers over this class. It prints nothing, never exits, and may be used from threads; it is cheap to open,
-since everything it knows is in the database and the kernel.
+The command line, and later the HTTP socket, are thin layers over this class. It prints nothing, never exits, and may be used from threads; it is
+cheap to open, since everything it knows is in the database and the kernel.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ class Engine:
 
     def version(self) -> dict[str, Any]:
         """Versions of Bulle, Python and the kernel."""
-        from bulle.engine.system import version_document  # noqa: PLC0415 -- rarely asked
+        from bulle.engine.system import version_document
 
         return version_document()
 
     def info(self) -> dict[str, Any]:
         """This home and this machine in numbers, in the form of ``docker info``."""
-        from bulle.engine.system import info_document  # noqa: PLC0415
+        from bulle.engine.system import info_document
 
         return info_document(self)
 
     def doctor(self) -> list[Any]:
         """What this machine offers and what would mend the rest: a list of :class:`bulle.engine.doctor.Finding`."""
-        from bulle.engine.doctor import examine  # noqa: PLC0415
+        from bulle.engine.doctor import examine
 
         return examine(self.home)

@@ -1,7 +1,7 @@
 """Where everything of one user's Bulle is kept: ``BULLE_HOME``.
 
-Root's default is ``/var/lib/bulle``, anyone else's ``$XDG_DATA_HOME/bulle`` (``~/.local/share/bulle``). One home is one world: its images, containers and
-spawner see nothing of another home's. XDG base directory specification
+Root's default is ``/var/lib/bulle``, anyone else's ``$XDG_DATA_HOME/bulle`` (``~/.local/share/bulle``). One home is one world: its images,
+containers and spawner see nothing of another home's. XDG base directory specification
 """
 
 from __future__ import annotations

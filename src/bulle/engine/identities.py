@@ -1,7 +1,7 @@
 """Which host ids a container's users become: an own range for each of root's containers, the user's own and subordinate ids for everyone else.
 
-Ranges are 65,536 ids long and lie where systemd reserves ids for containers (524288 to 1878982655); those of /etc/subuid and /etc/subgid are left out. Each
-home begins elsewhere in that space, so that two homes rarely meet. user_namespaces(7), subuid(5), systemd's UIDS-GIDS.md
+Ranges are 65,536 ids long and lie where systemd reserves ids for containers (524288 to 1878982655); those of /etc/subuid and /etc/subgid are left
+out. Each home begins elsewhere in that space, so that two homes rarely meet. user_namespaces(7), subuid(5), systemd's UIDS-GIDS.md
 """
 
 from __future__ import annotations

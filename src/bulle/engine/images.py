@@ -1,12 +1,13 @@
 """Images as a program sees them: bring in, look up, name, hand out, remove.
 
-The only place where the registry's sources and the store meet: a source hands out verified documents and layers' bytes, the store verifies and keeps them, and an
-image becomes visible once all of it is there.
+The only place where the registry's sources and the store meet: a source hands out verified documents and layers' bytes, the store verifies and
+keeps them, and an image becomes visible once all of it is there.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+from builtins import list as list_
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -33,11 +34,12 @@ class Images:
         self._store = store
 
     def pull(self, reference: str, *, platform: str = "", progress: ProgressCallback | None = None) -> Image:
-        """Bring one image in: from a registry, or from ``docker-archive:FILE``, ``oci:DIR[:TAG]``, ``oci-archive:FILE``, ``dir:DIR``, ``host``, ``deb:SUITE[+pkg]``.
+        """Bring one image in: from a registry, or from ``docker-archive:FILE``, ``oci:DIR[:TAG]``, ``oci-archive:FILE``, ``dir:DIR``, ``host``,
+        ``deb:SUITE[+pkg]``.
 
         ``platform`` is ``os/architecture[/variant]``, this machine's by default. ``progress`` may be called from several threads.
         """
-        from bulle.registry.sources import open_source  # noqa: PLC0415 -- a network client, which most commands do without
+        from bulle.registry.sources import open_source
 
         with open_source(reference, platform=_platform(platform), configuration=self._configuration(progress)) as source:
             images = self._receive(source)
@@ -47,18 +49,18 @@ class Images:
 
     def load(self, source: Path | BinaryIO, progress: ProgressCallback | None = None) -> list[Image]:
         """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
-        from bulle.registry.sources import sniff  # noqa: PLC0415
+        from bulle.registry.sources import sniff
 
         with sniff(source, configuration=self._configuration(progress)) as opened:
             return self._receive(opened)
 
-    def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:  # noqa: A002
+    def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:
         """Write images as one archive to a stream."""
-        from bulle.engine.saving import save_images  # noqa: PLC0415
+        from bulle.engine.saving import save_images
 
         save_images(self._store, [self._named(name) for name in names], out, format)
 
-    def list(self) -> list[Image]:
+    def list(self) -> list_[Image]:
         """Every image, newest first."""
         return self._store.images.list()
 
@@ -70,7 +72,7 @@ class Images:
         """Give an image one more name."""
         self._store.images.tag(self.get(source), Reference.parse(target))
 
-    def remove(self, name: str, *, force: bool = False) -> list[str]:
+    def remove(self, name: str, *, force: bool = False) -> list_[str]:
         """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted)."""
         lines = self._store.images.remove(name, force)
         self._store.gc()
@@ -100,13 +102,13 @@ class Images:
         return image, (reference,) if reference.canonical in image.references else ()
 
     def _configuration(self, progress: ProgressCallback | None) -> SourceConfiguration:
-        from bulle.registry.progress import silent  # noqa: PLC0415
-        from bulle.registry.transport import SourceConfiguration  # noqa: PLC0415
+        from bulle.registry.progress import silent
+        from bulle.registry.transport import SourceConfiguration
 
         temporary = self._home / "tmp"
         return SourceConfiguration(temporary=temporary, progress=progress or silent)
 
-    def _receive(self, source: Source) -> list[Image]:
+    def _receive(self, source: Source) -> list_[Image]:
         try:
             return [self._receive_one(image) for image in source.images()]
         except BaseException:

@@ -62,7 +62,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
 
 def image_document(image: Image) -> dict[str, object]:
     """Docker's document of an image."""
-    import msgspec  # noqa: PLC0415 -- only here
+    import msgspec
 
     config = image.config
     runtime = config.config

@@ -17,7 +17,15 @@ from bulle.linux import capabilities
 from bulle.model.container import ContainerOptions, ExecOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import (
-    IdMapping, LayerMount, Mount, Network, Process, Resources, RootFilesystem, RunPlan, Security,
+    IdMapping,
+    LayerMount,
+    Mount,
+    Network,
+    Process,
+    Resources,
+    RootFilesystem,
+    RunPlan,
+    Security,
 )  # fmt: skip
 
 MASKED_PATHS = (
@@ -164,9 +172,7 @@ def _no_new_privileges(options: ContainerOptions) -> bool:
     return wanted
 
 
-def _security(
-    options: ContainerOptions, own_users: bool, id_mappings: tuple[IdMapping, ...], group_mappings: tuple[IdMapping, ...]
-) -> Security:
+def _security(options: ContainerOptions, own_users: bool, id_mappings: tuple[IdMapping, ...], group_mappings: tuple[IdMapping, ...]) -> Security:
     seccomp, hidden = "unconfined" if options.privileged else "default", not options.privileged
     for option in options.security_options:
         key, _, value = option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")

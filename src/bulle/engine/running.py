@@ -31,21 +31,19 @@ def run(
     image: str,
     command: Sequence[str] = (),
     *,
-    input: bytes = b"",  # noqa: A002 -- subprocess.run's word
+    input: bytes = b"",
     environment: Mapping[str, str] | None = None,
     home: Path | str | None = None,
     **options: Any,
 ) -> CompletedRun:
     """Run a command in a new container of an image, wait, and remove the container.
 
-    ``input`` is given to its standard input; ``options`` are fields of :class:`bulle.ContainerOptions` (units are in their names). ``home`` is a host path. Raises
-    BulleError when it cannot be started; a command that fails is an ``exit_code``, no exception. Safe in threads.
+    ``input`` is given to its standard input; ``options`` are fields of :class:`bulle.ContainerOptions` (units are in their names). ``home`` is a
+    host path. Raises BulleError when it cannot be started; a command that fails is an ``exit_code``, no exception. Safe in threads.
     """
     variables = tuple(f"{name}={value}" for name, value in (environment or {}).items())
     try:
-        wanted = ContainerOptions(
-            image=image, command=tuple(command), environment=variables, interactive=bool(input), auto_remove=True, **options
-        )
+        wanted = ContainerOptions(image=image, command=tuple(command), environment=variables, interactive=bool(input), auto_remove=True, **options)
     except TypeError as error:
         raise InvalidInput("bulle.run does not know an option", str(error), "see bulle.ContainerOptions") from error
     container = _engine(str(home) if home is not None else "", str(default_home())).containers.create(wanted)

@@ -26,7 +26,7 @@ def save_images(
     store: Store, images: Sequence[tuple[Image, tuple[Reference, ...]]], out: BinaryIO, form: str, progress: ProgressCallback | None = None
 ) -> None:
     """Write images with the names that each is to keep, as one archive. Raises InvalidInput for an unknown form."""
-    from bulle.registry.progress import silent  # noqa: PLC0415
+    from bulle.registry.progress import silent
 
     writer = FORMATS.get(form)
     if writer is None:

@@ -1,8 +1,8 @@
 """The entry of a monitor process: what the spawner forks for each container, and for each ``exec``.
 
-It mounts the layers, has the driver start the workload, then supervises it until the end, records the exit and removes what was to be removed. Started with
-``--recover`` (its predecessor was killed) it finds the workload again by pid and start time and continues with the same FIFOs, terminal and log.
-Everything it needs was imported before the fork: a monitor outlives an upgrade of the files that it was loaded from.
+It mounts the layers, has the driver start the workload, then supervises it until the end, records the exit and removes what was to be removed.
+Started with ``--recover`` (its predecessor was killed) it finds the workload again by pid and start time and continues with the same FIFOs,
+terminal and log. Everything it needs was imported before the fork: a monitor outlives an upgrade of the files that it was loaded from.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ RECOVER = "--recover"
 class Order(msgspec.Struct, frozen=True):
     """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
 
-    ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``). ``home`` is a host path.
+    ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``). ``home`` is a host
+    path.
     """
 
     home: str

@@ -1,6 +1,7 @@
 """The private line between a driver and the child that becomes the workload: descriptors down, notes and one possible error up.
 
-The child's end is close-on-exec: its closing without a word is how the driver learns that the command was executed. SOCK_SEQPACKET keeps messages whole.
+The child's end is close-on-exec: its closing without a word is how the driver learns that the command was executed. SOCK_SEQPACKET keeps messages
+whole.
 """
 
 from __future__ import annotations

@@ -28,11 +28,13 @@ _TIOCSPTLCK = 0x40045431  # ioctl_tty(2); termios has them only since Python 3.1
 _TIOCGPTPEER = 0x5441
 
 
-def become(wanted: Process, channel: Channel, stdio: tuple[int, int, int], filter_program: bytes | None, init_fd: int, read_only_root: bool, dev: int) -> None:
+def become(
+    wanted: Process, channel: Channel, stdio: tuple[int, int, int], filter_program: bytes | None, init_fd: int, read_only_root: bool, dev: int
+) -> None:
     """Turn this process into the command; never returns. Whatever goes wrong is told on the channel, then the process exits.
 
-    ``stdio`` are host descriptors, ``filter_program`` a compiled seccomp filter, ``init_fd`` a program to put in front (-1 for none), ``dev`` the mount of
-    /dev that was just made (-1 for exec into a running container).
+    ``stdio`` are host descriptors, ``filter_program`` a compiled seccomp filter, ``init_fd`` a program to put in front (-1 for none), ``dev`` the
+    mount of /dev that was just made (-1 for exec into a running container).
     """
     try:
         user = identity.resolve(wanted.user)
@@ -144,7 +146,9 @@ def find_command(name: str, environment: dict[str, str]) -> str:
             continue
         except CommandNotExecutable as error:
             denied = error
-    raise denied or CommandNotFound(f"{name}: command not found in the container", "it is in no directory of PATH", "check its name, or give its path")
+    raise denied or CommandNotFound(
+        f"{name}: command not found in the container", "it is in no directory of PATH", "check its name, or give its path"
+    )
 
 
 def _check_executable(path: str, name: str, depth: int) -> None:
@@ -174,7 +178,9 @@ def _check_executable(path: str, name: str, depth: int) -> None:
             try:
                 _check_executable(os.fsdecode(interpreter[0]), name, depth - 1)
             except CommandNotFound as error:
-                raise CommandNotFound(f"{name}: its interpreter {os.fsdecode(interpreter[0])} does not exist in the container", "", "install it in the image") from error
+                raise CommandNotFound(
+                    f"{name}: its interpreter {os.fsdecode(interpreter[0])} does not exist in the container", "", "install it in the image"
+                ) from error
 
 
 def _reset_signals() -> None:
@@ -211,7 +217,9 @@ def _execute(path: str, arguments: list[str], environment: dict[str, str]) -> No
     except OSError as error:
         name = arguments[0]
         if error.errno == errno.ENOENT:
-            raise CommandNotFound(f"{name}: cannot be started", "its interpreter or dynamic loader does not exist in the container", "install it") from error
+            raise CommandNotFound(
+                f"{name}: cannot be started", "its interpreter or dynamic loader does not exist in the container", "install it"
+            ) from error
         if error.errno == errno.ENOEXEC:
             raise CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "") from error
         raise CommandNotExecutable(f"{name}: cannot be executed", os.strerror(error.errno or 0), "") from error

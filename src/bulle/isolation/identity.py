@@ -1,7 +1,7 @@
 """Who a process is inside the container: Docker's ``USER[:GROUP]`` resolved against the container's own passwd and group files.
 
-Called inside the container's root. Ids are numbers of the container's user namespace; 4294967295 and above are never accepted (an overflow would be root).
-passwd(5), group(5)
+Called inside the container's root. Ids are numbers of the container's user namespace; 4294967295 and above are never accepted (an overflow would be
+root). passwd(5), group(5)
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ def init_program() -> int:
     try:
         content = _PROGRAM.read_bytes()
     except FileNotFoundError as error:
-        raise Unavailable("--init is not available", "this installation was built without its compiled programs", "install Bulle from its wheel") from error
+        raise Unavailable(
+            "--init is not available", "this installation was built without its compiled programs", "install Bulle from its wheel"
+        ) from error
     descriptor = os.memfd_create("bulle-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(descriptor, content)
     os.fchmod(descriptor, 0o555)

@@ -1,8 +1,8 @@
 """The child's side of a start: attach the root, mount what every container has, what the user asked for, hide what must be hidden, and pivot.
 
-Called in the new mount namespace, before the command is executed, by every driver that has one. Every target is resolved once with openat2 below the root's own
-descriptor and used through that descriptor, never by a path twice, so that nothing in an image can redirect a mount to the host. Runtime specification,
-config-linux.md "Default Filesystems"; openat2(2)
+Called in the new mount namespace, before the command is executed, by every driver that has one. Every target is resolved once with openat2 below
+the root's own descriptor and used through that descriptor, never by a path twice, so that nothing in an image can redirect a mount to the host.
+Runtime specification, config-linux.md "Default Filesystems"; openat2(2)
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from bulle.linux.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NO
 from bulle.model.run_plan import Mount, RunPlan
 
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
-DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx", "core": "/proc/kcore"}
+DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+    "core": "/proc/kcore",
+}
 LOCKED_DOWN = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 # Where the root is attached until pivot_root: any directory that every user may enter; covered only in our own namespace.
 _STAGES = ("/tmp", "/mnt", "/srv", "/var", "/usr")
@@ -195,7 +202,7 @@ def _mount_cgroups(plan: RunPlan, sys: int, controllers: tuple[str, ...]) -> Non
             mount.attach_mount(new_mount("cgroup2", {}, attributes), "", cgroup)
             return
         # Hierarchies in which the container has no group of its own would show the host's.
-        with open("/proc/self/cgroup") as file:  # noqa: PTH123 -- start path
+        with open("/proc/self/cgroup") as file:
             hierarchies = [line.split(":")[1].split(",") for line in file]
         v1 = [names for names in hierarchies if set(controllers).intersection(names)]
         tmpfs = new_mount("tmpfs", {"mode": "755", "size": "64k"}, LOCKED_DOWN)
@@ -281,4 +288,6 @@ def _tmpfs(wanted: Mount) -> int:
     try:
         return new_mount("tmpfs", options, attributes)
     except OSError as error:
-        raise InvalidInput(f"the tmpfs at {wanted.container_path} has an option that the kernel refuses", ",".join(wanted.options), "see tmpfs(5)") from error
+        raise InvalidInput(
+            f"the tmpfs at {wanted.container_path} has an option that the kernel refuses", ",".join(wanted.options), "see tmpfs(5)"
+        ) from error

@@ -1,7 +1,7 @@
 """The driver's side of a start: fork into namespaces and wait until the command has been executed.
 
-Shared by the drivers; what differs between them is data (:class:`Namespaces`). Single-threaded processes only (a container's monitor), since clone3 here
-runs none of Python's fork hooks. clone(2)
+Shared by the drivers; what differs between them is data (:class:`Namespaces`). Single-threaded processes only (a container's monitor), since clone3
+here runs none of Python's fork hooks. clone(2)
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The container's root filesystem as detached mounts, made by the driver's process in the initial user namespace.
 
-One overlay of read-only layers and a writable directory; with an id-mapped copy of each where the container has a user namespace of its own, so that ids on
-disk stay as the image says and nothing is ever chowned. The result is a list of descriptors in a fixed order (:class:`DetachedMounts`), which the child
-attaches. Rootless containers do not come here: their overlay is made inside (``inside.py``). Overlay documentation, mount_setattr(2)
+One overlay of read-only layers and a writable directory; with an id-mapped copy of each where the container has a user namespace of its own, so
+that ids on disk stay as the image says and nothing is ever chowned. The result is a list of descriptors in a fixed order (:class:`DetachedMounts`),
+which the child attaches. Rootless containers do not come here: their overlay is made inside (``inside.py``). Overlay documentation,
+mount_setattr(2)
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ OVERLAY_OPTIONS = (("redirect_dir", "off"), ("metacopy", "off"), ("index", "off"
 class DetachedMounts:
     """Descriptors of detached mounts, owned by whoever holds this value.
 
-    ``root`` is the overlay, ``binds`` the host directories that the image shows, ``files`` the container's hostname, hosts and resolv.conf, ``volumes`` one per
-    bind mount of the plan in the plan's order.
+    ``root`` is the overlay, ``binds`` the host directories that the image shows, ``files`` the container's hostname, hosts and resolv.conf,
+    ``volumes`` one per bind mount of the plan in the plan's order.
     """
 
     root: int = -1
@@ -130,7 +131,9 @@ def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> 
                 descriptor = _overlay_on(stack, plan, lowers, memory, user_namespace_fd)
         except OSError:
             raise BulleError("the root filesystem could not be mounted", str(first), "see `bulle doctor`") from first
-        notes.append("the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops")
+        notes.append(
+            "the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops"
+        )
         return descriptor
 
 
@@ -143,7 +146,8 @@ def _layer(stack: contextlib.ExitStack, host_path: str, user_namespace_fd: int |
     except OSError as error:
         if error.errno == errno.EINVAL and user_namespace_fd is not None:
             raise Unavailable(
-                "this kernel or file system cannot map the ids of an image layer", f"mount_setattr on {host_path}: {error.strerror}",
+                "this kernel or file system cannot map the ids of an image layer",
+                f"mount_setattr on {host_path}: {error.strerror}",
                 "use --userns=host, --isolation chroot, or a kernel of 5.19 or newer with BULLE_HOME on ext4, xfs or btrfs",
             ) from error
         raise
@@ -235,7 +239,10 @@ def _memory_directory(stack: contextlib.ExitStack) -> int:
 
 @contextlib.contextmanager
 def _acting_as_container_root(plan: RunPlan | None) -> Iterator[None]:
-    """Let this thread create files as the container's root, capabilities kept: else overlay cannot write to its work directory and mounts read-only."""
+    """Let this thread create files as the container's root, capabilities kept.
+
+    Else overlay cannot write to its work directory and mounts read-only.
+    """
     if plan is None:
         yield
         return

@@ -1,7 +1,8 @@
 """The root filesystem of an ordinary user's container, made inside its own user namespace.
 
 There the kernel allows overlay with ``userxattr`` over directories (no EROFS, no id-mapped mounts): layers were extracted with mapped ids, and
-everything here happens as the namespace's root. Without overlay in user namespaces (kernels before 5.11) it says so. overlayfs documentation, "User xattr"
+everything here happens as the namespace's root. Without overlay in user namespaces (kernels before 5.11) it says so. overlayfs documentation, "User
+xattr"
 """
 
 from __future__ import annotations

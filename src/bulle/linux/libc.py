@@ -1,7 +1,7 @@
 """The door to the C library: one handle, one way to fail.
 
-Every wrapper of this room ends in :func:`check`, which turns ``-1`` and errno into an :class:`OSError` that names the system call and the path, so that
-an error can be understood without strace(1). syscall(2) is used where the C library has no wrapper; numbers above 424 are the same on every
+Every wrapper of this room ends in :func:`check`, which turns ``-1`` and errno into an :class:`OSError` that names the system call and the path, so
+that an error can be understood without strace(1). syscall(2) is used where the C library has no wrapper; numbers above 424 are the same on every
 architecture. Nothing here knows what a container is.
 """
 

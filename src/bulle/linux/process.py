@@ -1,7 +1,7 @@
 """Processes: pidfds, prctl, identity that survives the reuse of pids, and path resolution that stays inside a root.
 
-A pid alone proves nothing; :func:`start_ticks` (field 22 of /proc/PID/stat) with the boot id names one process for ever. proc_pid_stat(5), pidfd_open(2),
-openat2(2)
+A pid alone proves nothing; :func:`start_ticks` (field 22 of /proc/PID/stat) with the boot id names one process for ever. proc_pid_stat(5),
+pidfd_open(2), openat2(2)
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class _OpenHow(ctypes.Structure):
 
 def prctl(option: int, argument: int = 0) -> int:
     """prctl(2) with one argument."""
-    return check(libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), f"prctl {option}")
+    return check(
+        libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), f"prctl {option}"
+    )
 
 
 def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
@@ -70,7 +72,7 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
 @cache
 def boot_id() -> str:
     """The kernel's random name of this boot; pids and start times mean nothing outside it."""
-    with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123 -- pathlib is not worth its import here
+    with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 
 

@@ -1,7 +1,7 @@
 """Work done as root of a user namespace: what an ordinary user needs to make and remove files of her subordinate ids.
 
-:func:`write_maps` gives a namespace its maps, directly as root, by newuidmap(1) for a range, or one's own id alone; :func:`call` runs a function in a child that
-is root there. user_namespaces(7), newuidmap(1)
+:func:`write_maps` gives a namespace its maps, directly as root, by newuidmap(1) for a range, or one's own id alone; :func:`call` runs a function in
+a child that is root there. user_namespaces(7), newuidmap(1)
 """
 
 from __future__ import annotations

@@ -67,8 +67,9 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
     """One moment of a container's life, as its monitor wrote it.
 
-    ``pid`` and ``pid_start_ticks`` name the workload's first process on the host (a pid without its start time proves nothing), ``boot_id`` the boot in which they
-    mean anything. Times are nanoseconds since the epoch. ``exit_code`` is 0-255 (128+n for signal n), or -1 where nobody could learn it.
+    ``pid`` and ``pid_start_ticks`` name the workload's first process on the host (a pid without its start time proves nothing), ``boot_id`` the
+    boot in which they mean anything. Times are nanoseconds since the epoch. ``exit_code`` is 0-255 (128+n for signal n), or -1 where nobody could
+    learn it.
     """
 
     status: Status = "created"

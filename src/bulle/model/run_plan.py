@@ -69,8 +69,8 @@ class ResourceLimit(msgspec.Struct, frozen=True):
 class Process(msgspec.Struct, frozen=True):
     """What is executed, as whom and with which privileges.
 
-    ``arguments[0]`` is looked up in the container's PATH, inside the container's root. ``user`` is Docker's ``name|uid[:group|gid]``, resolved inside the
-    container's root. ``working_directory`` is a container path, created when missing.
+    ``arguments[0]`` is looked up in the container's PATH, inside the container's root. ``user`` is Docker's ``name|uid[:group|gid]``, resolved
+    inside the container's root. ``working_directory`` is a container path, created when missing.
     """
 
     arguments: tuple[str, ...]
@@ -87,7 +87,10 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """Limits that a control group enforces; 0 means no limit. Sizes in bytes, ``memory_swap_bytes`` is memory plus swap as in Docker (-1 unlimited)."""
+    """Limits that a control group enforces.
+
+    0 means no limit. Sizes in bytes, ``memory_swap_bytes`` is memory plus swap as in Docker (-1 unlimited).
+    """
 
     memory_bytes: int = 0
     memory_swap_bytes: int = 0
@@ -100,7 +103,8 @@ class Resources(msgspec.Struct, frozen=True):
 class Security(msgspec.Struct, frozen=True):
     """What the workload may not do.
 
-    ``id_mappings`` hold for groups too unless ``group_mappings`` are given. ``seccomp`` is ``default``, ``unconfined`` or the text of a profile in Docker's JSON. ``user_namespace`` is ``own`` or ``host``.
+    ``id_mappings`` hold for groups too unless ``group_mappings`` are given. ``seccomp`` is ``default``, ``unconfined`` or the text of a profile in
+    Docker's JSON. ``user_namespace`` is ``own`` or ``host``.
     """
 
     privileged: bool = False

@@ -1,7 +1,7 @@
 """The client's side of a monitor: wait for the start, carry input and output, learn the end.
 
-Used by the engine for ``run``, ``attach``, ``exec`` and ``wait``. It writes to descriptors that it is given and does nothing to terminals: raw mode is the
-command line's business.
+Used by the engine for ``run``, ``attach``, ``exec`` and ``wait``. It writes to descriptors that it is given and does nothing to terminals: raw mode
+is the command line's business.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class Attachment:
                     raise from_parts(happened.error)
                 self.pid, self.notes = happened.pid, happened.notes
                 return
-        raise BulleError("the container's monitor ended before the container started", "it was killed, or memory ran out", "try again, or see `bulle doctor`")
+        raise BulleError(
+            "the container's monitor ended before the container started", "it was killed, or memory ran out", "try again, or see `bulle doctor`"
+        )
 
     def send_stdin(self, data: bytes) -> None:
         """Give bytes to the container's standard input."""

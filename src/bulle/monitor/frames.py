@@ -1,7 +1,7 @@
 """The line between a monitor and those who attach: frames on a stream socket.
 
-A frame is one byte of kind, three of padding, a big-endian length of four bytes, then that many bytes: the form of Docker's multiplexed streams, whose
-kinds 0 to 2 are kept. :class:`FrameReader` takes bytes as they come and gives whole frames back.
+A frame is one byte of kind, three of padding, a big-endian length of four bytes, then that many bytes: the form of Docker's multiplexed streams,
+whose kinds 0 to 2 are kept. :class:`FrameReader` takes bytes as they come and gives whole frames back.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A container's log: Docker's json-file format, one JSON object a line, written by its monitor, read by anyone.
 
-``{"log": "text\\n", "stream": "stdout", "time": "2026-11-20T10:00:00.123456789Z"}``. A line of over 16 KiB is split as Docker splits it: its parts have no newline.
+``{"log": "text\\n", "stream": "stdout", "time": "2026-11-20T10:00:00.123456789Z"}``. A line of over 16 KiB is split as Docker splits it: its parts
+have no newline.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def timestamp(time_ns: int) -> str:
 
 def parse_timestamp(text: str) -> int:
     """Nanoseconds since the epoch of what :func:`timestamp` wrote (fractions of any length)."""
-    import calendar  # noqa: PLC0415 -- only readers of logs need it
+    import calendar
 
     whole, _, fraction = text.rstrip("Z").partition(".")
     return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int((fraction + "0" * 9)[:9])
@@ -101,7 +102,7 @@ def read_log(
     (this is ``--follow``). Host directory of the container.
     """
     try:
-        file = open(f"{directory}/{LOG_FILE}", "rb")  # noqa: PTH123, SIM115 -- closed below
+        file = open(f"{directory}/{LOG_FILE}", "rb")  # noqa: SIM115 -- closed below
     except FileNotFoundError:
         return
     decoder = msgspec.json.Decoder(_Line)

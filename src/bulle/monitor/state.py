@@ -1,7 +1,7 @@
 """``state.json``: what a container's monitor last knew, replaced atomically, and how anyone else tells whether it still holds.
 
-Written by the monitor alone, read by every command. Whether a process lives is asked of the kernel at that moment (pid, start time and boot id together);
-a file that says "running" about a process that is gone means that both the monitor and the container died unseen.
+Written by the monitor alone, read by every command. Whether a process lives is asked of the kernel at that moment (pid, start time and boot id
+together); a file that says "running" about a process that is gone means that both the monitor and the container died unseen.
 """
 
 from __future__ import annotations

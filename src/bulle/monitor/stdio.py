@@ -1,7 +1,7 @@
 """The three streams of a workload as FIFOs or pipes that belong to the container's root.
 
-A container's own are FIFOs in its host directory: opened read-write on its side, so that a killed monitor breaks no pipe, and opened again by name by the
-monitor that replaces it. They are owned by the container's root, so that programs may reopen /dev/stdout. fifo(7)
+A container's own are FIFOs in its host directory: opened read-write on its side, so that a killed monitor breaks no pipe, and opened again by name
+by the monitor that replaces it. They are owned by the container's root, so that programs may reopen /dev/stdout. fifo(7)
 """
 
 from __future__ import annotations

@@ -43,14 +43,16 @@ class ContainerRecords:
             record = build(taken)
             try:
                 connection.execute(
-                    f"INSERT INTO container ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 -- a constant
+                    f"INSERT INTO container ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (
                         record.id, record.name, record.image_id, record.created_at_ns, record.id_range,
                         msgspec.json.encode(record.options), msgspec.json.encode(record.plan),
                     ),
                 )  # fmt: skip
             except sqlite3.IntegrityError as error:
-                raise Conflict(f"the container name {record.name!r} is taken", "", f"remove it with `bulle rm {record.name}`, or use another") from error
+                raise Conflict(
+                    f"the container name {record.name!r} is taken", "", f"remove it with `bulle rm {record.name}`, or use another"
+                ) from error
             connection.executemany(
                 "INSERT INTO container_layer (container_id, diff_id) VALUES (?, ?)",
                 [(record.id, diff_id) for diff_id in dict.fromkeys(layer.diff_id for layer in record.plan.root.layers)],
@@ -59,9 +61,9 @@ class ContainerRecords:
 
     def find(self, name: str) -> ContainerRecord:
         """By id, name or unambiguous beginning of an id."""
-        rows = self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE id = ? OR name = ?", (name, name.removeprefix("/")))  # noqa: S608
+        rows = self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE id = ? OR name = ?", (name, name.removeprefix("/")))
         if not rows and name and not set(name) - set("0123456789abcdef"):
-            rows = self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE id >= ? AND id < ? LIMIT 2", (name, name + "g"))  # noqa: S608
+            rows = self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE id >= ? AND id < ? LIMIT 2", (name, name + "g"))
             if len(rows) > 1:
                 raise Conflict(f"several containers' ids begin with {name}", "", "give more of the id, or the name")
         if not rows:
@@ -70,7 +72,7 @@ class ContainerRecords:
 
     def all(self) -> list[ContainerRecord]:
         """Every container, newest first."""
-        return [_record(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM container ORDER BY created_at_ns DESC")]  # noqa: S608
+        return [_record(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM container ORDER BY created_at_ns DESC")]
 
     def delete(self, container_id: str) -> None:
         """Forget a container, its name, its ids and its leases; nothing where there is none."""

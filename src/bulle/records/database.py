@@ -116,7 +116,9 @@ class Database:
         except sqlite3.Error as error:
             raise _explained(error, self.path) from error
         if version > SCHEMA_VERSION:
-            raise Unavailable(f"the database {self.path} was written by a newer Bulle", f"schema {version}, this one knows {SCHEMA_VERSION}", "upgrade Bulle")
+            raise Unavailable(
+                f"the database {self.path} was written by a newer Bulle", f"schema {version}, this one knows {SCHEMA_VERSION}", "upgrade Bulle"
+            )
         return connection
 
     def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[object, ...]]:
@@ -128,7 +130,10 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One writing transaction: committed at the end, rolled back on any exception. sqlite3.IntegrityError passes through for callers that allocate."""
+        """One writing transaction.
+
+        Committed at the end, rolled back on any exception. sqlite3.IntegrityError passes through for callers that allocate.
+        """
         connection = self.connection()
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -154,8 +159,10 @@ class Database:
 
 def _explained(error: sqlite3.Error, path: Path) -> BulleError:
     name = getattr(error, "sqlite_errorname", "")
-    if name == "SQLITE_FULL" or "disk" in str(error) and "full" in str(error):
-        return StorageFull(f"the database {path} could not be written", "no space left on the device", "free some space, for example with `bulle rmi`")
+    if name == "SQLITE_FULL" or ("disk" in str(error) and "full" in str(error)):
+        return StorageFull(
+            f"the database {path} could not be written", "no space left on the device", "free some space, for example with `bulle rmi`"
+        )
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
         return Unavailable(f"the database {path} could not be opened", str(error), "check BULLE_HOME and its owner")
     return BulleError(f"the database {path} failed", str(error), "if it stays so, move it aside: images can be pulled again")

@@ -1,8 +1,9 @@
 """The driver of the level ``chroot``: a private root filesystem and private mounts, on the host's processes, network and users.
 
-With the right to mount, the root is the same overlay as a container's in a mount namespace of its own. Without it (root inside an ordinary container) it is
-a plain chroot(2) into a private copy of the extracted layers, without /dev mounts, /proc or volumes: the probe says which. The system call filter and the
-capability set are the container's, as far as they can be applied. What a private root cannot hold is listed in docs/architecture.md. chroot(2)
+With the right to mount, the root is the same overlay as a container's in a mount namespace of its own. Without it (root inside an ordinary
+container) it is a plain chroot(2) into a private copy of the extracted layers, without /dev mounts, /proc or volumes: the probe says which. The
+system call filter and the capability set are the container's, as far as they can be applied. What a private root cannot hold is listed in
+docs/architecture.md. chroot(2)
 """
 
 from __future__ import annotations
@@ -219,7 +220,11 @@ def _probe() -> Probe:
         return Probe(False, "chroot needs the capability CAP_SYS_CHROOT", "run as root")
     controllers, why = available()
     notes = [f"no limits on resources: {why}"] if why else []
-    limits = {feature for feature, name in ((Feature.MEMORY_LIMIT, "memory"), (Feature.CPU_LIMIT, "cpu"), (Feature.PIDS_LIMIT, "pids")) if name in controllers}
+    limits = {
+        feature
+        for feature, name in ((Feature.MEMORY_LIMIT, "memory"), (Feature.CPU_LIMIT, "cpu"), (Feature.PIDS_LIMIT, "pids"))
+        if name in controllers
+    }
     if not _may_mount():
         notes.append("no right to mount: the root is a copy of the image, without /proc, /dev and volumes")
         return Probe(True, features=frozenset({Feature.EXECUTE} | limits), notes=tuple(notes))

@@ -1,8 +1,8 @@
 """The driver of the level ``container``: what Docker calls a container, with a user namespace for everyone.
 
-The driver's process stays in the initial namespaces: it forks a child straight into new ones (one clone3), writes its id maps, builds the root filesystem as
-detached mounts and hands them down; the child attaches them, pivots, sheds its privileges and executes. As an ordinary user the same child makes its own
-overlay over extracted layers instead (``rootless``). namespaces(7); runtime specification, config-linux.md
+The driver's process stays in the initial namespaces: it forks a child straight into new ones (one clone3), writes its id maps, builds the root
+filesystem as detached mounts and hands them down; the child attaches them, pivots, sheds its privileges and executes. As an ordinary user the same
+child makes its own overlay over extracted layers instead (``rootless``). namespaces(7); runtime specification, config-linux.md
 """
 
 from __future__ import annotations
