@@ -285,14 +285,26 @@ static void die(int number)
     quit(128 + number);
 }
 
-static void pass_on(int number, int child)
+static void pass_on(int number, int child, int pid)
 {
     if (child >= 0)
         CALL4(pidfd_send_signal, child, number, 0, 0);
+    else if (pid)
+        CALL2(kill, pid, number);
     else if (SIGNAL_BIT(number) & DEADLY)
         die(number);
     if (number == SIGTSTP)
         CALL2(kill, CALL1(getpid, 0), SIGSTOP);
+}
+
+/* The signals to pass on: those that this process was not told to ignore (nohup, background jobs). A blocked signal would be read all the same. */
+static u64 signals_to_forward(void)
+{
+    u64 result = 0, action[4];
+    for (int number = 1; number < 32; number++)
+        if (SIGNAL_BIT(number) & FORWARDED && CALL4(rt_sigaction, number, 0, action, 8) == 0 && action[0] != SIG_IGN)
+            result |= SIGNAL_BIT(number);
+    return result;
 }
 
 /* One reply; returns 0 at the end of the connection. A descriptor that came with it goes to *descriptor. */
@@ -319,18 +331,20 @@ static int receive_reply(int connection, struct reply *reply, int *descriptor)
 static int follow(int connection, int signals)
 {
     struct waiting waiting[2] = {{connection, POLLIN, 0}, {signals, POLLIN, 0}};
-    int child = -1, accepted = 0, descriptor = -1;
+    int child = -1, pid = 0, accepted = 0, descriptor = -1;
     struct reply reply;
     for (;;) {
-        if (CALL(ppoll, waiting, 2, 0, 0, 8, 0) < 0)
+        /* Between the two replies a signal waits: the child may live already. */
+        int watched = accepted && !pid ? 1 : 2;
+        if (CALL(ppoll, waiting, watched, 0, 0, 8, 0) < 0)
             continue;
-        if (waiting[1].happened) {
+        /* Replies first: a signal that came together with one is for the child that it tells of. */
+        if (!waiting[0].happened) {
             u32 information[32]; /* struct signalfd_siginfo begins with the number */
-            if (CALL3(read, signals, information, sizeof information) == sizeof information)
-                pass_on((int)information[0], child);
-        }
-        if (!waiting[0].happened)
+            if (watched == 2 && CALL3(read, signals, information, sizeof information) == sizeof information)
+                pass_on((int)information[0], child, pid);
             continue;
+        }
         if (!receive_reply(connection, &reply, &descriptor)) {
             if (!accepted)
                 return 0;
@@ -339,8 +353,10 @@ static int follow(int connection, int signals)
         }
         if (reply.kind == ACCEPTED)
             accepted = 1;
-        else if (reply.kind == CHILD)
+        else if (reply.kind == CHILD) {
             child = descriptor;
+            pid = reply.value;
+        }
         else if (reply.kind == EXITED)
             quit(reply.value);
         else if (reply.kind == SIGNALED)
@@ -388,9 +404,9 @@ static int run(int count, char **arguments, char **variables)
             int outcome, signals, connection = connect_or_start();
             if (connection < 0)
                 break;
-            /* Blocked signals wait to be read; ignored ones (nohup, background jobs) stay ignored. */
-            CALL4(rt_sigprocmask, SIG_BLOCK, &FORWARDED, &before, 8);
-            signals = (int)CALL4(signalfd4, -1, &FORWARDED, 8, O_CLOEXEC);
+            u64 forwarded = signals_to_forward();
+            CALL4(rt_sigprocmask, SIG_BLOCK, &forwarded, &before, 8);
+            signals = (int)CALL4(signalfd4, -1, &forwarded, 8, O_CLOEXEC);
             outcome = send_request(connection, count, arguments);
             if (outcome == 1)
                 outcome = follow(connection, signals);

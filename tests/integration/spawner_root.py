@@ -65,10 +65,12 @@ def command(argv: list[str], _descriptors: list[int], _leash: Leash | None) -> i
         time.sleep(float(rest[1]))
     elif verb == "signals":
         for name in ("INT", "TERM", "HUP", "QUIT", "WINCH", "CONT"):
-            signal.signal(getattr(signal, f"SIG{name}"), lambda number, _frame: print(signal.Signals(number).name, flush=True))
+            signal.signal(getattr(signal, f"SIG{name}"), lambda number, _frame: os.write(1, signal.Signals(number).name.encode() + b"\n"))
         print("ready", os.getpid(), flush=True)
         while True:
             signal.pause()
+    elif verb == "execute":
+        exec(Path(rest[0]).read_text())
     elif verb == "submit":
         from bulle.spawner.client import submit
 

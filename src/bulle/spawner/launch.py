@@ -39,8 +39,8 @@ def default_home() -> Path:
 
 
 def interpreter_directory() -> bytes:
-    """How this process names its installation: the directory of its interpreter."""
-    return os.fsencode(os.path.dirname(sys.executable))
+    """How this process names its installation: the real directory of its interpreter, which in a venv is the venv's."""
+    return os.fsencode(os.path.realpath(os.path.dirname(sys.executable)))
 
 
 def command_line(*arguments: str) -> list[str]:

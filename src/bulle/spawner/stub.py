@@ -81,17 +81,18 @@ def _ask(connection: socket.socket, arguments: Sequence[str]) -> bool:
 
 def _follow(connection: socket.socket, signals: socket.socket) -> int:
     """Pass signals on and wait for the exit; returns only where the command did not start: BYPASS or 0."""
-    child = -1
+    child, pid = -1, 0
     accepted = False
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    poll.register(signals, select.POLLIN)
     while True:
+        # Between the two replies a signal waits: the child may live already.
+        poll.register(signals, 0 if accepted and not pid else select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll()}
-        if signals.fileno() in ready:
-            for number in signals.recv(64):
-                _pass_on(number, child)
+        # Replies first: a signal that came together with one is for the child that it tells of.
         if connection.fileno() not in ready:
+            for number in signals.recv(64):
+                _pass_on(number, child, pid)
             continue
         reply = read_reply(connection)
         if reply is None:
@@ -103,7 +104,7 @@ def _follow(connection: socket.socket, signals: socket.socket) -> int:
         if kind == Reply.ACCEPTED:
             accepted = True
         elif kind == Reply.CHILD:
-            child = descriptor
+            child, pid = descriptor, value
         elif kind == Reply.EXITED:
             os._exit(value)
         elif kind == Reply.SIGNALED:
@@ -112,10 +113,10 @@ def _follow(connection: socket.socket, signals: socket.socket) -> int:
             return Reply.BYPASS
 
 
-def _pass_on(number: int, child: int) -> None:
-    if child >= 0:
+def _pass_on(number: int, child: int, pid: int) -> None:
+    if pid:
         with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(child, number)
+            signal.pidfd_send_signal(child, number) if child >= 0 else os.kill(pid, number)
     elif number in DEADLY:
         _die(number)
     if number == signal.SIGTSTP:
