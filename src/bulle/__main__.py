@@ -12,6 +12,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bulle.spawner.child import Entry
     from bulle.spawner.leash import Leash
     from bulle.spawner.server import Configuration
@@ -33,30 +35,74 @@ def run_monitor(argv: list[str], descriptors: list[int], leash: Leash | None) ->
 
 ENTRIES: dict[str, Entry] = {"command": run_command, "monitor": run_monitor}
 
-# Loaded before the first request: every import that a frequent verb would otherwise do in its child.
-PRELOADED = ("bulle.cli.main", "bulle.engine.supervisor")
-
-
 def configure(home: str) -> Configuration:
-    """What the spawner of ``home`` is made of."""
-    import importlib
+    """What the spawner of ``home`` is made of. Imports, here and now, everything that a frequent verb or a monitor would otherwise import late."""
+    from functools import partial
     from pathlib import Path
 
+    from bulle.cli.main import preload
+    from bulle.engine import supervisor
     from bulle.spawner.launch import interpreter_directory
-    from bulle.spawner.server import IDLE_S, Configuration
+    from bulle.spawner.server import Configuration
 
-    for name in PRELOADED:
-        importlib.import_module(name)
-    importlib.import_module("bulle.cli.main").preload()
-    importlib.import_module("bulle.engine.supervisor").warm(Path(home))
+    preload()
+    place = Path(home)
     return Configuration(
         home=home,
         entries=ENTRIES,
         interpreter=interpreter_directory(),
         package=os.fsencode(Path(__file__).resolve().parent),
         spare={"command": 1, "monitor": 1},
-        idle_s=float(os.environ.get("BULLE_SPAWNER_IDLE_S") or IDLE_S),
+        enter_scope=enter_scope,
+        process_to_join=partial(living_monitor, place),
+        prepare=partial(prepare, place),
+        on_orphan=partial(supervisor.record_orphan, place),
+        idle_s=_idle_s(),
     )
+
+
+def _idle_s() -> float:
+    from bulle.spawner.server import IDLE_S
+
+    try:
+        return float(os.environ.get("BULLE_SPAWNER_IDLE_S") or IDLE_S)
+    except ValueError:
+        return IDLE_S
+
+
+def enter_scope() -> None:
+    """Where systemd manages the machine, move into Bulle's scope: the end of the session or job that started the spawner then ends no container."""
+    from bulle.isolation import control_group_scope
+
+    if control_group_scope.systemd_runs():
+        for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"):
+            if os.path.exists(f"{root}/cgroup.procs"):
+                control_group_scope.prepare(root, control_group_scope.base(root))
+                return
+
+
+def living_monitor(home: Path) -> int | None:
+    """A monitor that lives, in whose mount namespace the layers are mounted already."""
+    from bulle.linux.process import start_ticks
+    from bulle.monitor.state import read_state
+
+    for directory in (home / "containers").glob("*"):
+        state = read_state(directory)
+        if state and state.status == "running" and state.monitor_pid and start_ticks(state.monitor_pid) == state.monitor_start_ticks:
+            return state.monitor_pid
+    return None
+
+
+def prepare(home: Path) -> None:
+    """Find out once what every child would find out anew; a machine that lacks something says so when it is asked for."""
+    from contextlib import suppress
+
+    from bulle.engine import supervisor
+    from bulle.engine.home import prepare_home
+
+    with suppress(Exception):
+        prepare_home(home)
+        supervisor.warm(home)
 
 
 def main(arguments: list[str]) -> int:
@@ -68,7 +114,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--entry"]:
         from bulle.spawner.client import run_entry
 
-        return run_entry(arguments, ENTRIES.__getitem__, None)
+        return run_entry(arguments, ENTRIES.__getitem__, living_monitor)
     return run_command(arguments, [], None)
 
 

@@ -70,14 +70,14 @@ def leave_server(kept: list[int]) -> None:
     os.closerange(first, 1 << 30)
 
 
-def wait_for_assignment(control: socket.socket, entries: dict[str, Entry], warm: Callable[[], object] | None) -> NoReturn:
-    """The life of a blank child: warm up, wait, live. Without an assignment (the server ended or changed) it just ends."""
+def wait_for_assignment(control: socket.socket, entries: dict[str, Entry], rehearse: Callable[[], object] | None) -> NoReturn:
+    """The life of a blank child: rehearse, wait, live. Without an assignment (the server ended or changed) it just ends."""
     code = 0
     try:
-        if warm is not None:
+        if rehearse is not None:
             # Copies now the pages that running a command writes to (reference counts), instead of when a caller waits.
             with contextlib.suppress(Exception):
-                warm()
+                rehearse()
         data, descriptors, _ = receive_with_descriptors(control, BLANK_LIMIT + 4)
         while len(data) < 4 or len(data) < 4 + struct.unpack_from("<I", data)[0]:
             more = control.recv(BLANK_LIMIT)

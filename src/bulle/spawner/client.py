@@ -48,7 +48,7 @@ def submit(
     *,
     detached: bool = True,
     local: Entry | None = None,
-    process_to_join: Callable[[], int | None] | None = None,
+    process_to_join: Callable[[Path], int | None] | None = None,
     environment: dict[bytes, bytes] | None = None,
 ) -> int:
     """Run ``entry`` with ``argv`` in a new process; returns its pid.
@@ -135,7 +135,7 @@ def _ask(
 
 
 def _fork(
-    home: Path, local: Entry, argv: Sequence[str], descriptors: Sequence[int], process_to_join: Callable[[], int | None] | None
+    home: Path, local: Entry, argv: Sequence[str], descriptors: Sequence[int], process_to_join: Callable[[Path], int | None] | None
 ) -> int:
     """Run ``local`` in a grandchild with a session of its own."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -168,9 +168,9 @@ def _fork(
     return int.from_bytes(content, "little")
 
 
-def become_detached(home: Path, process_to_join: Callable[[], int | None] | None) -> None:
+def become_detached(home: Path, process_to_join: Callable[[Path], int | None] | None) -> None:
     """What the spawner's children have from their birth, for a process that was born elsewhere: mount namespace, directory, silent stdio."""
-    process = process_to_join() if process_to_join else None
+    process = process_to_join(home) if process_to_join else None
     MountNamespace().enter(str(home), process)
     os.chdir("/")
     null = os.open("/dev/null", os.O_RDWR)
@@ -217,7 +217,7 @@ def _execute(home: Path, entry: str, argv: Sequence[str], descriptors: Sequence[
     return int.from_bytes(content, "little")
 
 
-def run_entry(arguments: Sequence[str], resolve: Callable[[str], Entry], process_to_join: Callable[[], int | None] | None) -> int:
+def run_entry(arguments: Sequence[str], resolve: Callable[[str], Entry], process_to_join: Callable[[Path], int | None] | None) -> int:
     """The other side of the fresh interpreter: ``--entry NAME HOME COUNT ARGV...``; detaches, tells its pid, runs the entry."""
     _option, name, home, count, *argv = arguments
     descriptors = list(range(3, 3 + int(count)))

@@ -31,7 +31,7 @@ def default_home() -> Path:
     """BULLE_HOME, else /var/lib/bulle for root, else the user's XDG data directory."""
     asked = os.environ.get("BULLE_HOME")
     if asked:
-        return Path(asked).absolute()
+        return Path(os.path.abspath(asked))
     if os.geteuid() == 0:
         return Path("/var/lib/bulle")
     data = os.environ.get("XDG_DATA_HOME", "")

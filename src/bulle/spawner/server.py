@@ -50,6 +50,10 @@ SHORT_LIVES_LIMIT = 5
 HOUSEKEEPING_S = 5.0
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """What the composition root hands to the spawner."""
@@ -59,9 +63,11 @@ class Configuration:
     interpreter: bytes  # directory of the interpreter: names the installation
     package: bytes  # directory of the package
     spare: Mapping[str, int] = field(default_factory=dict)  # children forked ahead, by entry; "" serves any entry
-    warm: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # what a child forked ahead runs before it waits
-    on_orphan: Callable[[int, int], None] | None = None  # (pid, wait status) of an adopted process that ended
-    process_to_join: Callable[[], int | None] | None = None  # a living process whose mount namespace a new spawner shares
+    rehearsals: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # what a child forked ahead runs before it waits
+    enter_scope: Callable[[], object] = _nothing  # once, leaves the control group of whoever started the spawner
+    process_to_join: Callable[[], int | None] = _nothing  # once, a living process whose mount namespace a new spawner shares
+    prepare: Callable[[], object] = _nothing  # in the spawner's mount namespace, before anybody is served
+    on_orphan: Callable[[int, int], object] | None = None  # (pid, wait status) of an adopted process that ended
     idle_s: float = IDLE_S
 
 
@@ -375,7 +381,7 @@ class Server:
                 if pid == 0:
                     try:
                         leave_server([theirs.fileno()])
-                        wait_for_assignment(theirs, self._entries, self.configuration.warm.get(entry))
+                        wait_for_assignment(theirs, self._entries, self.configuration.rehearsals.get(entry))
                     finally:
                         os._exit(70)
                 theirs.close()

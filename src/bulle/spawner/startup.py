@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from bulle.linux.process import PR_SET_CHILD_SUBREAPER, prctl
-from bulle.spawner import scope
 from bulle.spawner.caller import Standing, standing_of
 from bulle.spawner.child import unpack_assignment
 from bulle.spawner.launch import SOCKET_NAME
@@ -59,12 +58,11 @@ def _begin(home: str, ready: int, configure: Configure) -> int:
         _announce(ready)
         return 0
     configuration = configure(home)
-    scope.enter(home)
+    configuration.enter_scope()
     namespace: MountNamespace | None = MountNamespace()
-    assert namespace is not None
-    process = configuration.process_to_join() if configuration.process_to_join else None
-    if not namespace.enter(home, process):
+    if namespace and not namespace.enter(home, configuration.process_to_join()):
         namespace = None
+    configuration.prepare()
     listener = _listen(home)
     server = _server(configuration, listener, origin, namespace)
     _announce(ready)
@@ -262,6 +260,7 @@ def _resume(memory: int, configuration: Configuration) -> int:
         namespace = MountNamespace(state["origin"], state["origin_mounts"])
         values = {name: getattr(origin, name) for name in Standing.__slots__} | {"mount_namespace": os.fstat(namespace.origin).st_ino}
         origin = Standing(**values)
+    configuration.prepare()
     server = _server(configuration, listener, origin, namespace)
     now = time.monotonic()
     for item in state["children"]:
