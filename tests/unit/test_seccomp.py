@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import struct
 from pathlib import Path
 
 import pytest
@@ -27,33 +25,12 @@ from bulle.linux.seccomp import (
     machine_abis,
 )
 from bulle.linux.syscall_numbers import ABIS, names, numbers
+from bulle_testing.bpf import answer
 
-AUDIT = {"x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028, "riscv64": 0xC00000F3}
 MACHINES = {"x86_64": ("x86_64", "i386"), "aarch64": ("aarch64", "arm"), "riscv64": ("riscv64",)}
 BOTH = [(machine, abi) for machine, abis in MACHINES.items() for abi in abis]
 EPERM, ENOSYS = errno_action(errno.EPERM), errno_action(errno.ENOSYS)
 DEFAULT = frozenset(DOCKER_DEFAULT)
-
-
-def answer(program: bytes, abi: str, number: int, *arguments: int) -> int:
-    """What the kernel would do with the call: the action."""
-    data = struct.pack("=IIQ6Q", number, AUDIT[abi], 0, *arguments, *[0] * (6 - len(arguments)))
-    instructions = list(struct.iter_unpack("=HBBI", program))
-    position = accumulator = 0
-    while True:
-        code, true, false, constant = instructions[position]
-        position += 1
-        if code == 0x20:
-            accumulator = struct.unpack_from("=I", data, constant)[0]
-        elif code == 0x54:
-            accumulator &= constant
-        elif code == 0x05:
-            position += constant
-        elif code == 0x06:
-            return constant
-        else:
-            holds = {0x15: accumulator == constant, 0x25: accumulator > constant, 0x35: accumulator >= constant}[code]
-            position += true if holds else false
 
 
 def call(program: bytes, abi: str, name: str, *arguments: int) -> int:
@@ -216,8 +193,6 @@ ONLY_PODMAN = (
     "clone clone3 fsconfig fsmount fsopen fspick get_mempolicy keyctl mbind mount mount_setattr move_mount open_tree pidfd_getfd pivot_root reboot "
     "set_mempolicy setns socket socketcall syslog umount umount2 unshare readdir sigaction signal sigpending sigsuspend"
 )
-# Where ours is tighter than Docker's own: families with upper bits, and the multiplexer.
-TIGHTER_THAN_DOCKER = {("socket", 0x26), ("socket", 0x28), ("socket", 0x100000026), ("socketcall", 1)}
 ARGUMENTS = (0, 1, 2, 8, 16, 0x26, 0x28, 0x20000, 0x10000000, 0xFFFFFFFF, 0x100000026, 0x100000008)
 
 
@@ -243,17 +218,6 @@ def test_beside_the_profile_of_podman(abi: str) -> None:
     looser, tighter = differences(compile_profile(parse(path.read_text(), DEFAULT)), abi)
     assert {name for name, _ in looser} <= set(SINCE_PODMAN.split())
     assert {name for name, _ in tighter} <= set(ONLY_PODMAN.split())
-
-
-@pytest.mark.parametrize("abi", machine_abis())
-def test_beside_the_profile_of_docker(abi: str) -> None:
-    """BULLE_TEST_DOCKER_PROFILE names a copy of Docker's default.json; the real engine is asked in tests/compat."""
-    path = os.environ.get("BULLE_TEST_DOCKER_PROFILE")
-    if not path:
-        pytest.skip("BULLE_TEST_DOCKER_PROFILE is not set")
-    looser, tighter = differences(compile_profile(parse(Path(path).read_text(), DEFAULT)), abi)
-    assert looser == set()
-    assert tighter <= TIGHTER_THAN_DOCKER
 
 
 def document(**changes: object) -> str:

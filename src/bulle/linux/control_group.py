@@ -39,10 +39,10 @@ class Hierarchy:
 
 def parse_hierarchies(mountinfo: str, cgroup: str) -> list[Hierarchy]:
     """The hierarchies in the texts of /proc/self/mountinfo and /proc/self/cgroup; of several mounts of one, the last below /sys/fs/cgroup."""
-    own = {}
+    own: dict[frozenset[str], str] = {}
     for line in cgroup.splitlines():
-        _, controllers, path = line.split(":", 2)
-        own[frozenset(controllers.split(",")) if controllers else frozenset()] = path
+        _, names, path = line.split(":", 2)
+        own[frozenset(names.split(",") if names else ())] = path
     found: dict[frozenset[str], Hierarchy] = {}
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
