@@ -49,6 +49,8 @@ def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc
     dev = _mount_dev(plan, root, own_ipc)
     proc = _attach_new(root, "proc", "proc", {}, LOCKED_DOWN)
     sys = _mount_sys(plan, root, own_network, controllers)
+    if own_network:
+        _open_network(plan, proc)
     if not plan.security.privileged:
         _hide(plan, proc, sys)
     for path, descriptor in zip(plan.root.host_binds, mounts.binds, strict=True):
@@ -216,6 +218,23 @@ def _mount_cgroups(plan: RunPlan, sys: int, controllers: tuple[str, ...]) -> Non
         return
     finally:
         os.close(cgroup)
+
+
+def _open_network(plan: RunPlan, proc: int) -> None:
+    """In a network of its own every user may listen on any port and send echo requests, as on Docker: only the container itself is there to protect.
+
+    A kernel without these settings keeps to its own rules, under which root can do both.
+    """
+    groups = plan.security.group_mappings or plan.security.id_mappings
+    # The range must end at a group that exists in the user namespace.
+    last_group = max((line.container_id + line.size - 1 for line in groups), default=2**31 - 1)
+    for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", f"0 {last_group}")):
+        with contextlib.suppress(OSError):
+            setting = os.open(f"sys/net/ipv4/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+            try:
+                os.write(setting, value.encode())
+            finally:
+                os.close(setting)
 
 
 def _hide(plan: RunPlan, proc: int, sys: int) -> None:
