@@ -87,8 +87,8 @@ def living_monitor(home: Path) -> int | None:
     from bulle.monitor.state import read_state
 
     for directory in (home / "containers").glob("*"):
-        state = read_state(directory)
-        if state and state.status == "running" and state.monitor_pid and start_ticks(state.monitor_pid) == state.monitor_start_ticks:
+        state = read_state(str(directory))
+        if state.status == "running" and state.monitor_pid and start_ticks(state.monitor_pid) == state.monitor_start_ticks:
             return state.monitor_pid
     return None
 
