@@ -1,4 +1,7 @@
-/* bulle-init: process 1 of a container that asked for --init.
+/* bulle-init: process 1 of a container that asked for --init, and the last step before a command whose root could write to files of the host.
+ *
+ * bulle-init --exec PATH NAME ARGUMENTS... only becomes PATH, with NAME as its argv[0]: executed from sealed memory, it puts nothing of the host behind
+ * /proc/self/exe at the moment of execve(2).
  *
  * bulle-init [--] COMMAND ARGUMENTS... starts the command (found through PATH), passes every signal on to it, reaps whatever is orphaned, and ends with the
  * command's exit code, or 128 plus the number of the signal that ended it; 126 and 127 as a shell says that a command cannot be executed or found. Needs
@@ -38,11 +41,25 @@ static int execute(char **arguments, char **environment)
     return found ? 126 : 127;
 }
 
+static int same(const char *a, const char *b)
+{
+    while (*a && *a == *b)
+        a++, b++;
+    return *a == *b;
+}
+
 static int run(int count, char **arguments, char **environment)
 {
     u64 all = ~(SIGNAL_BIT(SIGTTIN) | SIGNAL_BIT(SIGTTOU)), before = 0, ignore[4] = {1, 0, 0, 0};
     i64 child;
     int first = 1, status;
+    if (count > 3 && same(arguments[first], "--exec")) {
+        i64 result = CALL3(execve, arguments[2], arguments + 3, environment);
+        say("bulle-init: ");
+        say(arguments[2]);
+        say(": cannot be executed\n");
+        return result == -ENOENT || result == -ENOTDIR ? 127 : 126;
+    }
     if (count > first && arguments[first][0] == '-' && arguments[first][1] == '-' && !arguments[first][2])
         first++;
     if (count <= first) {

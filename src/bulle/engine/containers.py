@@ -68,7 +68,6 @@ class Container:
         """
         if current_state(self.directory).status == "running":
             return self.attach(stdin=stdin) if attach else None
-        driver_for(self.plan.isolation, self._home).require(self.plan)
         plan = planning.with_window(self.plan, rows, columns) if self.options.terminal and rows else self.plan
         order = Order(str(self._home), plan, attach, self.options.interactive, self.options.auto_remove)
         attachment = self._order(order)

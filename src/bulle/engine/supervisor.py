@@ -101,6 +101,7 @@ def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
         return
     driver = driver_for(plan.isolation, home)
     try:
+        driver.require(plan)
         store = Store(home, Database(home))
         store.layers.mount(plan.root.layers)
         terminal = plan.process.terminal

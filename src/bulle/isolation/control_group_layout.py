@@ -161,11 +161,18 @@ class LayoutV2(Layout):
             offered, reason = set(kernel.read_words(f"{self._root}/cgroup.controllers")), ""
             if not os.access(self._root, os.W_OK):
                 reason = f"{self._root} belongs to another user, who delegated nothing"
+            handed_down = kernel.read_words(f"{self._root}/cgroup.subtree_control")
+            if not offered.issubset(handed_down) and self._is_crowded():
+                reason = f"processes stand in {self._root} itself, which may then hand no controllers down (move them to a group below)"
         if reason:
             return Availability(frozenset(), reason)
         usable = offered.intersection(_ENABLED_V2)
         missing = sorted(set(_ENABLED_V2) - usable)
         return Availability(frozenset(usable | {"freezer"}), f"{self._root} does not offer {', '.join(missing)}" if missing else "")
+
+    def _is_crowded(self) -> bool:
+        """Whether the mount's root is no true root (we are in somebody's container: only the true one lacks this file) and holds processes."""
+        return os.path.exists(f"{self._root}/cgroup.type") and bool(kernel.read(self._root, "cgroup.procs"))
 
     def directories(self, container_id: str) -> dict[str, str]:
         """The one directory."""

@@ -11,7 +11,7 @@ import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-from bulle.errors import Unsupported
+from bulle.errors import Unavailable, Unsupported
 from bulle.model.run_plan import Process, RunPlan
 
 
@@ -104,11 +104,12 @@ class Driver(ABC):
         """End what is left of the workload and remove what the kernel does not (control groups); harmless to repeat, also after a crash."""
 
     def require(self, plan: RunPlan) -> None:
-        """Raise Unsupported for the first thing in the plan that this machine's probe of the driver does not offer."""
-        wanted = [feature for feature, needed in needs(plan) if needed]
-        features = self.probe().features if wanted else frozenset()
-        for feature in wanted:
-            if feature not in features:
+        """Raise Unavailable where this machine does not allow the level, Unsupported for the first thing in the plan that the level lacks here."""
+        probe = self.probe()
+        if not probe.usable:
+            raise Unavailable(f"isolation level {self.name!r} cannot be used here", probe.reason, probe.mend or "see `bulle doctor`")
+        for feature, needed in needs(plan):
+            if needed and feature not in probe.features:
                 raise Unsupported(feature.value, self.name, "choose another level with --isolation, or see `bulle doctor`")
 
 

@@ -18,6 +18,8 @@ import termios
 from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, InvalidInput
 from bulle.isolation import identity, inside
 from bulle.isolation.channel import Channel
+from bulle.isolation.driver import Stdio
+from bulle.isolation.launch import Kit
 from bulle.linux import capabilities, mount, process, seccomp
 from bulle.model.run_plan import Process
 
@@ -28,17 +30,14 @@ _TIOCSPTLCK = 0x40045431  # ioctl_tty(2); termios has them only since Python 3.1
 _TIOCGPTPEER = 0x5441
 
 
-def become(
-    wanted: Process, channel: Channel, stdio: tuple[int, int, int], filter_program: bytes | None, init_fd: int, read_only_root: bool, dev: int
-) -> None:
+def become(wanted: Process, channel: Channel, kit: Kit, *, read_only_root: bool = False, dev: int = -1) -> None:
     """Turn this process into the command; never returns. Whatever goes wrong is told on the channel, then the process exits.
 
-    ``stdio`` are host descriptors, ``filter_program`` a compiled seccomp filter, ``init_fd`` a program to put in front (-1 for none), ``dev`` the
-    mount of /dev that was just made (-1 for exec into a running container).
+    ``dev`` is the mount of /dev that was just made (-1 for exec into a running container).
     """
     try:
         user = identity.resolve(wanted.user)
-        _take_stdio(wanted, channel, stdio, user)
+        _take_stdio(wanted, channel, kit.stdio, user)
         if wanted.terminal and dev >= 0:
             _show_console(dev)
         _change_directory(wanted.working_directory or "/", user)
@@ -50,10 +49,12 @@ def become(
         path = find_command(wanted.arguments[0], environment)
         arguments = list(wanted.arguments)
         _reset_signals()
-        _drop_privileges(wanted, user, filter_program)
+        os.umask(0o022)
+        _drop_privileges(wanted, user, kit.filter_program)
         process.close_on_exec_from(3)
-        if init_fd >= 0:
-            os.execve(init_fd, ["bulle-init", "--", *arguments], environment)
+        if kit.program_fd >= 0:
+            form = ["--"] if wanted.init else ["--exec", path]
+            os.execve(kit.program_fd, ["bulle-init", *form, *arguments], environment)
         _execute(path, arguments, environment)
     except BaseException as error:  # noqa: BLE001 -- this process has no other way to tell
         channel.report_error(error)
@@ -61,9 +62,9 @@ def become(
         os._exit(127)
 
 
-def _take_stdio(wanted: Process, channel: Channel, stdio: tuple[int, int, int], user: identity.Identity) -> None:
+def _take_stdio(wanted: Process, channel: Channel, stdio: Stdio, user: identity.Identity) -> None:
     if not wanted.terminal:
-        for number, descriptor in enumerate(stdio):
+        for number, descriptor in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
             os.dup2(descriptor, number)
         return
     master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

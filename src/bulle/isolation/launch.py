@@ -1,7 +1,7 @@
-"""The driver's side of a start: fork into namespaces and wait until the command has been executed.
+"""The driver's side of a start: what is made ready before the fork, the fork into namespaces, and the wait until the command has been executed.
 
-Shared by the drivers; what differs between them is data (:class:`Namespaces`). Single-threaded processes only (a container's monitor), since clone3
-here runs none of Python's fork hooks. clone(2)
+Shared by the drivers; what differs between them is what their child does, and what their own process prepares meanwhile. Single-threaded processes
+only (a container's monitor), since clone3 here runs none of Python's fork hooks. clone(2)
 """
 
 from __future__ import annotations
@@ -9,19 +9,98 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
+from bulle.isolation import seccomp_profile
 from bulle.isolation.channel import Channel
-from bulle.isolation.driver import Workload
-from bulle.linux import namespaces
+from bulle.isolation.control_group import ControlGroup
+from bulle.isolation.driver import Stdio, Workload
+from bulle.isolation.init_program import program_to_go_through
+from bulle.linux import namespaces, process
+from bulle.model.run_plan import Process, RunPlan
+
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
-def fork(flags: int, child: Callable[[Channel], None], cgroup_fd: int = -1) -> tuple[Workload, Channel]:
-    """Run ``child`` in a new process and new namespaces; the caller follows it with :func:`follow`."""
+@dataclass(frozen=True)
+class Kit:
+    """What a child inherits from the driver's process: its control group, compiled filter, the program to go through (-1 for none) and streams."""
+
+    group: ControlGroup
+    filter_program: bytes | None
+    program_fd: int
+    stdio: Stdio
+    new_group: bool
+
+    @classmethod
+    def to_start(cls, plan: RunPlan, stdio: Stdio, cache_directory: Path | None) -> Kit:
+        """For a container's first process: a new group with the plan's limits, and with rules for devices where it could make device nodes."""
+        device_rules = plan.security.user_namespace == "host" and not plan.security.privileged
+        group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=device_rules)
+        try:
+            return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True)
+        except BaseException:
+            group.close()
+            group.remove()
+            raise
+
+    @classmethod
+    def to_join(cls, plan: RunPlan, wanted: Process, stdio: Stdio, cache_directory: Path | None) -> Kit:
+        """For one more process in a running container."""
+        return cls(ControlGroup.open(plan.container_id), *_programs(plan, wanted, cache_directory), stdio, False)
+
+    def close(self) -> None:
+        """Close what this process does not need any more."""
+        self.group.close()
+        if self.program_fd >= 0:
+            os.close(self.program_fd)
+
+
+def _programs(plan: RunPlan, wanted: Process, cache_directory: Path | None) -> tuple[bytes | None, int]:
+    filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(wanted.capabilities), cache_directory)
+    return filter_program, program_to_go_through(wanted, plan.security.user_namespace == "own")
+
+
+def start(kit: Kit, flags: int, child: Callable[[Channel], None], prepare: Callable[[Workload, Channel], None] | None = None) -> Workload:
+    """Run ``child`` in a new process and new namespaces while ``prepare`` works here; returns once it has executed its command.
+
+    Raises what either side says went wrong; then the process is gone, and its control group if the kit made it.
+    """
+    try:
+        workload, channel = _fork(kit, flags, child)
+        try:
+            if prepare is not None:
+                prepare(workload, channel)
+            _follow(workload, channel)
+        except BaseException:
+            _abandon(workload)
+            raise
+        finally:
+            channel.close()
+    except BaseException:
+        if kit.new_group:
+            kit.group.kill()
+            kit.group.remove()
+        raise
+    finally:
+        kit.close()
+    workload.notes[:0] = kit.group.notes
+    return workload
+
+
+def _fork(kit: Kit, flags: int, child: Callable[[Channel], None]) -> tuple[Workload, Channel]:
     ours, theirs = Channel.pair()
-    pid, pidfd = namespaces.clone3(flags, cgroup_fd)
+    pid, pidfd = namespaces.clone3(flags, kit.group.clone_into_fd)
     if pid == 0:
         try:
             ours.close()
+            # Until execve this process holds the engine's memory: nobody in the container may trace it or look at it through /proc.
+            process.prctl(process.PR_SET_DUMPABLE, 0)
+            os.setsid()
+            with suppress(OSError):  # a filter around the engine may forbid it; there is nothing of the caller's in the keyring then
+                process.keyctl(_KEYCTL_JOIN_SESSION_KEYRING)
+            kit.group.attach_self()
             child(theirs)
         except BaseException as error:  # noqa: BLE001 -- the channel is the only way to tell
             with suppress(OSError):
@@ -32,7 +111,7 @@ def fork(flags: int, child: Callable[[Channel], None], cgroup_fd: int = -1) -> t
     return Workload(pid, pidfd), ours
 
 
-def follow(workload: Workload, channel: Channel) -> None:
+def _follow(workload: Workload, channel: Channel) -> None:
     """Read the child's reports until the command is executed (the channel closes) or an error is raised."""
     while (received := channel.receive_report()) is not None:
         report, descriptor = received
@@ -47,7 +126,7 @@ def follow(workload: Workload, channel: Channel) -> None:
             workload.pid, workload.pidfd = report.pid, descriptor
 
 
-def abandon(workload: Workload) -> None:
+def _abandon(workload: Workload) -> None:
     """Kill and reap a child whose start failed."""
     with suppress(ProcessLookupError):
         os.kill(workload.pid, 9)

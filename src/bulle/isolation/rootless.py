@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from bulle.errors import InvalidInput, NotFound, Unavailable
-from bulle.isolation.root_filesystem import OVERLAY_OPTIONS, DetachedMounts, identity_files
+from bulle.isolation.root_filesystem import DetachedMounts, identity_files
 from bulle.linux import mount
 from bulle.linux.mount import MOUNT_ATTR_RDONLY
 from bulle.model.run_plan import RunPlan
@@ -35,9 +35,9 @@ def _overlay(plan: RunPlan) -> int:
     context = mount.fsopen("overlay")
     try:
         mount.fsconfig_set_string(context, "source", "overlay")
-        for key, value in OVERLAY_OPTIONS:
-            mount.fsconfig_set_string(context, key, value)
+        # userxattr by itself means redirect_dir=nofollow and metacopy=off, and refuses to hear it differently.
         mount.fsconfig_set_flag(context, "userxattr")
+        mount.fsconfig_set_string(context, "index", "off")
         lowers = [layer.host_path for layer in reversed(plan.root.layers)]
         upper, work = f"{plan.root.writable_host_path}/upper", f"{plan.root.writable_host_path}/work"
         try:

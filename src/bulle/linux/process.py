@@ -47,6 +47,11 @@ def prctl(option: int, argument: int = 0) -> int:
     )
 
 
+def keyctl(operation: int) -> int:
+    """keyctl(2) without arguments."""
+    return syscall("keyctl", operation, None, None, None, None)
+
+
 def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int, mode: int = 0) -> int:
     """Open ``path`` below ``dirfd`` under the rules of ``resolve``; retried where a concurrent rename makes the kernel say EAGAIN. openat2(2)"""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)

@@ -16,11 +16,10 @@ from functools import cache
 from pathlib import Path
 
 from bulle.errors import BulleError
-from bulle.isolation import execution, inside, launch, root_filesystem, seccomp_profile
+from bulle.isolation import execution, inside, launch, root_filesystem
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import ControlGroup, available
 from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
-from bulle.isolation.init_program import init_program
 from bulle.linux import capabilities, mount, namespaces
 from bulle.linux.namespaces import CLONE_NEWNS
 from bulle.model.run_plan import Process, RunPlan
@@ -43,80 +42,29 @@ class ChrootDriver(Driver):
 
     def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
         """A mount namespace with the overlay, or a copy; see :class:`Driver`."""
-        group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=not plan.security.privileged)
-        filter_program = _filter(plan, plan.process, self.cache_directory)
-        mounting = Feature.VOLUMES in _probe().features
-        init_fd = init_program() if plan.process.init else -1
-        mounts = None
-        try:
-            if mounting:
-                mounts = root_filesystem.detached_mounts(plan, None)
-            else:
-                _copy_layers(plan)
+        kit = launch.Kit.to_start(plan, stdio, self.cache_directory)
+        if not _may_mount():
+            return launch.start(
+                kit, 0, lambda channel: _child_in_copy(plan, channel, plan.process, kit), lambda _workload, channel: _copy(plan, channel)
+            )
 
-            def child(channel: Channel) -> None:
-                os.setsid()
-                group.attach_self()
-                dev = -1
-                if mounts is not None:
-                    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
-                    dev = inside.enter_root(plan, mounts, own_network=False, own_ipc=False)
-                else:
-                    os.chroot(f"{plan.root.writable_host_path}/{_ROOT_COPY}")
-                    os.chdir("/")
-                read_only = plan.root.read_only
-                execution.become(plan.process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, init_fd, read_only, dev)
+        def prepare(workload: Workload, channel: Channel) -> None:
+            mounts = root_filesystem.detached_mounts(plan, None)
+            workload.notes += mounts.notes
+            with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
+                channel.send_descriptors(mounts.descriptors())
+            mounts.close()
 
-            workload, channel = launch.fork(CLONE_NEWNS if mounting else 0, child, group.clone_into_fd)
-            try:
-                launch.follow(workload, channel)
-            except BaseException:
-                launch.abandon(workload)
-                raise
-            finally:
-                channel.close()
-        except BaseException:
-            group.kill()
-            group.remove()
-            raise
-        finally:
-            group.close()
-            if mounts is not None:
-                workload_notes = mounts.notes
-                mounts.close()
-            if init_fd >= 0:
-                os.close(init_fd)
-        workload.notes[:0] = [*group.notes, *(workload_notes if mounts is not None else [])]
-        return workload
+        return launch.start(kit, CLONE_NEWNS, lambda channel: _child(plan, channel, kit), prepare)
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """One more process in the same private root."""
-        filter_program = _filter(plan, process, self.cache_directory)
-        group = ControlGroup.open(plan.container_id)
-        mounting = Feature.VOLUMES in _probe().features
-
-        def child(channel: Channel) -> None:
-            os.setsid()
-            group.attach_self()
-            if mounting:
-                pidfd = os.pidfd_open(pid)
-                namespaces.setns(pidfd, CLONE_NEWNS)
-                os.close(pidfd)
-            else:
-                os.chroot(f"{plan.root.writable_host_path}/{_ROOT_COPY}")
-                os.chdir("/")
-            execution.become(process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, -1, False, -1)
-
-        workload, channel = launch.fork(0, child, group.clone_into_fd)
-        try:
-            launch.follow(workload, channel)
-        except BaseException:
-            launch.abandon(workload)
-            raise
-        finally:
-            channel.close()
-            group.close()
-        return workload
+        kit = launch.Kit.to_join(plan, process, stdio, self.cache_directory)
+        if not _may_mount():
+            return launch.start(
+                kit, 0, lambda channel: _child_in_copy(plan, channel, process, kit), lambda _workload, channel: channel.send_descriptors([])
+            )
+        return launch.start(kit, 0, lambda channel: _join(channel, process, kit, pid))
 
     def processes(self, plan: RunPlan, pid: int) -> list[int]:
         """By control group where there is one, else the first process's session, which its children inherit."""
@@ -155,8 +103,33 @@ def processes_of_session(pid: int) -> list[int]:
     return sorted(found)
 
 
-def _filter(plan: RunPlan, process: Process, cache_directory: Path | None) -> bytes | None:
-    return seccomp_profile.program_for(plan.security.seccomp, frozenset(process.capabilities), cache_directory)
+def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
+    """In a mount namespace of its own."""
+    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
+    mounts = root_filesystem.DetachedMounts.from_descriptors(plan, channel.receive_descriptors())
+    dev = inside.enter_root(plan, mounts, own_network=False, own_ipc=False)
+    execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
+
+
+def _child_in_copy(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.Kit) -> None:
+    """Where nobody may mount: a plain chroot(2), once the copy is there."""
+    channel.receive_descriptors()
+    os.chroot(f"{plan.root.writable_host_path}/{_ROOT_COPY}")
+    os.chdir("/")
+    execution.become(wanted, channel, kit)
+
+
+def _join(channel: Channel, wanted: Process, kit: launch.Kit, pid: int) -> None:
+    """In the mount namespace of the running workload, whose root is the private one."""
+    pidfd = os.pidfd_open(pid)
+    namespaces.setns(pidfd, CLONE_NEWNS)
+    os.close(pidfd)
+    execution.become(wanted, channel, kit)
+
+
+def _copy(plan: RunPlan, channel: Channel) -> None:
+    _copy_layers(plan)
+    channel.send_descriptors([])
 
 
 def _copy_layers(plan: RunPlan) -> None:
@@ -232,6 +205,7 @@ def _probe() -> Probe:
     return Probe(True, features=frozenset(always | mounts | limits), notes=tuple(notes))
 
 
+@cache
 def _may_mount() -> bool:
     """By trying, in a child."""
     pid = os.fork()

@@ -14,11 +14,10 @@ from functools import cache
 from pathlib import Path
 
 from bulle.errors import BulleError
-from bulle.isolation import execution, inside, launch, root_filesystem, rootless, seccomp_profile
+from bulle.isolation import execution, inside, launch, root_filesystem, rootless
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import ControlGroup, available
 from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
-from bulle.isolation.init_program import init_program
 from bulle.linux import loopback, mount, namespaces, user_namespace
 from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT
 from bulle.model.run_plan import Process, RunPlan
@@ -31,11 +30,6 @@ def namespace_flags(plan: RunPlan) -> int:
     own_users = CLONE_NEWUSER if plan.security.user_namespace == "own" else 0
     own_network = CLONE_NEWNET if plan.network.mode != "host" else 0
     return _ALWAYS | own_users | own_network
-
-
-def _needs_device_rules(plan: RunPlan) -> bool:
-    """In its own user namespace a container can make no device nodes, so only the others need a list of allowed ones."""
-    return plan.security.user_namespace == "host" and not plan.security.privileged
 
 
 class NamespaceDriver(Driver):
@@ -53,71 +47,22 @@ class NamespaceDriver(Driver):
 
     def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
-        group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=_needs_device_rules(plan))
-        filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(plan.process.capabilities), self.cache_directory)
-        init_fd = init_program() if plan.process.init else -1
-        try:
-            workload, channel = launch.fork(
-                namespace_flags(plan), lambda line: _child(plan, line, stdio, group, filter_program, init_fd), group.clone_into_fd
-            )
-            try:
-                self._prepare(plan, workload, channel)
-                launch.follow(workload, channel)
-            except BaseException:
-                launch.abandon(workload)
-                raise
-            finally:
-                channel.close()
-        except BaseException:
-            group.kill()
-            group.remove()
-            raise
-        finally:
-            group.close()
-            if init_fd >= 0:
-                os.close(init_fd)
-        workload.notes[:0] = group.notes
-        return workload
-
-    def _prepare(self, plan: RunPlan, workload: Workload, channel: Channel) -> None:
-        """What only the parent can do: id maps, and mounts that the child's own namespace may not make."""
-        user_namespace_fd = None
-        if plan.security.user_namespace == "own":
-            user_namespace.write_maps(workload.pid, plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
-            if os.geteuid() != 0:
-                channel.send_descriptors([])
-                return
-            user_namespace_fd = os.open(f"/proc/{workload.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mounts = root_filesystem.detached_mounts(plan, user_namespace_fd)
-        finally:
-            if user_namespace_fd is not None:
-                os.close(user_namespace_fd)
-        workload.notes += mounts.notes
-        with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
-            channel.send_descriptors(mounts.descriptors())
-        mounts.close()
+        kit = launch.Kit.to_start(plan, stdio, self.cache_directory)
+        return launch.start(
+            kit, namespace_flags(plan), lambda channel: _child(plan, channel, kit), lambda workload, channel: _prepare(plan, workload, channel)
+        )
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """Join every namespace of the container by its first process's pidfd, then fork once more to stand in its pid namespace."""
-        filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(process.capabilities), self.cache_directory)
-        group = ControlGroup.open(plan.container_id)
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError as error:
-            group.close()
             raise BulleError("the container is not running", "its first process ended", "start it first") from error
-        workload, channel = launch.fork(0, lambda line: _join(plan, line, process, stdio, group, pidfd, filter_program), group.clone_into_fd)
         try:
-            launch.follow(workload, channel)
-        except BaseException:
-            launch.abandon(workload)
-            raise
+            kit = launch.Kit.to_join(plan, process, stdio, self.cache_directory)
+            return launch.start(kit, 0, lambda channel: _join(plan, channel, process, kit, pidfd))
         finally:
-            channel.close()
-            group.close()
             os.close(pidfd)
-        return workload
 
     def processes(self, plan: RunPlan, pid: int) -> list[int]:
         """By control group where there is one, else every process in the first one's pid namespace."""
@@ -158,10 +103,28 @@ def processes_in_namespace(pid: int) -> list[int]:
     return sorted(found)
 
 
-def _child(plan: RunPlan, channel: Channel, stdio: Stdio, group: ControlGroup, filter_program: bytes | None, init_fd: int) -> None:
+def _prepare(plan: RunPlan, workload: Workload, channel: Channel) -> None:
+    """What only the parent can do: id maps, and mounts that the child's own namespace may not make."""
+    user_namespace_fd = None
+    if plan.security.user_namespace == "own":
+        user_namespace.write_maps(workload.pid, plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
+        if os.geteuid() != 0:
+            channel.send_descriptors([])
+            return
+        user_namespace_fd = os.open(f"/proc/{workload.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        mounts = root_filesystem.detached_mounts(plan, user_namespace_fd)
+    finally:
+        if user_namespace_fd is not None:
+            os.close(user_namespace_fd)
+    workload.notes += mounts.notes
+    with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
+        channel.send_descriptors(mounts.descriptors())
+    mounts.close()
+
+
+def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
     """In the new namespaces, still with the engine's memory: everything until execve."""
-    os.setsid()
-    group.attach_self()
     namespaces.unshare(CLONE_NEWCGROUP)
     mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
     own_network = plan.network.mode != "host"
@@ -173,17 +136,15 @@ def _child(plan: RunPlan, channel: Channel, stdio: Stdio, group: ControlGroup, f
     if not descriptors:
         descriptors = rootless.detached_mounts(plan).descriptors()
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
-    dev = inside.enter_root(plan, mounts, own_network, own_ipc=True, controllers=group.controllers)
+    dev = inside.enter_root(plan, mounts, own_network, own_ipc=True, controllers=kit.group.controllers)
     socket.sethostname(plan.hostname)
-    execution.become(plan.process, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, init_fd, plan.root.read_only, dev)
+    execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
 
 
-def _join(plan: RunPlan, channel: Channel, wanted: Process, stdio: Stdio, group: ControlGroup, pidfd: int, filter_program: bytes | None) -> None:
+def _join(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.Kit, pidfd: int) -> None:
     """The process in between: enters the namespaces and forks the one that the pid namespace counts, as a child of our own parent."""
-    group.attach_self()
-    flags = namespace_flags(plan) | CLONE_NEWCGROUP
     try:
-        namespaces.setns(pidfd, flags)
+        namespaces.setns(pidfd, namespace_flags(plan) | CLONE_NEWCGROUP)
     except OSError as error:
         raise BulleError("the container's namespaces cannot be joined", os.strerror(error.errno or 0), "is it still running?") from error
     if plan.security.user_namespace == "own":
@@ -193,7 +154,7 @@ def _join(plan: RunPlan, channel: Channel, wanted: Process, stdio: Stdio, group:
         channel.report("process", pid=pid, descriptor=child_pidfd)
         os._exit(0)
     os.setsid()
-    execution.become(wanted, channel, (stdio.stdin, stdio.stdout, stdio.stderr), filter_program, -1, False, -1)
+    execution.become(wanted, channel, kit)
 
 
 @cache
