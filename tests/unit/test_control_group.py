@@ -217,6 +217,14 @@ def test_no_groups_at_all_is_a_note_unless_a_limit_was_asked_for(tmp_path: Path)
     assert machine.available().controllers == frozenset()
 
 
+def test_a_container_whose_processes_stand_in_the_root_cannot_limit(v2: Path) -> None:
+    assert layout_v2(v2).available().controllers == {"memory", "cpu", "cpuset", "pids", "freezer"}
+    make_files(v2, cgroup__type="domain", cgroup__procs="1\n")
+    assert "processes stand in" in layout_v2(v2).available().reason
+    make_files(v2, cgroup__subtree_control="cpuset cpu io memory pids")
+    assert layout_v2(v2).available().reason == ""
+
+
 def test_read_only_hierarchies_are_a_reason_not_an_error() -> None:
     ro = LayoutV1((Hierarchy(1, frozenset(["memory"]), "/sys/fs/cgroup/memory", True, ""),)).available()
     assert (ro.controllers, ro.reason) == (frozenset(), "/sys/fs/cgroup/memory is read-only")
