@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 import urllib.error
@@ -193,6 +194,18 @@ def debian_tar() -> Path:
 def debian_tar_with() -> Callable[..., Path]:
     """``debian_tar_with("nginx")``: the tar of a minimal Debian 12 root with these packages."""
     return lambda *packages: debian_root("bookworm", packages)
+
+
+@pytest.fixture(scope="session")
+def installation(run_directory: Path) -> Path:
+    """A virtual environment where every user may look, with Bulle installed from this checkout as ``pip install .`` does it, not as a link to it."""
+    if cause := tiers.package_index_missing():
+        tiers.give_up("package_index", cause)
+    target = run_directory / "installed"
+    subprocess.run([sys.executable, "-m", "venv", str(target)], check=True, capture_output=True)
+    done = subprocess.run([str(target / "bin/pip"), "install", "--quiet", str(places.SOURCE)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
 
 
 def free_port() -> int:
