@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bulle.errors import NotFound, Unavailable, Unsupported
+from bulle.errors import InvalidInput, NotFound, Unavailable
 from bulle.model.digest import Digest, chain_ids
 from bulle.model.run_plan import LayerMount
 from bulle.records.database import Database
@@ -144,10 +144,11 @@ class LayerStore:
     def complete(self, diff_ids: Sequence[Digest]) -> dict[str, str]:
         """Make what depends on how layers are stacked (lowest first): indexes with attributes from below. Returns the variant of every chain.
 
-        Raises NotFound for a layer that is not here, Unsupported for more layers than overlayfs can stack.
+        Raises NotFound for a layer that is not here, InvalidInput for more layers than overlayfs can stack.
         """
         if len(diff_ids) > MOST_LAYERS:
-            raise Unsupported(f"room for {len(diff_ids)} layers (overlayfs stacks at most {MOST_LAYERS})", "overlay", "squash the image")
+            why = f"it has {len(diff_ids)}, and overlayfs stacks at most {MOST_LAYERS}"
+            raise InvalidInput("the image has too many layers", why, "build it with fewer, or squash it")
         chains = chain_ids(tuple(diff_ids))
         known = self._records.variants(chains)
         for position, (diff_id, chain) in enumerate(zip(diff_ids, chains, strict=True)):
