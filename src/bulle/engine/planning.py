@@ -195,7 +195,7 @@ def _security(options: ContainerOptions, own_users: bool, id_mappings: tuple[IdM
 
 def _profile(value: str) -> str:
     """``unconfined``, ``default``, JSON, or a host path of JSON."""
-    if value in ("unconfined", "default") or value.lstrip().startswith("{"):
+    if value in ("unconfined", "default", "default+socketcall") or value.lstrip().startswith("{"):
         return value
     if value == "builtin":
         return "default"
