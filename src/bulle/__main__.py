@@ -52,13 +52,22 @@ def configure(home: str) -> Configuration:
         entries=ENTRIES,
         interpreter=interpreter_directory(),
         package=os.fsencode(Path(__file__).resolve().parent),
-        spare={"command": 1, "monitor": 1},
+        spare={"command": 2, "monitor": 1},
+        rehearsals={"command": partial(rehearse_command, home)},
         enter_scope=enter_scope,
         process_to_join=partial(living_monitor, place),
         prepare=partial(prepare, place),
         on_orphan=partial(supervisor.record_orphan, place),
         idle_s=_idle_s(),
     )
+
+
+def rehearse_command(home: str) -> None:
+    """What most verbs do, without an effect: the command's child does it before it has a caller (see ``bulle.spawner.child``)."""
+    os.environ["BULLE_HOME"] = home
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- lives as long as the process, or until the caller's streams take its place
+    for argv in (["ps"], ["run", "--dry-run", "--rm", "--pull", "never", "--network", "none", "host", "true"]):
+        run_command(argv, [], None)
 
 
 def _idle_s() -> float:

@@ -28,6 +28,7 @@ from bulle.spawner.protocol import Reply, pack_reply, receive_with_descriptors
 Entry = Callable[[list[str], list[int], Leash | None], int]
 
 BLANK_LIMIT = 64 << 10
+READY = b"\1"  # from a blank child that has rehearsed
 
 
 @dataclass(slots=True)
@@ -75,9 +76,8 @@ def wait_for_assignment(control: socket.socket, entries: dict[str, Entry], rehea
     code = 0
     try:
         if rehearse is not None:
-            # Copies now the pages that running a command writes to (reference counts), instead of when a caller waits.
-            with contextlib.suppress(Exception):
-                rehearse()
+            _rehearse(rehearse)
+        control.send(READY)
         data, descriptors, _ = receive_with_descriptors(control, BLANK_LIMIT + 4)
         while len(data) < 4 or len(data) < 4 + struct.unpack_from("<I", data)[0]:
             more = control.recv(BLANK_LIMIT)
@@ -92,6 +92,22 @@ def wait_for_assignment(control: socket.socket, entries: dict[str, Entry], rehea
             sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def _rehearse(rehearse: Callable[[], object]) -> None:
+    """Write now to the pages that a command writes to (reference counts, above all), and so copy them, while nobody waits for it."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    error = os.dup(2)
+    os.dup2(null, 2)
+    try:
+        rehearse()
+    except BaseException:  # noqa: BLE001 -- a rehearsal may fail as it likes
+        pass
+    finally:
+        os.dup2(error, 2)
+        os.close(error)
+        os.close(null)
+    gc.collect()
 
 
 def live(entries: dict[str, Entry], assignment: Assignment, descriptors: list[int]) -> NoReturn:

@@ -21,8 +21,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from bulle.linux.fork import fork
 from bulle.spawner import caller, leash
-from bulle.spawner.child import BLANK_LIMIT, Assignment, Entry, leave_server, live, wait_for_assignment
+from bulle.spawner.child import BLANK_LIMIT, READY, Assignment, Entry, leave_server, live, wait_for_assignment
 from bulle.spawner.code import CodeWatch
 from bulle.spawner.mount_namespace import MountNamespace
 from bulle.spawner.protocol import (
@@ -62,7 +63,7 @@ class Configuration:
     entries: Mapping[str, Entry]
     interpreter: bytes  # directory of the interpreter: names the installation
     package: bytes  # directory of the package
-    spare: Mapping[str, int] = field(default_factory=dict)  # children forked ahead, by entry; "" serves any entry
+    spare: Mapping[str, int] = field(default_factory=dict)  # children forked ahead, by entry
     rehearsals: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # what a child forked ahead runs before it waits
     enter_scope: Callable[[], object] = _nothing  # once, leaves the control group of whoever started the spawner
     process_to_join: Callable[[], int | None] = _nothing  # once, a living process whose mount namespace a new spawner shares
@@ -339,7 +340,7 @@ class Server:
             self._poll.register(child.tether.connection, select.EPOLLIN)
 
     def _fork(self, assignment: Assignment, given: list[int]) -> int:
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             try:
                 leave_server(given)
@@ -350,21 +351,25 @@ class Server:
 
     def _give_to_blank(self, assignment: Assignment, given: list[int]) -> int:
         """The pid of the child forked ahead that took the assignment, or 0."""
-        for kind in (assignment.entry, ""):
-            for pid, (entry, control) in self._blanks.items():
-                if entry == kind:
-                    content = assignment.pack()
-                    if len(content) > BLANK_LIMIT:
-                        return 0
-                    del self._blanks[pid]
-                    try:
-                        send_with_descriptors(control, content, given)
-                    except OSError:
-                        os.kill(pid, signal.SIGKILL)
-                        continue
-                    finally:
-                        control.close()
-                    return pid
+        content = assignment.pack()
+        if len(content) > BLANK_LIMIT:
+            return 0
+        for pid, (entry, control) in self._blanks.items():
+            if entry != assignment.entry:
+                continue
+            try:
+                # One that still rehearses would keep the caller waiting for longer than a fork takes.
+                if control.recv(len(READY)) != READY:
+                    continue
+                send_with_descriptors(control, content, given)
+            except BlockingIOError:
+                continue
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                continue
+            del self._blanks[pid]
+            control.close()
+            return pid
         return 0
 
     def _refill(self) -> None:
@@ -375,7 +380,7 @@ class Server:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 ours.setblocking(False)
                 try:
-                    pid = os.fork()
+                    pid = fork()
                 except OSError:
                     return
                 if pid == 0:
