@@ -52,7 +52,11 @@ class LayerRecords:
             (str(row.diff_id), row.size_bytes, row.implicit_parents),
         )
         if blob is not None:
-            connection.execute("INSERT OR REPLACE INTO layer_blob VALUES (?, ?, ?)", (str(blob[0]), str(row.diff_id), blob[1]))
+            self.add_blob(connection, blob[0], row.diff_id, blob[1])
+
+    def add_blob(self, connection: sqlite3.Connection, blob: Digest, diff_id: Digest, size_bytes: int) -> None:
+        """Record a blob, leased together with the layer ``diff_id`` (its own digest where it is no layer)."""
+        connection.execute("INSERT OR REPLACE INTO layer_blob VALUES (?, ?, ?)", (str(blob), str(diff_id), size_bytes))
 
     def lease(self, connection: sqlite3.Connection, diff_id: Digest, workspace: str) -> bool:
         """Keep a layer for the owner of ``workspace``; False when the layer is not here (the lease is taken all the same)."""

@@ -1,7 +1,7 @@
 """Content by digest, exactly as a registry holds it: ``blobs/sha256/HEX``. A file that is there was verified before it got its name.
 
-Used by the layer store for compressed layers and by whoever pushes or saves. What is still needed is decided elsewhere
-(:mod:`bulle.store.garbage`). Image layout specification, "Blobs".
+Used by the layer store for compressed layers and by whoever pushes or saves. A blob that no image has is kept as long as it is leased
+(:meth:`Store.receiving`); :mod:`bulle.store.garbage` removes the others. Image layout specification, "Blobs".
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from bulle.errors import CorruptImage, NotFound
 from bulle.model.digest import Digest
+from bulle.records.database import Database
+from bulle.records.layers import LayerRecords
 from bulle.store.failures import storage_errors
 from bulle.store.workspace import Workspace
 
@@ -21,8 +24,10 @@ from bulle.store.workspace import Workspace
 class BlobStore:
     """The blobs of one home."""
 
-    def __init__(self, home: Path, workspace: Workspace) -> None:
+    def __init__(self, home: Path, database: Database, workspace: Workspace) -> None:
         self._root = home / "blobs"
+        self._database = database
+        self._records = LayerRecords(database)
         self._workspace = workspace
 
     def path(self, digest: Digest) -> Path:
@@ -66,17 +71,21 @@ class BlobStore:
                     if expected is not None and digest != expected:
                         raise CorruptImage(f"the blob {expected.short} is not what it claims to be", f"its digest is {digest}")
                     os.fdatasync(file.fileno())
-                self.adopt(path, digest)
+                with self._database.transaction() as connection:
+                    self._records.add_blob(connection, digest, digest, total)
+                    self._records.lease(connection, digest, self._workspace.name)
+                    self.adopt(path, digest)
             finally:
                 path.unlink(missing_ok=True)
                 temporary.rmdir()
         return digest
 
     def adopt(self, path: Path, digest: Digest) -> None:
-        """Give a verified and synced file of the same file system its place; a hard link, so that ``path`` stays the caller's."""
+        """Give a verified and synced file of the same file system its place; a hard link, so that ``path`` stays the caller's.
+
+        The caller records the blob in the transaction in which it calls this.
+        """
         target = self.path(digest)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
+        with suppress(FileExistsError):
             os.link(path, target)
-        except FileExistsError:
-            os.utime(target)  # it is wanted again: the collector goes by age where no row speaks for a blob

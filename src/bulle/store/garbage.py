@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from bulle.records.database import Database
 from bulle.records.layers import LayerRecords
 from bulle.store.failures import storage_errors
 from bulle.store.workspace import Workspace, remove_tree
-
-_BLOB_GRACE_S = 3600  # a blob without a row may belong to an upload or download that has not named it yet
 
 
 class Collector:
@@ -38,18 +35,17 @@ class Collector:
             with self._database.transaction() as connection:
                 # Once more inside the transaction, so that nobody takes a lease after the living were counted.
                 living = self._workspace.collect_dead()
-                blobs_before = self._records.all_blobs(connection)
                 self._records.keep_leases_of(connection, living)
                 self._records.remove_unused(connection)
             trash = self._workspace.directory()
             try:
                 with self._database.transaction() as connection:
-                    self._take_out(connection, trash, blobs_before)
+                    self._take_out(connection, trash)
                 return _size(trash)
             finally:
                 remove_tree(trash)
 
-    def _take_out(self, connection: sqlite3.Connection, trash: Path, blobs_before: set[str]) -> None:
+    def _take_out(self, connection: sqlite3.Connection, trash: Path) -> None:
         """Rename what has no row into ``trash``; the transaction keeps everyone else from adding rows meanwhile."""
         layers = self._records.all_diff_ids(connection)
         for path in _children(self._home / "layers"):
@@ -57,10 +53,8 @@ class Collector:
                 _unmount(path)
                 path.rename(trash / f"layer-{path.name}")
         blobs = self._records.all_blobs(connection)
-        now = time.time()
         for path in _children(self._home / "blobs"):
-            digest = f"{path.parent.name}:{path.name}"
-            if digest not in blobs and (digest in blobs_before or now - path.stat().st_mtime > _BLOB_GRACE_S):
+            if f"{path.parent.name}:{path.name}" not in blobs:
                 path.rename(trash / f"blob-{path.name}")
 
 

@@ -33,7 +33,7 @@ class Store:
     @cached_property
     def blobs(self) -> BlobStore:
         """Content by digest, as registries hold it."""
-        return BlobStore(self.home, self._workspace)
+        return BlobStore(self.home, self._database, self._workspace)
 
     @cached_property
     def layers(self) -> LayerStore:
