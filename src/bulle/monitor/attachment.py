@@ -97,18 +97,35 @@ class Attachment:
     def send_stdin(self, data: bytes) -> None:
         """Give bytes to the container's standard input."""
         for start in range(0, len(data), MOST_PAYLOAD):
-            self._connection.sendall(frame(Kind.STDIN, data[start : start + MOST_PAYLOAD]))
+            self._send(frame(Kind.STDIN, data[start : start + MOST_PAYLOAD]))
 
     def close_stdin(self) -> None:
         """End the container's standard input."""
-        self._connection.sendall(frame(Kind.STDIN))
+        self._send(frame(Kind.STDIN))
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the container's terminal its new size."""
+        self._window = (rows, columns)
+        if not self._sending:
+            self._send_window()
+
+    def _send(self, data: bytes) -> None:
+        """Send a frame whole. A handler of SIGWINCH may run in the middle of it: its own frame waits until this one is out."""
+        self._sending = True
         try:
-            self._connection.sendall(frame(Kind.RESIZE, rows.to_bytes(2, "big") + columns.to_bytes(2, "big")))
-        except OSError:
-            return  # it ended meanwhile
+            self._connection.sendall(data)
+        finally:
+            self._sending = False
+        self._send_window()
+
+    def _send_window(self) -> None:
+        while self._window is not None:
+            rows, columns = self._window
+            self._window = None
+            try:
+                self._connection.sendall(frame(Kind.RESIZE, rows.to_bytes(2, "big") + columns.to_bytes(2, "big")))
+            except OSError:
+                return  # it ended meanwhile
 
     def pump(self, stdin_fd: int, stdout_fd: int, stderr_fd: int, detach_keys: bytes = b"") -> Outcome:
         """Carry input and output until the container ends, the keys are typed, or the monitor is gone. Descriptors of the caller; -1 for none."""
