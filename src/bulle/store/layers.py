@@ -106,9 +106,8 @@ class LayerStore:
                 cleanup.enter_context(_opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)) for path in (temporary / "blob", layer / "tar")
             )
             received = reception.receive(chunks, media_type, blob_digest, size, diff_id, blob_fd, tar_fd, self._limits)
-            tree = self._write_variant(layer / "tar", layer / PLAIN, None)
-            for fd in (tar_fd, *((blob_fd,) if received.compressed else ())):
-                os.fdatasync(fd)
+            with _syncing((tar_fd, blob_fd) if received.compressed else (tar_fd,)):
+                tree = self._write_variant(layer / "tar", layer / PLAIN, None)
             _sync_directory(layer)
         flags = (IMPLICIT_DIRECTORIES if tree.implicit_directories else 0) | (IMPLICIT_ROOT if tree.root.implicit else 0)
         row = LayerRow(diff_id, received.tar_size, flags)
@@ -263,6 +262,18 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def _syncing(fds: Sequence[int]) -> Iterator[None]:
+    """Bring files to the disk while something else is done; both are finished afterwards, or one of them has failed."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1, "bulle-sync") as pool:
+        synced = [pool.submit(os.fdatasync, fd) for fd in fds]
+        yield
+        for result in synced:
+            result.result()
 
 
 @contextmanager
