@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,8 +81,8 @@ class RegistryServer:
 
 
 @contextmanager
-def registry_server(host: str = "127.0.0.1") -> Iterator[RegistryServer]:
-    """A server on a free port of this machine, for as long as the block lasts."""
+def registry_server(host: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[RegistryServer]:
+    """A server on a free port of this machine, for as long as the block lasts; with a context it speaks TLS."""
     served = RegistryServer()
 
     class Requests(BaseHTTPRequestHandler):
@@ -112,6 +113,8 @@ def registry_server(host: str = "127.0.0.1") -> Iterator[RegistryServer]:
             """A client that hangs up, or speaks TLS, is what tests are about."""
 
     server = Server((host, 0), Requests)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     served.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -68,8 +68,7 @@ def saved(image: RemoteImage, tars: list[bytes], blobs: Callable[[int], bytes] |
     return SavedImage(image.manifest, image.media_type, image.config, tuple(layers), image.references)
 
 
-@pytest.mark.parametrize("form", ["oci", "v2s2"])
-@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+@pytest.mark.parametrize(("form", "compression"), [("oci", "gzip"), ("oci", "zstd"), ("oci", "none"), ("v2s2", "gzip"), ("v2s2", "none")])
 def test_pull_what_skopeo_pushed(registry: Registry, busybox_layout: Path, tmp_path: Path, form: str, compression: str) -> None:
     source = f"oci:{busybox_layout}:v2"
     options = ["--format", form]
@@ -77,8 +76,6 @@ def test_pull_what_skopeo_pushed(registry: Registry, busybox_layout: Path, tmp_p
         source = f"dir:{tmp_path}/plain"
         skopeo("copy", "--dest-decompress", f"oci:{busybox_layout}:v2", source)
     elif compression == "zstd":
-        if form == "v2s2":
-            pytest.skip("Docker's schema 2 knows no zstd")
         options += ["--dest-compress-format", "zstd", "--dest-compress"]
         skopeo("copy", "--dest-decompress", f"oci:{busybox_layout}:v2", f"dir:{tmp_path}/plain")
         source = f"dir:{tmp_path}/plain"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +22,7 @@ from bulle.registry.destinations import Reach
 from bulle.registry.progress import Progress
 from bulle.registry.sources import open_source
 from bulle.registry.transport import Credentials, RemoteImage, SourceConfiguration
+from bulle_testing import tiers
 from bulle_testing.registry_server import CONFIG, INDEX, LAYER, MANIFEST, Answer, RegistryServer, descriptor, digest_of, registry_server
 
 AMD64 = Platform("linux", "amd64")
@@ -430,3 +435,50 @@ def test_sha512(server: RegistryServer) -> None:
     server.add_image(LAYER_BYTES, layers=[layer])
     server.answers[f"/v2/image/blobs/{layer['digest']}"] = Answer(LAYER_BYTES)
     assert pull(server)[1] == [LAYER_BYTES]
+
+
+def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
+    """TLS is verified also on this machine; a server that speaks it is never taken for a plain one."""
+    if shutil.which("openssl") is None:
+        tiers.give_up("programs", "not installed: openssl")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    with registry_server(context=context) as server:
+        server.add_image(LAYER_BYTES)
+        refused(server, RegistryFailure, "securely", "certificate", retries=0)
+        assert server.requests == []
+
+
+def test_a_plain_answer_of_a_tls_server_is_no_registry(server: RegistryServer) -> None:
+    server.answers["/v2/"] = Answer(b"Client sent an HTTP request to an HTTPS server.", 400)
+    server.add_image(LAYER_BYTES)
+    refused(server, RegistryFailure, retries=0)
+    assert {path for path, _ in server.requests} == {"/v2/"}
+
+
+def test_through_a_proxy(server: RegistryServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy finds the registry; this machine is still not reached through it, and spelled-out addresses are still judged."""
+    monkeypatch.setenv("http_proxy", f"http://{server.address}")
+    monkeypatch.setenv("https_proxy", f"http://{server.address}")
+    monkeypatch.setenv("no_proxy", "")
+    server.add_image(LAYER_BYTES)
+    start = "http://registry.test"
+    server.handler = lambda request: server.answers.get(request.path.removeprefix(start)) or (
+        Answer(b"{}") if request.path == f"{start}/v2/" else None
+    )
+    configuration = settings(insecure_registries=("registry.test",), retries=0)
+    with open_source("registry.test/image", platform=AMD64, configuration=configuration) as source:
+        assert b"".join(next(source.images()).layers[0].open()) == LAYER_BYTES
+    assert all(path.startswith(start) for path, _ in server.requests)
+    server.answers["/v2/image/blobs/" + digest_of(LAYER_BYTES)] = Answer(status=307, headers={"Location": "http://169.254.169.254/"})
+    with open_source("registry.test/image", platform=AMD64, configuration=configuration) as source:
+        layer = next(source.images()).layers[0]
+        with pytest.raises(RegistryFailure, match="refusing"):
+            list(layer.open())
+    server.requests.clear()
+    with pytest.raises(RegistryFailure):
+        pull(server, retries=0)
+    assert server.requests
+    assert all(path.startswith("/v2/") for path, _ in server.requests)

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import random
 import sys
 import tarfile
 import threading
@@ -427,3 +428,25 @@ def test_names_of_sources() -> None:
         reference = source_reference(text)
         assert (str(reference) if reference else None) == expected
     assert source_reference("deb:bookworm+g++") != source_reference("deb:bookworm+g--")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_damage_is_an_error_like_any_other(seed: int) -> None:
+    """Whatever bytes arrive, the answer is an image or a sentence."""
+    chance = random.Random(seed)
+    wholes = [tar_of(docker_files()), tar_of(layout_files()), gzip.compress(tar_of(docker_files()))]
+    for _ in range(60):
+        raw = bytearray(chance.choice(wholes))
+        for _ in range(chance.randrange(1, 6)):
+            start = chance.randrange(min(len(raw), 4000) if chance.random() < 0.8 else len(raw))
+            raw[start : start + chance.randrange(1, 12)] = chance.randbytes(chance.randrange(0, 12))
+        if chance.random() < 0.7 and raw[:2] != b"\x1f\x8b":
+            # With checksums mended, so that damage gets further than the first check.
+            for offset in range(0, len(raw) - 512, 512):
+                if raw[offset + 257 : offset + 262] == b"ustar":
+                    raw[offset + 148 : offset + 156] = b"        "
+                    raw[offset + 148 : offset + 156] = b"%06o\0 " % sum(raw[offset : offset + 512])
+        try:
+            load(io.BytesIO(bytes(raw)))
+        except BulleError as error:
+            assert "\n" not in str(error)

@@ -220,14 +220,16 @@ class Client:
             return self._base
 
     def _plain_or_secure(self, secure: SplitResult) -> SplitResult:
+        """Which of the two speaks: a TLS server that is spoken to plainly answers too, but not as a registry does."""
         probe = secure._replace(path="/v2/")
         try:
             _discard(self._send("GET", probe, {}, self._reach))
         except (_TemporaryError, RegistryFailure) as error:
-            plain = secure._replace(scheme="http")
             with suppress(_TemporaryError, RegistryFailure):
-                _discard(self._send("GET", plain._replace(path="/v2/"), {}, self._reach))
-                return plain
+                response = self._send("GET", probe._replace(scheme="http"), {}, self._reach)
+                _discard(response)
+                if response.status in (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND):
+                    return secure._replace(scheme="http")
             if isinstance(error, _TemporaryError):
                 raise RegistryFailure(f"cannot reach the registry {self.host}", str(error), "check its name and that it runs") from None
             raise

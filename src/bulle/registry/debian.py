@@ -129,14 +129,22 @@ class DebianImage(Source):
         return command
 
     def _make(self, tar: Path, moment: int) -> None:
-        """Run mmdebstrap to its end; its directories go beside the tar, so that closing the source removes them too."""
+        """Make the tar. As root, everything lies beside it, so that closing the source removes it all; the users that an ordinary user is given
+        for the purpose cannot enter her private directories, so that her root is put together in a public place.
+        """
+        if os.geteuid() == 0:
+            self._run(tar, moment, tar.parent)
+            return
+        with tempfile.TemporaryDirectory(prefix="bulle-debian-", dir="/var/tmp", ignore_cleanup_errors=True) as public:
+            Path(public).chmod(0o711)
+            self._run(tar, moment, Path(public))
+
+    def _run(self, tar: Path, moment: int, workplace: Path) -> None:
+        """Run mmdebstrap to its end."""
         environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME") or name.lower().endswith("_proxy")}
-        environment |= {"SOURCE_DATE_EPOCH": str(moment), "TMPDIR": str(tar.parent), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+        environment |= {"SOURCE_DATE_EPOCH": str(moment), "TMPDIR": str(workplace), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
         for place in ("/usr/sbin", "/sbin"):
             environment["PATH"] = f"{environment.get('PATH', '/usr/bin:/bin')}:{place}"
-        if os.geteuid():
-            # The mapped users of mmdebstrap's namespace must pass through to the directory.
-            tar.parent.chmod(0o711)
         process = subprocess.Popen(
             self._command(tar), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
         )
