@@ -38,6 +38,8 @@ class Attachment:
         self.exit_code: int | None = None
         self.notes: tuple[str, ...] = ()
         self.pid = 0
+        self._sending = False
+        self._window: tuple[int, int] | None = None
         self.when_exited: Callable[[], None] | None = None
         """Called once by whoever reads the end here, before it is told."""
 
