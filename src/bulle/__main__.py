@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bulle.spawner.child import Entry
+    from bulle.spawner.configuration import Configuration
     from bulle.spawner.leash import Leash
-    from bulle.spawner.server import Configuration
 
 
 def run_command(argv: list[str], _descriptors: list[int], _leash: Leash | None) -> int:
@@ -42,8 +42,8 @@ def configure(home: str) -> Configuration:
 
     from bulle.cli.main import preload
     from bulle.engine import supervisor
+    from bulle.spawner.configuration import Configuration
     from bulle.spawner.launch import interpreter_directory
-    from bulle.spawner.server import Configuration
 
     preload()
     place = Path(home)
@@ -71,7 +71,7 @@ def rehearse_command(home: str) -> None:
 
 
 def _idle_s() -> float:
-    from bulle.spawner.server import IDLE_S
+    from bulle.spawner.configuration import IDLE_S
 
     try:
         return float(os.environ.get("BULLE_SPAWNER_IDLE_S") or IDLE_S)

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from bulle.spawner.configuration import Configuration
 from bulle.spawner.leash import Leash
-from bulle.spawner.server import Configuration
 from bulle.spawner.startup import main as spawner_main
 
 VERSION = "1"  # the test of replaced code edits a copy of this file

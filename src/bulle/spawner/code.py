@@ -48,6 +48,7 @@ class CodeWatch:
         self.files = tuple(sorted(files))
         self.loaded = self.fingerprint()
         self._looked_s = time.monotonic()
+        self._suspicious = False
         self.watcher = -1
         try:
             self.watcher = inotify_init()
@@ -72,15 +73,20 @@ class CodeWatch:
 
     def changed(self) -> bool:
         """Whether the files differ from what was loaded; looks only where there is a cause to."""
-        now = time.monotonic()
         if self.watcher >= 0:
-            heard = False
             try:
                 while os.read(self.watcher, 65536):
-                    heard = True
+                    self._suspicious = True
             except BlockingIOError:
                 pass
-            if not heard and now - self._looked_s < LOOK_INTERVAL_S:
+            if not self._suspicious:
                 return False
-        self._looked_s = now
-        return self.fingerprint() != self.loaded
+        self._suspicious = self.fingerprint() != self.loaded
+        return self._suspicious
+
+    def look(self) -> None:
+        """Look for changes that no event told of, at most once a second; for moments when nobody waits."""
+        now = time.monotonic()
+        if now - self._looked_s >= LOOK_INTERVAL_S:
+            self._looked_s = now
+            self._suspicious = self._suspicious or self.fingerprint() != self.loaded

@@ -3,7 +3,7 @@
 One thread, one poll loop, nothing in it that waits for a caller: a request is read as it comes, judged (:mod:`bulle.spawner.caller`), and given to
 a child (:mod:`bulle.spawner.child`), if possible one that was forked ahead. It knows no command of ours; the composition root (``bulle.__main__``)
 hands it entries. It keeps nothing that cannot be lost: killed at any moment, its children go on and the next caller starts another one. When the
-code on disk changes it executes itself anew in place (:mod:`bulle.spawner.succession`), which keeps its pid, children, mount namespace and held
+code on disk changes it executes itself anew in place (:mod:`bulle.spawner.startup`), which keeps its pid, children, mount namespace and held
 descriptors.
 """
 
@@ -17,15 +17,16 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from bulle.linux.fork import fork
 from bulle.spawner import caller, leash
-from bulle.spawner.child import BLANK_LIMIT, READY, Assignment, Entry, leave_server, live, wait_for_assignment
+from bulle.spawner.child import Assignment
 from bulle.spawner.code import CodeWatch
+from bulle.spawner.configuration import Configuration
 from bulle.spawner.mount_namespace import MountNamespace
+from bulle.spawner.nursery import Nursery
 from bulle.spawner.protocol import (
     HEADER,
     Flag,
@@ -41,7 +42,6 @@ from bulle.spawner.protocol import (
     send_with_descriptors,
 )
 
-IDLE_S = 300.0
 REQUEST_TIMEOUT_S = 10.0
 PENDING_LIMIT = 128
 REFILL_DELAY_S = 0.004
@@ -49,27 +49,6 @@ RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
 SHORT_LIVES_LIMIT = 5
 HOUSEKEEPING_S = 5.0
-
-
-def _nothing() -> None:
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """What the composition root hands to the spawner."""
-
-    home: str
-    entries: Mapping[str, Entry]
-    interpreter: bytes  # directory of the interpreter: names the installation
-    package: bytes  # directory of the package
-    spare: Mapping[str, int] = field(default_factory=dict)  # children forked ahead, by entry
-    rehearsals: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # what a child forked ahead runs before it waits
-    enter_scope: Callable[[], object] = _nothing  # once, leaves the control group of whoever started the spawner
-    process_to_join: Callable[[], int | None] = _nothing  # once, a living process whose mount namespace a new spawner shares
-    prepare: Callable[[], object] = _nothing  # in the spawner's mount namespace, before anybody is served
-    on_orphan: Callable[[int, int], object] | None = None  # (pid, wait status) of an adopted process that ended
-    idle_s: float = IDLE_S
 
 
 @dataclass(slots=True)
@@ -115,8 +94,7 @@ class Server:
         self.code = CodeWatch()
         self._successor = successor
         self._broken_code = self.code.loaded
-        self._entries = dict(configuration.entries)
-        self._blanks: dict[int, tuple[str, socket.socket]] = {}
+        self._nursery = Nursery(configuration)
         self._pending: dict[int, Pending] = {}
         self._calling: dict[int, int] = {}  # descriptor of a waiting caller's connection -> its child's pid
         self._poll = select.epoll()
@@ -281,7 +259,7 @@ class Server:
             return Reason.INSTALLATION if busy else None
         if self.code.loaded != self._broken_code and self.code.fingerprint() == self._broken_code:
             return Reason.BROKEN_CODE
-        if request.entry not in self._entries:
+        if request.entry not in configuration.entries:
             return Reason.ENTRY
         try:
             _pid, standing = caller.peer_standing(connection)
@@ -308,8 +286,12 @@ class Server:
                     return
         self._poll.unregister(descriptor)
         del self._calling[descriptor]
-        # What the caller's own process would have been: gone at once. Signals that a caller survives to forward are another matter.
-        os.kill(pid, signal.SIGKILL)
+        # What the caller's own process would have been: gone at once, with what it had started for itself. Signals that a caller survives to forward
+        # are another matter. The group is the child's own since its setsid(2), which a newborn may not have reached.
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            os.kill(pid, signal.SIGKILL)
 
     # Children
 
@@ -323,7 +305,7 @@ class Server:
         tether, theirs = leash.pair(held) if assignment.leashed else (None, None)
         given = [*descriptors, *([connection.fileno()] if connection else []), *([theirs.fileno()] if theirs else [])]
         try:
-            pid = self._give_to_blank(assignment, given) or self._fork(assignment, given)
+            pid = self._nursery.start(assignment, given)
         finally:
             if theirs:
                 theirs.close()
@@ -339,66 +321,8 @@ class Server:
         if child.tether:
             self._poll.register(child.tether.connection, select.EPOLLIN)
 
-    def _fork(self, assignment: Assignment, given: list[int]) -> int:
-        pid = fork()
-        if pid == 0:
-            try:
-                leave_server(given)
-                live(self._entries, assignment, given)
-            finally:
-                os._exit(70)
-        return pid
-
-    def _give_to_blank(self, assignment: Assignment, given: list[int]) -> int:
-        """The pid of the child forked ahead that took the assignment, or 0."""
-        content = assignment.pack()
-        if len(content) > BLANK_LIMIT:
-            return 0
-        for pid, (entry, control) in self._blanks.items():
-            if entry != assignment.entry:
-                continue
-            try:
-                # One that still rehearses would keep the caller waiting for longer than a fork takes.
-                if control.recv(len(READY)) != READY:
-                    continue
-                send_with_descriptors(control, content, given)
-            except BlockingIOError:
-                continue
-            except OSError:
-                os.kill(pid, signal.SIGKILL)
-                continue
-            del self._blanks[pid]
-            control.close()
-            return pid
-        return 0
-
-    def _refill(self) -> None:
-        """Fork the children that will be needed next."""
-        have = [entry for entry, _ in self._blanks.values()]
-        for entry, count in self.configuration.spare.items():
-            for _ in range(count - have.count(entry)):
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-                ours.setblocking(False)
-                try:
-                    pid = fork()
-                except OSError:
-                    return
-                if pid == 0:
-                    try:
-                        leave_server([theirs.fileno()])
-                        wait_for_assignment(theirs, self._entries, self.configuration.rehearsals.get(entry))
-                    finally:
-                        os._exit(70)
-                theirs.close()
-                self._blanks[pid] = (entry, ours)
-
     def _drop_blanks(self) -> None:
-        for pid, (_, control) in self._blanks.items():
-            control.close()
-            os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        self._blanks.clear()
+        self._nursery.drop()
         self._refill_at_s = time.monotonic() + REFILL_DELAY_S
 
     def _reap(self) -> None:
@@ -410,8 +334,8 @@ class Server:
             if pid == 0:
                 return
             self._active_s = time.monotonic()
-            if pid in self._blanks:
-                self._blanks.pop(pid)[1].close()
+            if pid in self._nursery:
+                self._nursery.ended(pid)
             elif pid in self.children:
                 self._ended(self.children.pop(pid), status)
             elif self.configuration.on_orphan:
@@ -478,7 +402,8 @@ class Server:
                 self._recover(child)
         if 0 <= self._refill_at_s <= now:
             self._refill_at_s = -1.0
-            self._refill()
+            self._nursery.refill()
+            self.code.look()
 
     def _finished(self) -> bool:
         """Whether nobody needs this process any more."""
@@ -510,7 +435,7 @@ class Server:
                 os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 return True
             return False
-        return any(int(pid) not in self._blanks for pid in content.split())
+        return any(int(pid) not in self._nursery for pid in content.split())
 
     def _retire(self) -> NoReturn:
         """End at once, for a caller of another installation: it finds no answer and starts its own spawner."""

@@ -23,10 +23,11 @@ from collections.abc import Callable, Sequence
 from bulle.linux.process import PR_SET_CHILD_SUBREAPER, prctl
 from bulle.spawner.caller import Standing, standing_of
 from bulle.spawner.child import unpack_assignment
+from bulle.spawner.configuration import Configuration
 from bulle.spawner.launch import SOCKET_NAME
 from bulle.spawner.leash import Tether
 from bulle.spawner.mount_namespace import MountNamespace
-from bulle.spawner.server import Child, Configuration, Server
+from bulle.spawner.server import Child, Server
 
 TRIAL_TIMEOUT_S = 20.0
 LOG_LIMIT_BYTES = 1 << 20

@@ -1,0 +1,100 @@
+"""Forking: children for an assignment, and blank ones ahead of it, so that neither fork(2) nor most page copies are on a caller's way.
+
+Used by the server alone. A blank child says when it has rehearsed; until then a fork is quicker, so it is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Sequence
+
+from bulle.linux.fork import fork
+from bulle.spawner.child import BLANK_LIMIT, READY, Assignment, leave_server, live, wait_for_assignment
+from bulle.spawner.configuration import Configuration
+from bulle.spawner.protocol import send_with_descriptors
+
+
+class Nursery:
+    """The blank children of one spawner."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._entries = dict(configuration.entries)
+        self._spare = configuration.spare
+        self._rehearsals = configuration.rehearsals
+        self._blanks: dict[int, tuple[str, socket.socket]] = {}
+
+    def __contains__(self, pid: int) -> bool:
+        return pid in self._blanks
+
+    def start(self, assignment: Assignment, given: Sequence[int]) -> int:
+        """Give the assignment and copies of the descriptors ``given`` to a child; returns its pid. Raises OSError where there can be none."""
+        pid = self._give_to_blank(assignment, given)
+        if pid:
+            return pid
+        pid = fork()
+        if pid == 0:
+            try:
+                leave_server(list(given))
+                live(self._entries, assignment, list(given))
+            finally:
+                os._exit(70)
+        return pid
+
+    def _give_to_blank(self, assignment: Assignment, given: Sequence[int]) -> int:
+        content = assignment.pack()
+        if len(content) > BLANK_LIMIT:
+            return 0
+        for pid, (entry, control) in self._blanks.items():
+            if entry != assignment.entry:
+                continue
+            try:
+                if control.recv(len(READY)) != READY:
+                    continue
+                send_with_descriptors(control, content, given)
+            except BlockingIOError:
+                continue
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                continue
+            del self._blanks[pid]
+            control.close()
+            return pid
+        return 0
+
+    def refill(self) -> None:
+        """Fork the children that will be needed next."""
+        have = [entry for entry, _ in self._blanks.values()]
+        for entry, count in self._spare.items():
+            for _ in range(count - have.count(entry)):
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                ours.setblocking(False)
+                try:
+                    pid = fork()
+                except OSError:
+                    ours.close()
+                    theirs.close()
+                    return
+                if pid == 0:
+                    try:
+                        leave_server([theirs.fileno()])
+                        wait_for_assignment(theirs, self._entries, self._rehearsals.get(entry))
+                    finally:
+                        os._exit(70)
+                theirs.close()
+                self._blanks[pid] = (entry, ours)
+
+    def ended(self, pid: int) -> None:
+        """A blank child was reaped."""
+        self._blanks.pop(pid)[1].close()
+
+    def drop(self) -> None:
+        """End all blank children: they are of old code, or stand in an old mount namespace."""
+        for pid, (_, control) in self._blanks.items():
+            control.close()
+            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self._blanks.clear()
