@@ -78,7 +78,10 @@ def wait_for_assignment(control: socket.socket, entries: dict[str, Entry], rehea
         if rehearse is not None:
             _rehearse(rehearse)
         control.send(READY)
-        data, descriptors, _ = receive_with_descriptors(control, BLANK_LIMIT + 4)
+        try:
+            data, descriptors, _ = receive_with_descriptors(control, BLANK_LIMIT + 4)
+        except ConnectionResetError:
+            os._exit(0)
         while len(data) < 4 or len(data) < 4 + struct.unpack_from("<I", data)[0]:
             more = control.recv(BLANK_LIMIT)
             if not more:

@@ -20,8 +20,9 @@ from typing import NoReturn
 from bulle.spawner.launch import command_line, connect_or_start, default_home, interpreter_directory
 from bulle.spawner.protocol import Flag, Reply, Request, current_limits, pack_request, read_reply, send_with_descriptors
 
-FORWARDED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
-DEADLY = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+# The last three of the deadly ones because `run` passes them on to the container.
+DEADLY = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+FORWARDED = (*DEADLY, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
 ATTEMPTS = 3
 
 
