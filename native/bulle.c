@@ -21,7 +21,8 @@ struct reply { u32 magic; u32 kind; int value; u32 reserved; };
 struct waiting { int descriptor; short events; short happened; };
 struct header { u32 magic, length, flags, argument_count, environment_count, descriptor_count, reserved[2]; u64 limits[LIMIT_COUNT][2]; };
 
-static const u64 DEADLY = SIGNAL_BIT(SIGINT) | SIGNAL_BIT(SIGQUIT) | SIGNAL_BIT(SIGTERM) | SIGNAL_BIT(SIGHUP);
+static const u64 DEADLY = SIGNAL_BIT(SIGINT) | SIGNAL_BIT(SIGQUIT) | SIGNAL_BIT(SIGTERM) | SIGNAL_BIT(SIGHUP)
+    | SIGNAL_BIT(SIGUSR1) | SIGNAL_BIT(SIGUSR2) | SIGNAL_BIT(SIGALRM); /* the last three because `run` passes them on to the container */
 static const u64 FORWARDED = DEADLY | SIGNAL_BIT(SIGTSTP) | SIGNAL_BIT(SIGCONT) | SIGNAL_BIT(SIGWINCH);
 
 static char home[PATH_SIZE];
