@@ -87,6 +87,7 @@ def registry_server(host: str = "127.0.0.1", context: ssl.SSLContext | None = No
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # headers and body in one piece: else each answer waits for a delayed acknowledgement
 
         def do_GET(self) -> None:
             served.requests.append((self.path, dict(self.headers.items())))

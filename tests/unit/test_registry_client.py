@@ -355,6 +355,37 @@ def test_redirects_to_forbidden_places(server: RegistryServer, location: str) ->
     refused(server, RegistryFailure, retries=0)
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("169.254.169.254", Reach.FORBIDDEN),
+        ("fe80::1%eth0", Reach.FORBIDDEN),
+        ("fd00:ec2::254", Reach.FORBIDDEN),
+        ("fd20:ce::254", Reach.FORBIDDEN),
+        ("168.63.129.16", Reach.FORBIDDEN),
+        ("::ffff:169.254.169.254", Reach.FORBIDDEN),
+        ("64:ff9b::a9fe:a9fe", Reach.FORBIDDEN),
+        ("2002:a9fe:a9fe::1", Reach.FORBIDDEN),
+        ("0.0.0.0", Reach.FORBIDDEN),
+        ("::", Reach.FORBIDDEN),
+        ("224.0.0.1", Reach.FORBIDDEN),
+        ("127.0.0.53", Reach.LOOPBACK),
+        ("::1", Reach.LOOPBACK),
+        ("::ffff:127.0.0.1", Reach.LOOPBACK),
+        ("10.1.2.3", Reach.PRIVATE),
+        ("192.168.1.1", Reach.PRIVATE),
+        ("100.64.0.1", Reach.PRIVATE),
+        ("fd12::1", Reach.PRIVATE),
+        ("64:ff9b::a01:203", Reach.PRIVATE),
+        ("8.8.8.8", Reach.PUBLIC),
+        ("2606:4700::1111", Reach.PUBLIC),
+        ("::ffff:8.8.8.8", Reach.PUBLIC),
+    ],
+)
+def test_how_far_out_addresses_lie(address: str, expected: Reach) -> None:
+    assert destinations.reach(address) is expected
+
+
 def test_a_redirect_without_end(server: RegistryServer) -> None:
     server.add_image(LAYER_BYTES)
     path = "/v2/image/blobs/" + digest_of(LAYER_BYTES)

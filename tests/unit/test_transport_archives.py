@@ -353,6 +353,9 @@ def test_wrong_blobs_in_a_layout(tmp_path: Path) -> None:
     config = next(name for name, data in files.items() if b'"rootfs"' in data)
     for name, data in ((manifest, files[manifest] + b" "), (manifest, files[manifest].replace(b"2", b"3", 1)), (config, bytes(len(files[config])))):
         refused({**files, name: data}, "corrupt", tmp_path=tmp_path)
+    index = json.loads(files["index.json"])
+    index["manifests"][0]["size"] += 1
+    refused({**files, "index.json": json.dumps(index).encode()}, "bytes instead of", tmp_path=tmp_path)
     for name in files:
         if name != "oci-layout":
             refused({key: data for key, data in files.items() if key != name}, tmp_path=tmp_path)
