@@ -24,6 +24,8 @@ from bulle.model.run_plan import Resources
 
 _BASE = "bulle"
 _ENABLED_V2 = ("memory", "cpu", "cpuset", "pids")
+# Java asks after its limits only where it finds these four hierarchies together, and takes the machine's memory for its own otherwise.
+_SEEN_TOGETHER = frozenset(("cpu", "cpuacct", "cpuset", "memory"))
 
 
 class Availability(NamedTuple):
@@ -91,6 +93,14 @@ class LayoutV1(Layout):
                 kernel.write(base, name, kernel.read(mount, name))
         return base
 
+    def _fill_cpuset(self, directory: str, names: tuple[str, ...]) -> None:
+        """What the base has: nobody can enter an empty cpuset."""
+        base = directory.rpartition("/")[0]
+        if not kernel.read(base, "cpuset.mems"):
+            self._base("cpuset")
+        for name in names:
+            kernel.write(directory, name, kernel.read(base, name))
+
     def directories(self, container_id: str) -> dict[str, str]:
         """One for each controller that is mounted."""
         return {name: f"{hierarchy.mount_path}/{_BASE}/{container_id}" for name, hierarchy in self._mounts.items()}
@@ -100,19 +110,28 @@ class LayoutV1(Layout):
         return settings_v1(resources)
 
     def make(self, container_id: str, controllers: set[str], restrict_devices: bool) -> dict[str, str]:
-        """One mkdir for each, and the base when it is the first."""
+        """One mkdir for each, and the base when it is the first. Groups that a program only looks at may be missing."""
         wanted = {name for name in controllers | {self._always} if name in self._mounts}
         if restrict_devices and "devices" in self._mounts:
             wanted.add("devices")
+        seen = _SEEN_TOGETHER.intersection(self._mounts) if controllers & _SEEN_TOGETHER else frozenset()
         made: dict[str, str] = {}
         try:
-            for controller in sorted(wanted):
+            for controller in sorted(wanted | seen):
                 directory = f"{self._mounts[controller].mount_path}/{_BASE}/{container_id}"
-                _make_directory(directory, functools.partial(self._base, controller))
-                made[controller] = directory
-            if "cpuset" in made:  # its processors are the limit that was asked for; memory is the base's
-                base = made["cpuset"].rpartition("/")[0]
-                kernel.write(made["cpuset"], "cpuset.mems", kernel.read(base, "cpuset.mems") or kernel.read(self._base("cpuset"), "cpuset.mems"))
+                if controller not in wanted and directory in made.values():
+                    continue
+                try:
+                    _make_directory(directory, functools.partial(self._base, controller))
+                    made[controller] = directory
+                    if controller == "cpuset":
+                        # Its processors are the limit where one was asked for.
+                        self._fill_cpuset(directory, ("cpuset.mems",) if controller in wanted else ("cpuset.cpus", "cpuset.mems"))
+                except OSError:
+                    if controller in wanted:
+                        raise
+                    if made.pop(controller, ""):
+                        kernel.remove(directory, 0)
             if restrict_devices and "devices" in made:
                 kernel.write(made["devices"], "devices.deny", "a")
                 for rule in DEVICE_RULES:
