@@ -120,6 +120,7 @@ class Container:
     signals: list[int] = field(default_factory=list)
     entries: list[LogEntry] = field(default_factory=list)
     orphaned: bool = False
+    notes: tuple[str, ...] = ()
     stopped_with: tuple[int | None, str] | None = None
 
     def state(self) -> ContainerState:

@@ -299,6 +299,12 @@ class TestRun:
         cli("run", "--name", "one", "img", "detach")
         assert cli.engine.containers.get("one").now.status == "running"
 
+    def test_what_is_weaker_than_asked_is_said(self, cli: CommandLine) -> None:
+        cli("create", "--name", "a", "img", "echo", "x")
+        cli.engine.containers.get("a").notes = ("no limits on resources: \x1b[2Jhere",)
+        assert cli("start", "-a", "a") == "x\n"
+        assert cli.err == "WARNING: no limits on resources: \\x1b[2Jhere\n"
+
     def test_killed_monitor_loses_nothing(self, cli: CommandLine) -> None:
         assert cli("run", "img", "orphan") == "before\nafter\n"
 
@@ -492,7 +498,9 @@ class TestPs:
     def test_unknown_exit_code(self, cli: CommandLine) -> None:
         cli("create", "--name", "a", "img", "echo")
         cli.engine.containers.get("a").now = ContainerState(status="exited", exit_code=-1, finished_at_ns=time.time_ns() - 5_000_000_000)
-        assert cli("ps", "-a", "--format", "{{.Status}}") == "Exited (-1) 5 seconds ago\n"
+        assert cli("ps", "-a", "--format", "{{.Status}}") == "Exited (unknown) 5 seconds ago\n"
+        assert cli("wait", "a") == "255\n"
+        assert cli.err == "bulle: the exit code of a is unknown: it ended while nothing watched it\n"
 
 
 class TestImages:

@@ -10,7 +10,7 @@ import click
 from bulle.cli.container_flags import detach_keys, environment
 from bulle.cli.option_types import Text, complete_containers
 from bulle.cli.running import exit_code_of, follow_container
-from bulle.cli.session import Session
+from bulle.cli.session import Session, warn_of
 from bulle.cli.terminal import follow, proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import Conflict, InvalidInput
@@ -60,7 +60,9 @@ def execute(
         rows=rows,
         columns=columns,
     )
-    attachment = session.engine.containers.get(container).execute(options, detach=detach)
+    found = session.engine.containers.get(container)
+    attachment = found.execute(options, detach=detach)
+    warn_of(found.notes)
     if attachment is None:
         return 0
     outcome = follow(attachment, terminal=tty, stdin=interactive, keys=detaching)

@@ -11,8 +11,8 @@ import click
 
 from bulle.cli.container_flags import detach_keys
 from bulle.cli.option_types import Signal, Text, Whole, complete_containers
-from bulle.cli.running import follow_container
-from bulle.cli.session import Session
+from bulle.cli.running import UNKNOWN_EXIT_CODE, follow_container, shown_exit_code
+from bulle.cli.session import Session, complain, warn_of
 from bulle.cli.terminal import proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput, NotFound
@@ -35,7 +35,9 @@ def start(session: Session, containers: Sequence[str], attach: bool, interactive
         return _start_attached(session, containers[0], interactive, detach_keys(keys), sig_proxy)
 
     def act(name: str) -> str:
-        session.engine.containers.get(name).start()
+        container = session.engine.containers.get(name)
+        container.start()
+        warn_of(container.notes)
         return name
 
     return session.for_each(containers, act)
@@ -50,6 +52,7 @@ def _start_attached(session: Session, name: str, interactive: bool, keys: bytes,
         rows, columns = window_size() if options.terminal else (0, 0)
         attachment = container.start(attach=True, stdin=stdin, rows=rows, columns=columns)
         assert attachment is not None
+        warn_of(container.notes)
         signals.open()
         return follow_container(container, attachment, stdin=stdin, keys=keys)
 
@@ -108,4 +111,11 @@ def remove(session: Session, containers: Sequence[str], force: bool, volumes: bo
 @click.pass_obj
 def wait(session: Session, containers: Sequence[str]) -> int:
     """Block until one or more containers stop, then print their exit codes."""
-    return session.for_each(containers, lambda name: str(session.engine.containers.get(name).wait()))
+
+    def act(name: str) -> str:
+        code = session.engine.containers.get(name).wait()
+        if code == UNKNOWN_EXIT_CODE:
+            complain(f"the exit code of {name} is unknown: it ended while nothing watched it")
+        return str(shown_exit_code(code))
+
+    return session.for_each(containers, act)

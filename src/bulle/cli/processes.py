@@ -29,7 +29,7 @@ def status_of(state: ContainerState) -> str:
     if state.status == "running":
         return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')}"
     if state.status == "exited":
-        return f"Exited ({state.exit_code}) {human.ago(state.finished_at_ns)}"
+        return f"Exited ({'unknown' if state.exit_code < 0 else state.exit_code}) {human.ago(state.finished_at_ns)}"
     return {"created": "Created", "dead": "Dead", "removing": "Removal In Progress"}[state.status]
 
 

@@ -12,7 +12,7 @@ import click
 
 from bulle.cli.container_flags import container_flags, detach_keys, options_from
 from bulle.cli.option_types import Choice, Text, complete_images
-from bulle.cli.session import Session, complain, note, write
+from bulle.cli.session import Session, complain, note, warn_of, write
 from bulle.cli.terminal import follow, proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from bulle.monitor import Attachment
 
 UNKNOWN_EXIT_CODE = -1
+
+
+def shown_exit_code(code: int) -> int:
+    """An exit code as listings and ``wait`` print it: 255, as in Docker's own documents, where nobody could learn it."""
+    return 255 if code == UNKNOWN_EXIT_CODE else code
 
 
 def exit_code_of(code: int | None) -> int:
@@ -76,6 +81,7 @@ def run(session: Session, /, image: str, command: Sequence[str], detach: bool, a
     if detach:
         with _removed_on_failure(container, options):
             container.start()
+        warn_of(container.notes)
         write(container.id + "\n")
         return 0
     with proxy(container, sig_proxy and not (options.terminal and stdin)) as signals:
@@ -83,6 +89,7 @@ def run(session: Session, /, image: str, command: Sequence[str], detach: bool, a
             rows, columns = window_size() if options.terminal else (0, 0)
             attachment = container.start(attach=True, stdin=stdin, rows=rows, columns=columns)
         assert attachment is not None
+        warn_of(container.notes)
         signals.open()
         output = {"stdout": not attach or "stdout" in attach, "stderr": not attach or "stderr" in attach}
         return follow_container(container, attachment, stdin=stdin, keys=keys, **output)

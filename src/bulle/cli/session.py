@@ -90,6 +90,12 @@ def complain(text: str) -> None:
     note(f"bulle: {printable(text)}")
 
 
+def warn_of(notes: Iterable[str]) -> None:
+    """Say what was done more weakly than asked, one line each, as Docker says it."""
+    for text in notes:
+        note(f"WARNING: {printable(text)}")
+
+
 def note(text: str) -> None:
     """A line on standard error; a closed standard error is no reason to fail."""
     with suppress(OSError):

@@ -53,6 +53,8 @@ class Container:
         self.options = record.options
         self.plan = record.plan
         self.directory = record.plan.state_host_path
+        self.notes: tuple[str, ...] = ()
+        """What the last start or exec through this object had to do more weakly than asked."""
 
     def state(self) -> ContainerState:
         """How it is now. A container whose monitor was killed is given a new one first, so that the answer stays true."""
@@ -222,6 +224,7 @@ class Container:
         except BaseException:
             attachment.close()
             raise
+        self.notes = attachment.notes
         return attachment
 
     def _recover(self) -> None:
