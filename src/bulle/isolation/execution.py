@@ -6,6 +6,7 @@ capabilities(7), seccomp(2), execve(2)
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -66,6 +67,10 @@ def _take_stdio(wanted: Process, channel: Channel, stdio: Stdio, user: identity.
     if not wanted.terminal:
         for number, descriptor in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
             os.dup2(descriptor, number)
+            if user.user_id and stat.S_ISFIFO(os.fstat(number).st_mode):
+                # The user may open /dev/stdout by name; a pipe of somebody outside of the user namespace stays hers.
+                with contextlib.suppress(OSError):
+                    os.fchown(number, user.user_id, -1)
         return
     master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
