@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,11 +15,14 @@ from pathlib import Path
 import click
 import pytest
 
+import bulle.engine
+import bulle.monitor
 from bulle.cli import main
 from bulle.cli.verb import VerbGroup
 from bulle.errors import BulleError
 from bulle.model.container import ContainerOptions, ContainerState, VolumeOption
 from bulle.model.run_plan import ResourceLimit
+from bulle_testing import fake_engine
 from bulle_testing.fake_engine import FakeEngine
 
 
@@ -665,6 +669,7 @@ PIPE_PROGRAM = """
 import sys
 sys.path[:0] = {path!r}
 from bulle.cli.main import run
+from bulle_testing import fake_engine
 from bulle_testing.fake_engine import FakeEngine
 engine = FakeEngine()
 for number in range(3000):
@@ -678,3 +683,29 @@ def test_reader_that_goes_away() -> None:
     done = subprocess.run(["bash", "-c", f'{sys.executable} -c "$0" | head -n 1; echo ${{PIPESTATUS[0]}}', program], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "141"
+
+
+def public_interface(kind: type) -> dict[str, list[str]]:
+    """The parameters of every public method."""
+    return {
+        name: [parameter for parameter in inspect.signature(member).parameters if parameter not in ("self", "cls")]
+        for name, member in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize(
+    ("fake", "real"),
+    [
+        (fake_engine.FakeEngine, bulle.engine.Engine),
+        (fake_engine.Containers, bulle.engine.Containers),
+        (fake_engine.Container, bulle.engine.Container),
+        (fake_engine.Images, bulle.engine.Images),
+        (fake_engine.Attachment, bulle.monitor.Attachment),
+    ],
+)
+def test_the_fake_engine_is_like_the_real_one(fake: type, real: type) -> None:
+    own = {"add", "finish"}
+    offered = public_interface(real)
+    for name, parameters in public_interface(fake).items():
+        assert name in own or offered.get(name) == parameters, f"{fake.__name__}.{name}"
