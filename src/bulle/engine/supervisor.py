@@ -187,7 +187,8 @@ def _finish(order: Order, driver: Driver, state: ContainerState, watch: supervis
     if order.auto_remove:
         # A client that waits for the end frees the name itself (its database is open, ours is not): we only do it for one that is gone.
         watch.finish_clients(event("exited", exit_code=code))
-        removal.forget(Database(Path(order.home)), order.plan)
+        if not watch.released:
+            removal.forget(Database(Path(order.home)), order.plan)
         driver.clean_up(order.plan)
         removal.remove_directory(order.plan)
         return

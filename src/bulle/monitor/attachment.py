@@ -10,6 +10,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -80,6 +81,8 @@ class Attachment:
         if kind == Kind.EVENT and b'"exited"' in payload and self.when_exited is not None:
             self.when_exited()
             self.when_exited = None
+            with suppress(OSError):
+                self._connection.send(frame(Kind.RELEASED))
         return kind, payload
 
     def wait_started(self) -> None:

@@ -18,7 +18,7 @@ MOST_PAYLOAD = 1 << 20
 
 
 class Kind(enum.IntEnum):
-    """What a frame carries; STDIN, RESIZE and HELLO go to the monitor, the others come from it."""
+    """What a frame carries; STDIN, RESIZE, HELLO and RELEASED go to the monitor, the others come from it."""
 
     STDIN = 0  # empty: end of input
     STDOUT = 1
@@ -26,6 +26,7 @@ class Kind(enum.IntEnum):
     EVENT = 3
     RESIZE = 5  # two big-endian shorts: rows, columns
     HELLO = 6  # Hello as JSON
+    RELEASED = 7  # after the end: this client has deleted the container's row, nobody else need
 
 
 class Hello(msgspec.Struct):

@@ -61,6 +61,8 @@ class Supervisor:
         self._clients: dict[int, _Client] = {}
         self._input = bytearray()
         self._close_input = False
+        self.released = False
+        """Whether a client has said that the container's row is deleted."""
 
     def add_client(self, connection: socket.socket, hello: Hello | None) -> None:
         """Serve one more connection; ``hello`` None means that it will introduce itself."""
@@ -171,6 +173,8 @@ class Supervisor:
         if kind == Kind.HELLO:
             client.hello = msgspec.json.decode(payload, type=Hello)
             self._guarded(client, lambda: client.send(event("started")))
+        elif kind == Kind.RELEASED:
+            self.released = True
         elif kind == Kind.RESIZE and self._terminal >= 0:
             rows, columns = struct.unpack(">HH", payload)
             fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
