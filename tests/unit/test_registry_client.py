@@ -105,7 +105,7 @@ def test_layer_of_another_size(server: RegistryServer, change: int, word: str) -
 def test_a_size_that_would_fill_the_memory(server: RegistryServer) -> None:
     manifest = server.add_image(LAYER_BYTES)
     server.add_manifest({**manifest, "config": {**manifest["config"], "size": 1 << 40}})
-    refused(server, CorruptImage, str(1 << 40))
+    refused(server, CorruptImage, f"claims {1 << 40} bytes")
 
 
 def test_a_manifest_without_end(server: RegistryServer) -> None:
@@ -319,6 +319,21 @@ def test_a_redirect_carries_no_credentials(server: RegistryServer, other: Regist
     assert other.requests
     assert all("Authorization" not in headers for _, headers in other.requests)
     assert any(headers.get("Authorization") == "Bearer good" for asked, headers in server.requests if asked == path)
+
+
+def test_only_the_registry_may_ask_for_a_login(server: RegistryServer, other: RegistryServer) -> None:
+    """Attack 21: a place that the registry redirects to gets no credentials by asking for them."""
+    server.add_image(LAYER_BYTES)
+    server.answers["/v2/image/blobs/" + digest_of(LAYER_BYTES)] = Answer(status=307, headers={"Location": f"http://{other.address}/storage"})
+    other.answers["/storage"] = Answer(status=401, headers={"WWW-Authenticate": f'Bearer realm="http://{other.address}/token",service="s"'})
+    refused(server, AuthenticationFailed, credentials=lambda _: Credentials("me", "secret-word"))
+    assert [path for path, _ in other.requests] == ["/storage"]
+
+
+def test_a_password_never_travels_plainly(server: RegistryServer) -> None:
+    server.add_image(LAYER_BYTES)
+    guarded(server, "http://token.test/")
+    refused(server, AuthenticationFailed, "plain http", credentials=lambda _: Credentials("me", "secret-word"))
 
 
 def test_a_redirect_that_comes_back_has_them_again(server: RegistryServer, other: RegistryServer) -> None:

@@ -119,7 +119,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("files", [docker_files, layout_files])
-@pytest.mark.parametrize("way", ["file", "stream", "pipe"])
+@pytest.mark.parametrize("way", ["file", "stream", "pipe", "fifo"])
 def test_every_kind_of_archive(tmp_path: Path, compression: str, files: Callable[[], dict[str, bytes]], way: str) -> None:
     raw = COMPRESSIONS[compression](tar_of(files()))
     if way == "pipe":
@@ -134,6 +134,12 @@ def test_every_kind_of_archive(tmp_path: Path, compression: str, files: Callable
         with open(reading, "rb") as stream:
             loaded = load(stream)
         thread.join()
+    elif way == "fifo":
+        os.mkfifo(tmp_path / "app.tar")
+        thread = threading.Thread(target=(tmp_path / "app.tar").write_bytes, args=[raw])
+        thread.start()
+        loaded = load(tmp_path / "app.tar")
+        thread.join()
     elif way == "stream":
         loaded = load(io.BytesIO(raw))
     else:
@@ -147,7 +153,7 @@ def test_every_kind_of_archive(tmp_path: Path, compression: str, files: Callable
         assert [str(name) for name in image.references] == ["app:1"]
     else:
         # A tag alone is completed by the file's own name; a stream has none.
-        assert [str(name) for name in image.references] == (["app:1"] if way == "file" else [])
+        assert [str(name) for name in image.references] == (["app:1"] if way in ("file", "fifo") else [])
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "xz", "bzip2"])

@@ -118,7 +118,7 @@ def open_archive(source: Path | BinaryIO, temporary: Path | None) -> Archive:
     if isinstance(source, Path):
         name = source.name
         try:
-            descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFound(f"no such file: {source}") from None
         except OSError as error:
@@ -127,7 +127,6 @@ def open_archive(source: Path | BinaryIO, temporary: Path | None) -> Archive:
             os.close(descriptor)
             raise CorruptImage(f"{source} is not an archive", "it is a directory", f"load it with oci:{source} or dir:{source}")
         with open(descriptor, "rb", buffering=0) as file:
-            os.set_blocking(descriptor, True)
             return _open(file, name, temporary)
     return _open(source, "the archive", temporary)
 

@@ -142,8 +142,9 @@ class Client:
         for last in (False, True):
             with self._login.lock:
                 authorization = self._login.by_scope.get(scope, "")
-            response = self._follow(method, url, {**headers, **({"Authorization": authorization} if authorization else {})}, what)
-            if response.status != HTTPStatus.UNAUTHORIZED or last:
+            response, own = self._follow(method, url, {**headers, **({"Authorization": authorization} if authorization else {})}, what)
+            # Only the registry itself may ask who we are: a place that it sends us to could name a token service of its own.
+            if response.status != HTTPStatus.UNAUTHORIZED or last or not own:
                 break
             header = response.headers.get("WWW-Authenticate", "")
             _discard(response)
@@ -157,17 +158,21 @@ class Client:
         finally:
             _discard(response)
 
-    def _follow(self, method: str, url: str, headers: dict[str, str], what: str) -> BaseHTTPResponse:
-        """Send a request and go where the answers lead, as far as that is allowed; Authorization stays at the registry."""
+    def _follow(self, method: str, url: str, headers: dict[str, str], what: str) -> tuple[BaseHTTPResponse, bool]:
+        """Send a request and go where the answers lead, as far as that is allowed; Authorization stays at the registry.
+
+        Returns the last answer and whether it came from the registry itself.
+        """
         least = self._reach
         origin = _origin(urlsplit(url))
         for _ in range(_REDIRECT_LIMIT + 1):
             parts = urlsplit(url)
-            sent = headers if _origin(parts) == origin else {name: value for name, value in headers.items() if name != "Authorization"}
-            response = self._send(method, parts, sent, self._reach if _origin(parts) == origin else least)
+            own = _origin(parts) == origin
+            sent = headers if own else {name: value for name, value in headers.items() if name != "Authorization"}
+            response = self._send(method, parts, sent, self._reach if own else least)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
-                return response
+                return response, own
             _discard(response)
             url = follow(url, location).geturl()
             # Each step may only lead further out than the one before.
@@ -184,7 +189,7 @@ class Client:
         try:
             pool = self._pool(parts, least)
             # A pool knows its host, a proxy must be told.
-            target = parts.geturl() if isinstance(pool, ProxyManager) else parts._replace(scheme="", netloc="", fragment="").geturl()
+            target = parts.geturl() if isinstance(pool, ProxyManager) else (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             return pool.request(method, target, headers=sent, redirect=False, preload_content=False, retries=False)
         except SSLError as error:
             raise RegistryFailure(f"cannot talk to {parts.netloc} securely", _reason(error)) from None
@@ -256,6 +261,8 @@ class Client:
         base = self._find_base().geturl()
         service = follow(base, challenge.realm)
         query = "&".join(part for part in (service.query, authentication.token_query(challenge, scope)) if part)
+        if credentials and service.scheme == "http" and not (is_loopback_name(service.hostname or "") or _origin(service) == _origin(urlsplit(base))):
+            raise AuthenticationFailed(f"cannot log in to {self.host}", "its token service wants the password over plain http")
         headers = {"Authorization": authentication.basic(credentials)} if credentials else {}
 
         def attempt() -> bytes:
