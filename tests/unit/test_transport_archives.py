@@ -193,7 +193,8 @@ def test_links_that_lead_elsewhere(tmp_path: Path, target: str, kind: bytes) -> 
         member.type, member.linkname = kind, target
         tar.addfile(member)
 
-    refused(tar_of(files, link), tmp_path=tmp_path)
+    out = target.startswith("/") or (kind == tarfile.SYMTYPE and target.startswith("../../")) or (kind == tarfile.LNKTYPE and ".." in target)
+    refused(tar_of(files, link), "link out of the archive" if out else "", tmp_path=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../escape", "/absolute", "a/../../b", "a/.."])
@@ -291,7 +292,7 @@ def test_an_endless_header(tmp_path: Path) -> None:
     header[124:136] = b"77777777777\0"
     header[148:156] = b"        "
     header[148:156] = b"%06o\0 " % sum(header)
-    refused(bytes(header) + bytes(2048), "extended header", tmp_path=tmp_path)
+    refused(bytes(header) + bytes(2048), "extended header claims", tmp_path=tmp_path)
 
 
 def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
