@@ -10,12 +10,15 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
 
 import msgspec
 
 LOG_FILE = "container.log"
 _MOST_LINE = 16 * 1024
 _BLOCK = 64 * 1024
+_EPOCH = date(1970, 1, 1).toordinal()
 
 
 class _Line(msgspec.Struct):
@@ -39,12 +42,15 @@ def timestamp(time_ns: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
 
 
+@lru_cache(maxsize=256)
 def parse_timestamp(text: str) -> int:
-    """Nanoseconds since the epoch of what :func:`timestamp` wrote (fractions of any length)."""
-    import calendar
-
+    """Nanoseconds since the epoch of what :func:`timestamp` wrote (fractions of any length). ValueError for anything else."""
     whole, _, fraction = text.rstrip("Z").partition(".")
-    return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000 + int((fraction + "0" * 9)[:9])
+    day, _, clock = whole.partition("T")
+    year, month, day_of_month = map(int, day.split("-"))
+    hours, minutes, seconds = map(int, clock.split(":"))
+    days = date(year, month, day_of_month).toordinal() - _EPOCH
+    return (days * 86400 + hours * 3600 + minutes * 60 + seconds) * 1_000_000_000 + int((fraction + "0" * 9)[:9])
 
 
 class LogWriter:
@@ -57,21 +63,22 @@ class LogWriter:
 
     def write(self, stream: str, data: bytes) -> None:
         """Add what the container wrote. A full disk must not end the container: the error is kept in ``failed`` and output goes on."""
-        lines = (self._pending[stream] + data).split(b"\n")
-        rest = lines.pop()
+        whole, newline, rest = (self._pending[stream] + data).rpartition(b"\n")
+        lines = whole.split(b"\n") if newline else []
         now = timestamp(time.time_ns())
-        encoded = [self._encode(stream, line + b"\n", now) for line in lines]
+        encoded = _encode(stream, [line + b"\n" for line in lines], now)
+        parts = []
         while len(rest) >= _MOST_LINE:
-            encoded.append(self._encode(stream, rest[:_MOST_LINE], now))
+            parts.append(rest[:_MOST_LINE])
             rest = rest[_MOST_LINE:]
         self._pending[stream] = rest
-        self._append(b"".join(encoded))
+        self._append(encoded + _encode(stream, parts, now))
 
     def close(self) -> None:
         """Write what has no newline yet, and close."""
         for stream, rest in self._pending.items():
             if rest:
-                self._append(self._encode(stream, rest, timestamp(time.time_ns())))
+                self._append(_encode(stream, [rest], timestamp(time.time_ns())))
         os.close(self._fd)
 
     def _append(self, text: bytes) -> None:
@@ -82,10 +89,17 @@ class LogWriter:
         except OSError as error:
             self.failed = os.strerror(error.errno or 0)
 
-    @staticmethod
-    def _encode(stream: str, line: bytes, now: str) -> bytes:
-        parts = [line[start : start + _MOST_LINE] for start in range(0, len(line), _MOST_LINE)] if len(line) > _MOST_LINE + 1 else [line]
-        return b"".join(msgspec.json.encode(_Line(part.decode(errors="replace"), stream, now)) + b"\n" for part in parts)
+
+def _encode(stream: str, lines: list[bytes], now: str) -> bytes:
+    """Lines as they stand in the file. All are encoded in one call: a flood of short lines must not cost a call each."""
+    if not lines:
+        return b""
+    if max(map(len, lines)) > _MOST_LINE + 1:
+        lines = [line[start : start + _MOST_LINE] for line in lines for start in range(0, len(line), _MOST_LINE)]
+    texts = msgspec.json.encode([line.decode(errors="replace") for line in lines])[2:-2]
+    end = f'","stream":"{stream}","time":"{now}"}}\n'.encode()
+    # A quote inside a string is escaped, so this sequence only stands between two strings.
+    return b'{"log":"' + texts.replace(b'","', end + b'{"log":"') + end
 
 
 def read_log(
