@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import concurrent.futures
 import gzip
 import os
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from bulle.errors import Conflict, CorruptImage, InvalidInput, NotFound, StorageFull
-from bulle.linux import mount
+from bulle.errors import Conflict, CorruptImage, InvalidInput, NotFound, StorageFull, Unavailable
+from bulle.linux import mount, user_namespace
 from bulle.linux.process import PR_SET_DUMPABLE, prctl
+from bulle.linux.subordinate_ids import rootless_mappings
 from bulle.model.digest import Digest
 from bulle.model.image import OCI_LAYER
 from bulle.model.reference import Reference
@@ -273,7 +275,7 @@ def test_killed_at_any_moment_nothing_half_is_visible(home: Path, run_directory:
                 for layer in image.layers:
                     with store.layers.export_tar(layer) as tar:
                         assert Digest.of(tar.read()) == layer
-                store.layers.plan(image.layers)
+                assert all(index.stat().st_size for index in store.layers.index(image.layers))
                 store.images.remove(image.id)
             store.gc()
             assert stored(home) == set()
@@ -406,4 +408,50 @@ def test_an_ordinary_user_without_subordinate_ids(home: Path) -> None:
     assert found[b"d/own"][0] == "0o104711"
     assert (b"user.overlay.opaque" in str(found[b"d/opaque"][7]).encode()) and "user.overlay.origin" in str(found[b"d"][7])
     assert str(found[b"d/gone"][0]).startswith("0o20")
+    assert left == set()
+
+
+@pytest.mark.root
+@pytest.mark.programs("newuidmap", "newgidmap")
+def test_an_ordinary_user_with_subordinate_ids(home: Path) -> None:
+    """Owners are kept as the map says (33 becomes 100032); an owner beyond it is refused; what belongs to mapped ids can be removed again."""
+    user = 12_345
+    tar = LayerTar().directory("d", mode=0o700, uid=33).add("d/file", content=b"f", uid=33, gid=44, mode=0o4755).add("own").hardlink("link", "d/file")
+    tar.directory("closed", mode=0o000, uid=65535).add("closed/file")
+    beyond = LayerTar().add("file", uid=70_000)
+    private = home / "user"
+    private.mkdir(mode=0o700)
+    os.chown(private, user, user)
+    home.chmod(0o711)
+    (home / "passwd").write_text(f"someone:x:{user}:{user}::/:/bin/sh\n")
+    (home / "subuid").write_text("someone:100000:65536\n")
+    (home / "subgid").write_text(f"{user}:100000:65536\n")
+
+    def look() -> tuple[dict[bytes, tuple[object, ...]], str, set[str]]:
+        for name in ("passwd", "subuid", "subgid"):
+            mount.mount(home / name, f"/etc/{name}", "", mount.MS_BIND)
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        prctl(PR_SET_DUMPABLE, 1)
+        with open_store(private) as store:
+            image = put_image(store, [bytes(tar)], "image")
+            plan = store.layers.plan(image.layers)
+            found: dict[bytes, tuple[object, ...]] = {}
+            users, groups = rootless_mappings()
+            user_namespace.call(users, groups, lambda: (private / "census").write_text(repr(census(Path(plan[0].host_path)))))
+            found = ast.literal_eval((private / "census").read_text())
+            on_disk = (Path(plan[0].host_path) / "d").stat()
+            store.images.remove("image")
+            with pytest.raises(Unavailable, match="70000:0"):
+                put_image(store, [bytes(beyond)], "beyond")
+            store.gc()
+            return found, f"{on_disk.st_uid}:{on_disk.st_gid}", stored(private)
+
+    found, on_disk, left = in_mount_namespace(look)
+    assert on_disk == f"100032:{user}"
+    assert found[b"d/file"][:4] == ("0o104755", 33, 44, 1)
+    assert found[b"d/file"][9] == (b"d/file", b"link")
+    assert found[b"closed"][:3] == ("0o40000", 65535, 0)
+    assert found[b"own"][1:3] == (0, 0)
     assert left == set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from bulle.errors import CorruptImage
 
@@ -49,7 +50,7 @@ class Digest(str):
         return self.encoded[:12]
 
 
-def chain_ids(diff_ids: list[Digest] | tuple[Digest, ...]) -> list[Digest]:
+def chain_ids(diff_ids: Sequence[Digest]) -> list[Digest]:
     """The chain id of every layer of a stack, lowest first: what the layer is *together with everything below it*.
 
     Image specification, config.md, "Layer ChainID".

@@ -72,7 +72,7 @@ class ImageStore:
         """
         diff_ids = tuple(str(diff_id) for _, diff_id in layers)
         image_id = _check(manifest, media_type, config, layers)
-        self._layers.plan([diff_id for _, diff_id in layers])  # makes what a run will need, now rather than then
+        self._layers.prepare([diff_id for _, diff_id in layers])
         existing = self._records.by_id(image_id)
         names = [reference.canonical for reference in references]
         with self._database.transaction() as connection:

@@ -148,7 +148,7 @@ class LayerStore:
         if len(diff_ids) > MOST_LAYERS:
             why = f"it has {len(diff_ids)}, and overlayfs stacks at most {MOST_LAYERS}"
             raise InvalidInput("the image has too many layers", why, "build it with fewer, or squash it")
-        chains = chain_ids(tuple(diff_ids))
+        chains = chain_ids(diff_ids)
         known = self._records.variants(chains)
         for position, (diff_id, chain) in enumerate(zip(diff_ids, chains, strict=True)):
             if chain in known:
@@ -187,9 +187,18 @@ class LayerStore:
                     remove_tree(temporary)
         return variant
 
+    def prepare(self, diff_ids: Sequence[Digest]) -> None:
+        """Make all that :meth:`plan` will need, where layers can be shown at all: an image can be kept and saved where nothing can run."""
+        variants = self.complete(diff_ids)
+        try:
+            backend = self.backend()
+        except Unavailable:
+            return
+        self._prepare(backend, (self._files(diff_id, variants[chain]) for diff_id, chain in zip(diff_ids, chain_ids(diff_ids), strict=True)))
+
     def plan(self, diff_ids: Sequence[Digest]) -> tuple[LayerMount, ...]:
         """How these layers (lowest first) will stand on this machine, as values for a RunPlan. Raises NotFound, Unavailable."""
-        chains = chain_ids(tuple(diff_ids))
+        chains = chain_ids(diff_ids)
         variants = self._records.variants(chains)
         if len(variants) < len(set(chains)):
             variants = self.complete(diff_ids)
@@ -243,7 +252,7 @@ class LayerStore:
     def index(self, diff_ids: Sequence[Digest]) -> list[Path]:
         """The indexes of a stack of layers, lowest first (host paths): for who wants to look into an image without mounting it."""
         variants = self.complete(diff_ids)
-        return [self._files(diff_id, variants[chain]).index for diff_id, chain in zip(diff_ids, chain_ids(tuple(diff_ids)), strict=True)]
+        return [self._files(diff_id, variants[chain]).index for diff_id, chain in zip(diff_ids, chain_ids(diff_ids), strict=True)]
 
     def _files(self, diff_id: Digest, variant: str) -> LayerFiles:
         directory = self.directory(diff_id)
