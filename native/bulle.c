@@ -11,7 +11,7 @@ enum { REQUEST_MAGIC = 0x31525542, REPLY_MAGIC = 0x31535542, ATTACHED = 1 };
 enum { ACCEPTED = 1, CHILD = 2, EXITED = 3, SIGNALED = 4, BYPASS = 5 };
 enum { ATTEMPTS = 3, LIMIT_COUNT = 16, START_TIMEOUT_S = 20, BODY_LIMIT = 8 << 20 };
 enum { MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, SCM_RIGHTS = 1, SOL_SOCKET = 1, AF_UNIX = 1, SOCK_STREAM = 1 };
-enum { POLLIN = 1, F_GETFD = 1, F_DUPFD_CLOEXEC = 1030, LOCK_EX = 2, RLIMIT_CORE = 4, X_OK = 1 };
+enum { POLLIN = 1, F_GETFD = 1, F_DUPFD_CLOEXEC = 1030, LOCK_EX = 2, RLIMIT_CORE = 4, X_OK = 1, AT_EXECFN = 31 };
 
 struct address { unsigned short family; char path[108]; };
 struct vector { const void *base; u64 length; };
@@ -62,12 +62,26 @@ static int executable(const char *path)
     return CALL3(faccessat, AT_FDCWD, path, X_OK) == 0;
 }
 
+/* The path that this program was executed by: what the kernel passes behind the environment. getauxval(3) */
+static const char *executed_path(void)
+{
+    u64 *auxiliary = (u64 *)environment;
+    while (*auxiliary++)
+        ;
+    for (; auxiliary[0]; auxiliary += 2)
+        if (auxiliary[0] == AT_EXECFN)
+            return (const char *)auxiliary[1];
+    return "";
+}
+
 /* python3 beside this program, as in every venv, else from PATH. */
 static int find_interpreter(void)
 {
     const char *path, *end = interpreter + PATH_SIZE;
     i64 length = CALL4(readlinkat, AT_FDCWD, "/proc/self/exe", interpreter_directory, PATH_SIZE - 1);
-    if (length > 0) {
+    if (length <= 0 && append(interpreter_directory, interpreter_directory + PATH_SIZE, executed_path()))
+        length = (i64)length_of(interpreter_directory); /* a chroot without /proc */
+    if (length > 0 && *interpreter_directory == '/') {
         while (length > 1 && interpreter_directory[length - 1] != '/')
             length--;
         interpreter_directory[length - 1] = 0;

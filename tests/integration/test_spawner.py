@@ -322,6 +322,21 @@ def test_other_standing(stub: Stub, before: tuple[str, ...]) -> None:
 
 
 @pytest.mark.root
+def test_other_root_directory(stub: Stub, tmp_path: Path) -> None:
+    """Even one that is the same directory through another mount."""
+    stub("exit", "0")
+    place = tmp_path / "root"
+    place.mkdir()
+    subprocess.run(["mount", "--bind", "/", str(place)], check=True)
+    subprocess.run(["mount", "--bind", "/proc", f"{place}/proc"], check=True)
+    try:
+        assert in_place(stub, "chroot", str(place))
+        assert not in_place(stub)
+    finally:
+        subprocess.run(["umount", f"{place}/proc", str(place)], check=True)
+
+
+@pytest.mark.root
 def test_other_user_is_refused(served: Stub) -> None:
     home = served.home
     # Even where the directories would let the other user in.

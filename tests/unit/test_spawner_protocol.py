@@ -91,13 +91,13 @@ def changed(standing: Standing, **values: object) -> Standing:
         ({"no_new_privileges": b"1"}, Reason.NO_NEW_PRIVILEGES),
         ({"seccomp": (b"2", b"1")}, Reason.SECCOMP),
         ({"label": b"confined"}, Reason.LSM_LABEL),
-        ({"root": (1, 2)}, Reason.ROOT_DIRECTORY),
+        ({"root": (1, 2, b"3")}, Reason.ROOT_DIRECTORY),
         ({"user_ids": b"1\t2\t3\t4"}, Reason.IDENTITY),
     ],
 )
 def test_each_difference_that_matters_means_bypass(values: dict[str, object], reason: Reason | None) -> None:
     own = changed(standing_of("self"), capabilities=(b"0", b"1ff", b"1ff", b"1ff", b"0"))
-    assert reason_to_bypass(own, own.mount_namespace, changed(own, **values)) == reason
+    assert reason_to_bypass(own, own.place, changed(own, **values)) == reason
 
 
 def test_limits_above_the_own_are_not_taken_over_without_the_capability() -> None:

@@ -25,6 +25,9 @@ CAP_SYS_RESOURCE = 24
 _CAPABILITY_LINES = (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb")
 
 
+Place = tuple[int, tuple[int, int, bytes]]
+
+
 class CallerUnreadableError(Exception):
     """The caller is gone, or /proc does not show it to this user."""
 
@@ -39,13 +42,18 @@ class Standing:
     no_new_privileges: bytes
     seccomp: tuple[bytes, bytes]
     label: bytes
-    root: tuple[int, int]
+    root: tuple[int, int, bytes]  # device, inode, and the mount: a bind of the same directory is another root
     user_ids: bytes
     group_ids: bytes
     groups: bytes
     umask: int
     processors: bytes
     oom_score_adjustment: int
+
+    @property
+    def place(self) -> Place:
+        """Mount namespace and root directory."""
+        return self.mount_namespace, self.root
 
     def has_capability(self, number: int) -> bool:
         """Whether the capability is effective."""
@@ -69,7 +77,6 @@ def standing_of(process: int | str) -> Standing:
     base = f"/proc/{process}"
     try:
         status = _status(f"{base}/status")
-        root = os.stat(f"{base}/root")
         return Standing(
             mount_namespace=os.stat(f"{base}/ns/mnt").st_ino,
             namespaces=tuple(_inode(f"{base}/ns/{name}") for name in NAMESPACES),
@@ -77,7 +84,7 @@ def standing_of(process: int | str) -> Standing:
             no_new_privileges=status.get(b"NoNewPrivs", b""),
             seccomp=(status.get(b"Seccomp", b""), status.get(b"Seccomp_filters", b"")),
             label=_label(f"{base}/attr/current"),
-            root=(root.st_dev, root.st_ino),
+            root=_root(f"{base}/root"),
             user_ids=status[b"Uid"],
             group_ids=status[b"Gid"],
             groups=status[b"Groups"],
@@ -120,10 +127,12 @@ def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def reason_to_bypass(origin: Standing, own_mount_namespace: int, caller: Standing) -> Reason | None:
-    """Why a caller cannot be served, or None. ``origin`` is what the spawner was started from; its children live in ``own_mount_namespace``."""
-    if caller.namespaces != origin.namespaces or caller.mount_namespace not in (origin.mount_namespace, own_mount_namespace):
+def reason_to_bypass(origin: Standing, own_place: Place, caller: Standing) -> Reason | None:
+    """Why a caller cannot be served, or None. ``origin`` is what the spawner was started from; its children are born in ``own_place``."""
+    if caller.namespaces != origin.namespaces or caller.mount_namespace not in (origin.mount_namespace, own_place[0]):
         return Reason.NAMESPACES
+    if caller.place not in (origin.place, own_place):
+        return Reason.ROOT_DIRECTORY
     if caller.capabilities != origin.capabilities:
         return Reason.CAPABILITIES
     if caller.no_new_privileges != origin.no_new_privileges:
@@ -132,8 +141,6 @@ def reason_to_bypass(origin: Standing, own_mount_namespace: int, caller: Standin
         return Reason.SECCOMP
     if caller.label != origin.label:
         return Reason.LSM_LABEL
-    if caller.root != origin.root:
-        return Reason.ROOT_DIRECTORY
     may_change_groups = origin.has_capability(CAP_SETGID)
     if caller.user_ids != origin.user_ids or (not may_change_groups and (caller.groups != origin.groups or caller.group_ids != origin.group_ids)):
         return Reason.IDENTITY
@@ -186,6 +193,16 @@ def _read(path: str) -> bytes:
 
 def _status(path: str) -> dict[bytes, bytes]:
     return {name: value.strip() for name, _, value in (line.partition(b":") for line in _read(path).splitlines())}
+
+
+def _root(path: str) -> tuple[int, int, bytes]:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        information = _read(f"/proc/self/fdinfo/{fd}")
+    finally:
+        os.close(fd)
+    return status.st_dev, status.st_ino, information.partition(b"mnt_id:")[2].split()[0]
 
 
 def _inode(path: str) -> int:

@@ -49,6 +49,7 @@ RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
 SHORT_LIVES_LIMIT = 5
 HOUSEKEEPING_S = 5.0
+FORSAKEN_GRACE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -96,13 +97,14 @@ class Server:
         self._broken_code = self.code.loaded
         self._nursery = Nursery(configuration)
         self._pending: dict[int, Pending] = {}
+        self._forsaken: dict[int, float] = {}  # child without a caller -> when it is ended
         self._calling: dict[int, int] = {}  # descriptor of a waiting caller's connection -> its child's pid
         self._poll = select.epoll()
         self._wake_read, self._wake_write = socket.socketpair()
         self._refill_at_s = 0.0
         self._active_s = time.monotonic()
         self._mounts_changed = False
-        self._own_mount_namespace = mounts.own if mounts else origin.mount_namespace
+        self._own_place = caller.standing_of("self").place
         self._socket_inode = os.stat(f"{configuration.home}/run/spawner.sock").st_ino
 
     def run(self) -> None:
@@ -265,7 +267,7 @@ class Server:
             _pid, standing = caller.peer_standing(connection)
         except caller.CallerUnreadableError:
             return Reason.UNREADABLE
-        reason = caller.reason_to_bypass(self.origin, self._own_mount_namespace, standing)
+        reason = caller.reason_to_bypass(self.origin, self._own_place, standing)
         if reason is not None:
             return reason
         return caller.takeover(self.origin, self.limits, standing, request.limits) or Reason.LIMITS
@@ -286,8 +288,13 @@ class Server:
                     return
         self._poll.unregister(descriptor)
         del self._calling[descriptor]
-        # What the caller's own process would have been: gone at once, with what it had started for itself. Signals that a caller survives to forward
-        # are another matter. The group is the child's own since its setsid(2), which a newborn may not have reached.
+        # Most often the child has just told its caller the exit code and is about to end by itself.
+        self._forsaken[pid] = time.monotonic() + FORSAKEN_GRACE_S
+
+    def _end_forsaken(self, pid: int) -> None:
+        """End a child whose caller is gone: as the caller's own process would have been, at once, with what it had started for itself."""
+        del self._forsaken[pid]
+        # The group is the child's own since its setsid(2), which a newborn on a busy machine may not have reached.
         try:
             os.killpg(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -300,7 +307,7 @@ class Server:
         if self._mounts_changed and self.mounts:
             self._mounts_changed = False
             if self.mounts.lags_behind(self.configuration.home) and self.mounts.renew():
-                self._own_mount_namespace = self.mounts.own
+                self._own_place = caller.standing_of("self").place
                 self._drop_blanks()
         tether, theirs = leash.pair(held) if assignment.leashed else (None, None)
         given = [*descriptors, *([connection.fileno()] if connection else []), *([theirs.fileno()] if theirs else [])]
@@ -337,6 +344,7 @@ class Server:
             if pid in self._nursery:
                 self._nursery.ended(pid)
             elif pid in self.children:
+                self._forsaken.pop(pid, None)
                 self._ended(self.children.pop(pid), status)
             elif self.configuration.on_orphan:
                 self.configuration.on_orphan(pid, status)
@@ -383,7 +391,8 @@ class Server:
 
     def _timeout_s(self) -> float:
         now = time.monotonic()
-        times = [now + HOUSEKEEPING_S, *(pending.deadline_s for pending in self._pending.values()), *(at for at, _ in self.recoveries)]
+        times = [now + HOUSEKEEPING_S, *(pending.deadline_s for pending in self._pending.values())]
+        times += [*(at for at, _ in self.recoveries), *self._forsaken.values()]
         idle_at_s = self._active_s + self.configuration.idle_s
         if not self.children and idle_at_s > now:
             times.append(idle_at_s)
@@ -395,6 +404,8 @@ class Server:
         now = time.monotonic()
         for pending in [pending for pending in self._pending.values() if pending.deadline_s <= now]:
             self._forget(pending)
+        for pid in [pid for pid, at in self._forsaken.items() if at <= now]:
+            self._end_forsaken(pid)
         due = [child for at, child in self.recoveries if at <= now]
         if due:
             self.recoveries = [(at, child) for at, child in self.recoveries if at > now]

@@ -9,6 +9,7 @@ it starts.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import marshal
 import os
@@ -149,6 +150,7 @@ def succeed(server: Server) -> None:
     now = time.monotonic()
     state: dict[str, object] = {
         "listener": server.listener.fileno(),
+        "origin_place": server.origin.place,
         "origin": mounts.origin if mounts else -1,
         "origin_mounts": mounts.origin_mounts if mounts else -1,
         "children": [_child_state(pid, child, 0.0) for pid, child in server.children.items()],
@@ -259,8 +261,8 @@ def _resume(memory: int, configuration: Configuration) -> int:
     namespace = None
     if state["origin"] >= 0:
         namespace = MountNamespace(state["origin"], state["origin_mounts"])
-        values = {name: getattr(origin, name) for name in Standing.__slots__} | {"mount_namespace": os.fstat(namespace.origin).st_ino}
-        origin = Standing(**values)
+    mount_namespace, root = state["origin_place"]
+    origin = dataclasses.replace(origin, mount_namespace=mount_namespace, root=root)
     configuration.prepare()
     server = _server(configuration, listener, origin, namespace)
     now = time.monotonic()
