@@ -54,26 +54,27 @@ class Snapshot:
 
 
 def descendants() -> dict[int, str]:
-    """Every living process below this one (zombies that are ours to reap are reaped), with its command line."""
-    parents: dict[int, int] = {}
-    zombies: set[int] = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with suppress(OSError):
-                after_name = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-                parents[int(entry)] = int(after_name[1])
-                if after_name[0] in "ZX":
-                    zombies.add(int(entry))
-    own = os.getpid()
-    found = {}
-    for pid in parents:
-        ancestor = pid
-        while ancestor in parents and ancestor != own:
-            ancestor = parents[ancestor]
-        if ancestor == own and pid != own and pid not in zombies:
+    """Every living process below this one, with its command line."""
+    found: dict[int, str] = {}
+    waiting = _children(os.getpid())
+    while waiting:
+        pid = waiting.pop()
+        with suppress(OSError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            waiting += _children(pid)
             command = _command_line(pid)
-            if not any(place in command for place in session_places):
+            if state not in "ZX" and not any(place in command for place in session_places):
                 found[pid] = command
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """The children of every thread of a process. proc_tid_children(5)"""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
     return found
 
 
@@ -150,12 +151,10 @@ def what_is_left(before: Snapshot, root: Path, patience_s: float = 4.0) -> list[
 
 def reap(before: Snapshot) -> None:
     """Reap orphans that became our children since, so that their pids do not linger as zombies."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    with suppress(OSError):
-        for word in children.read_text().split():
-            if int(word) not in before.processes:
-                with suppress(ChildProcessError):
-                    os.waitpid(int(word), os.WNOHANG)
+    for pid in _children(os.getpid()):
+        if pid not in before.processes:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _difference(before: Snapshot, now: Snapshot) -> list[str]:
