@@ -20,6 +20,7 @@ from bulle.cli.session import Session, complain, note, open_default_engine, writ
 from bulle.cli.terminal import Interrupted
 from bulle.cli.verb import Verb, VerbGroup
 from bulle.errors import BulleError, StorageFull
+from bulle.version import VERSION
 
 if TYPE_CHECKING:
     from bulle.engine import Engine
@@ -90,22 +91,12 @@ image = VerbGroup(
 system = VerbGroup("system", help="Manage Bulle.", verbs=SYSTEM_VERBS)
 
 
-def program_version() -> str:
-    """Bulle's own version."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("bulle")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _root(home: str | None, debug: bool, version: bool) -> None:
     context = click.get_current_context()
     session = context.find_object(Session)
     assert session is not None
     if version:
-        write(f"Bulle version {program_version()}\n")
+        write(f"Bulle version {VERSION}\n")
         context.exit()
     session.debug = debug
     if home is not None:

@@ -6,7 +6,6 @@ keeps them, and an image becomes visible once all of it is there.
 
 from __future__ import annotations
 
-import concurrent.futures
 from builtins import list as list_
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -147,6 +146,8 @@ def _each(work: Callable[[int], object], count: int) -> None:
         for number in range(count):
             work(number)
         return
+    import concurrent.futures  # a moment that only pull and load need
+
     with concurrent.futures.ThreadPoolExecutor(_PARALLEL_LAYERS) as pool:
         futures = [pool.submit(work, number) for number in range(count)]
         try:

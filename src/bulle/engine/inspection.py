@@ -68,7 +68,7 @@ def image_document(image: Image) -> dict[str, object]:
     runtime = config.config
     references = [Reference.parse(name) for name in image.references]
     return {
-        "Id": image.id,
+        "Id": str(image.id),
         "RepoTags": [reference.familiar for reference in references if reference.digest is None],
         "RepoDigests": sorted({f"{reference.familiar_name}@{image.manifest_digest}" for reference in references}),
         "Created": config.created or _NEVER,
@@ -77,8 +77,8 @@ def image_document(image: Image) -> dict[str, object]:
         "Os": config.os,
         "Size": image.size_bytes,
         "Config": msgspec.to_builtins(runtime) if runtime else {},
-        "RootFS": {"Type": "layers", "Layers": list(image.layers)},
-        "Descriptor": {"mediaType": image.manifest_media_type, "digest": image.manifest_digest, "size": len(image.manifest)},
+        "RootFS": {"Type": "layers", "Layers": [str(diff_id) for diff_id in image.layers]},
+        "Descriptor": {"mediaType": image.manifest_media_type, "digest": str(image.manifest_digest), "size": len(image.manifest)},
         "Metadata": {"LastTagTime": timestamp(image.created_at_ns)},
         "HostBinds": list(image.host_binds),
     }

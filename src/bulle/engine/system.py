@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from bulle.engine.drivers import LEVELS
 from bulle.isolation.control_group import available
+from bulle.version import VERSION
 
 if TYPE_CHECKING:
     from bulle.engine.engine import Engine
@@ -17,20 +17,12 @@ if TYPE_CHECKING:
 def version_document() -> dict[str, Any]:
     """Versions of Bulle, Python and the kernel."""
     return {
-        "Version": bulle_version(),
+        "Version": VERSION,
         "PythonVersion": platform.python_version(),
         "KernelVersion": platform.release(),
         "Os": "linux",
         "Arch": platform.machine(),
     }
-
-
-def bulle_version() -> str:
-    """The version of the installed package."""
-    try:
-        return metadata.version("bulle")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def info_document(engine: Engine) -> dict[str, Any]:
@@ -60,7 +52,7 @@ def info_document(engine: Engine) -> dict[str, Any]:
         "BulleRootDir": str(engine.home),
         "Rootless": os.geteuid() != 0,
         "IsolationLevels": {kind.name: _level(kind(engine.home / "cache").probe()) for kind in LEVELS},
-        "ServerVersion": bulle_version(),
+        "ServerVersion": VERSION,
     }
 
 
