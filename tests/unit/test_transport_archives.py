@@ -229,6 +229,12 @@ def test_truncated_anywhere(tmp_path: Path, compression: str) -> None:
         refused(raw[: int(len(raw) * part)], tmp_path=tmp_path)
 
 
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "xz", "bzip2"])
+def test_truncated_at_the_very_end(tmp_path: Path, compression: str) -> None:
+    """All the content is there, its checksum is not."""
+    refused(COMPRESSIONS[compression](tar_of(docker_files()))[:-2], "truncated", tmp_path=tmp_path)
+
+
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_damaged(tmp_path: Path, compression: str) -> None:
     raw = bytearray(COMPRESSIONS[compression](tar_of(docker_files(layers=[os.urandom(50_000)]))))

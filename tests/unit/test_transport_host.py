@@ -235,17 +235,32 @@ def test_a_directory_that_changes_meanwhile(tmp_path: Path) -> None:
             list(image.layers[0].open())
 
 
-def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
-    """A directory that is swapped for a link after it was listed leads nowhere."""
-    (tmp_path / "root/a").mkdir(parents=True)
-    (tmp_path / "root/a/inside").touch()
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What is swapped for a link after it was looked at leads nowhere."""
+    (tmp_path / "root").mkdir()
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/secret").write_bytes(b"secret")
-    stream = tar_stream(tmp_path / "root", "x")
-    next(stream)
-    (tmp_path / "root/a").rename(tmp_path / "elsewhere")
-    (tmp_path / "root/a").symlink_to(tmp_path / "outside")
-    assert b"secret" not in b"".join(stream).replace(str(tmp_path / "outside").encode(), b"")
+    victim = tmp_path / "root/a"
+    if kind == "directory":
+        victim.mkdir()
+    else:
+        victim.touch()
+    real = os.stat
+
+    def stat_then_swap(path: Any, **more: Any) -> os.stat_result:
+        status = real(path, **more)
+        if path == b"a":
+            victim.rename(tmp_path / "elsewhere")
+            victim.symlink_to(tmp_path / ("outside" if kind == "directory" else "outside/secret"))
+        return status
+
+    monkeypatch.setattr(os, "stat", stat_then_swap)
+    seen = []
+    with pytest.raises(Conflict, match="became something else"):
+        for chunk in tar_stream(tmp_path / "root"):
+            seen.append(chunk)
+    assert b"secret" not in b"".join(seen)
 
 
 def test_kernel_file_systems_stay_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

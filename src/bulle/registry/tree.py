@@ -8,6 +8,7 @@ the zeros they read as; the contents of kernel file systems (/proc below a root)
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -81,6 +82,11 @@ class _Walk:
             except FileNotFoundError:
                 # Deleted since it was listed: it could as well have been deleted before.
                 continue
+            except OSError as error:
+                path = self._root / os.fsdecode(prefix + name)
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    raise Conflict(f"{path} changed while it was read", "it became something else") from None
+                raise BulleError(f"cannot read {path}", error.strerror or str(error)) from None
 
     def _entry(self, parent: int, name: bytes, path: bytes, status: os.stat_result) -> Iterator[bytes]:
         kind = tar_format.kind_of(status.st_mode)
