@@ -35,6 +35,7 @@ from bulle.records.database import Database
 from bulle.store import Store
 
 RECOVER = "--recover"
+_PREDECESSOR_PATIENCE_S = 15.0  # longer than a monitor waits for clients that do not take their output
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -95,7 +96,7 @@ def warm(home: Path) -> None:
 def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
     plan, home = order.plan, Path(order.home)
     directory = plan.state_host_path
-    lock = _lock(directory)
+    lock = _lock(directory, _PREDECESSOR_PATIENCE_S)
     if lock < 0:
         _send(client, event("error", error=BulleError("the container is being started by somebody else", "", "wait a moment")))
         return
@@ -239,15 +240,22 @@ def _orphan_status(order: Order, pid: int) -> int:
         return -1
 
 
-def _lock(directory: str) -> int:
-    """Be the container's only monitor: a lock that dies with this process; -1 where another holds it."""
+def _lock(directory: str, patience_s: float = 0.0) -> int:
+    """Be the container's only monitor: a lock that dies with this process; -1 where another holds it and goes on holding it.
+
+    Who starts a container again at once finds the lock of a monitor that has recorded the end and is about to go: that is waited for.
+    """
     descriptor = os.open(f"{directory}/monitor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return -1
-    return descriptor
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline or read_state(directory).status == "running":
+                os.close(descriptor)
+                return -1
+        time.sleep(0.002)
 
 
 def _send(client: socket.socket, data: bytes) -> None:
