@@ -7,9 +7,7 @@ a child that is root there. user_namespaces(7), newuidmap(1)
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
@@ -89,6 +87,9 @@ def call(users: Sequence[Mapping], groups: Sequence[Mapping], function: Callable
 
 
 def _run_map_tool(tool: str, pid: int, mappings: Sequence[Mapping]) -> None:
+    import shutil  # only ordinary users with a range need these
+    import subprocess
+
     path = shutil.which(tool)
     if path is None:
         raise Unavailable(f"{tool} is missing", "an ordinary user needs it to map a range of ids", "install the package uidmap")
