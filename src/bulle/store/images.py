@@ -73,12 +73,13 @@ class ImageStore:
         diff_ids = tuple(str(diff_id) for _, diff_id in layers)
         image_id = _check(manifest, media_type, config, layers)
         self._layers.prepare([diff_id for _, diff_id in layers])
-        existing = self._records.by_id(image_id)
         names = [reference.canonical for reference in references]
         with self._database.transaction() as connection:
             if missing := self._records.missing_layers(connection, diff_ids):
                 raise NotFound(f"no such layer: {missing[0]}", "", "pull the image again")
-            if existing is None or not all(self._blobs.has(Digest(blob)) for _, blob in existing.layers) or tuple(host_binds) != existing.host_binds:
+            existing = self._records.by_id(image_id)
+            whole = existing is not None and all(self._blobs.has(Digest(blob)) for _, blob in existing.layers)
+            if existing is None or not whole or tuple(host_binds) != existing.host_binds:
                 row = ImageRow(
                     image_id, Digest.of(manifest), media_type, manifest, config, time.time_ns(), self._records.layers_size(connection, diff_ids),
                     tuple(host_binds), tuple((str(diff_id), str(blob)) for blob, diff_id in layers),
@@ -118,9 +119,12 @@ class ImageStore:
         stand are kept in any case.
         """
         row, by_name = self._find(name)
-        before = {diff_id for diff_id, _ in row.layers}
         with self._database.transaction() as connection:
-            row = self._records.by_id(row.id) or row
+            # Looked up again: since then another command may have moved the name or removed the image.
+            current = self._records.by_id(row.id)
+            if current is None or (by_name is not None and by_name.digest is None and by_name.canonical not in current.references):
+                raise NotFound(f"no such image: {name}")
+            row = current
             taken = _names_to_take(row, by_name)
             lines = [f"Untagged: {familiar(reference)}" for reference in taken]
             if len(taken) < len(row.references):
@@ -136,7 +140,7 @@ class ImageStore:
             self._records.delete(connection, row.id)
         self._collect()
         lines.append(f"Deleted: {row.id}")
-        lines += [f"Deleted: {diff_id}" for diff_id, _ in reversed(row.layers) if diff_id in before and not self._layers.has(Digest(diff_id))]
+        lines += [f"Deleted: {diff_id}" for diff_id, _ in reversed(row.layers) if not self._layers.has(Digest(diff_id))]
         return list(dict.fromkeys(lines))
 
     def _find(self, name: str) -> tuple[ImageRow, Reference | None]:
@@ -170,13 +174,11 @@ def familiar(canonical: str) -> str:
 
 def _names_to_take(row: ImageRow, by_name: Reference | None) -> list[str]:
     """Which names go: all for an id; else the one given, and with the last tag of a repository also its digests."""
-    if by_name is None:
+    if by_name is None or by_name.canonical not in row.references:
         return list(row.references)
-    taken = [by_name.canonical] if by_name.canonical in row.references else []
-    same = [reference for reference in row.references if Reference.parse(reference).repository == by_name.repository and reference not in taken]
-    if all("@" in reference for reference in same):
-        taken += same
-    return taken or list(row.references)
+    others = [reference for reference in row.references if reference != by_name.canonical]
+    same = [reference for reference in others if Reference.parse(reference).repository == by_name.repository]
+    return [by_name.canonical, *same] if all("@" in reference for reference in same) else [by_name.canonical]
 
 
 def _image(row: ImageRow) -> Image:
