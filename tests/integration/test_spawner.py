@@ -448,6 +448,8 @@ def test_mounts_made_later_are_seen(served: Stub, tmp_path: Path) -> None:
         report = served.report(cwd=str(place / "inside"))
         assert report["served"]
         assert report["cwd"] == str(place / "inside")
+        assert served("wait", str(place / "inside" / "written"), "0").returncode == 0
+        assert (place / "inside" / "written").exists()
         assert os.stat(f"/proc/{served.spawner}/ns/mnt").st_ino != os.stat("/proc/self/ns/mnt").st_ino
     finally:
         # Not busy: no namespace of the spawner keeps it.
