@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shutil
 import struct
@@ -253,3 +254,14 @@ def test_a_device_that_is_a_whiteout_in_the_tar_hides_what_lies_below(store: Sto
     upper = LayerTar().add("gone", tarfile.CHRTYPE, devmajor=0, devminor=0, mode=0)
     ours = shown(store, [bytes(LayerTar().add("gone").add("kept")), bytes(upper)], home)
     assert set(ours) == {b"", b"kept"}
+
+
+def test_archives_that_end_early_but_whole(store: Store, home: Path) -> None:
+    """No byte at all, no end mark, and a last file that is not padded to a block."""
+    unpadded = tarfile.TarInfo("last")
+    unpadded.size = 700
+    without_end = [bytes(LayerTar().add(name, content=content))[:-1024] for name, content in (("file", b"f" * 512), ("first", b"1"))]
+    ours = shown(store, [b"", without_end[0], without_end[1] + unpadded.tobuf() + b"l" * 700], home)
+    assert {name: entry[8] for name, entry in ours.items() if name} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in ((b"file", b"f" * 512), (b"first", b"1"), (b"last", b"l" * 700))
+    }

@@ -455,3 +455,35 @@ def test_an_ordinary_user_with_subordinate_ids(home: Path) -> None:
     assert found[b"closed"][:3] == ("0o40000", 65535, 0)
     assert found[b"own"][1:3] == (0, 0)
     assert left == set()
+
+
+@pytest.mark.root
+def test_collecting_is_not_hindered_by_mounts_elsewhere(home: Path) -> None:
+    """A spawner's mount namespace still has the layer: it goes from the disk all the same, and an open file is readable to its end."""
+    with open_store(home) as store:
+        image = put_image(store, [FIRST], "first")
+        plan = store.layers.plan(image.layers)
+        to_child, from_child = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+
+            def hold() -> bytes:
+                store.layers.mount(plan)
+                with (Path(plan[0].host_path) / "etc/first").open("rb") as file:
+                    os.write(from_child[1], b"mounted")
+                    os.read(to_child[0], 1)
+                    return file.read()
+
+            try:
+                content = in_mount_namespace(hold)
+                os.write(from_child[1], content[:10])
+            finally:
+                os._exit(0)
+        assert os.read(from_child[0], 7) == b"mounted"
+        store.images.remove("first")
+        assert stored(home) == set()
+        os.write(to_child[1], b"!")
+        assert os.read(from_child[0], 10) == b"1" * 10
+        os.waitpid(child, 0)
+        for descriptor in (*to_child, *from_child):
+            os.close(descriptor)
