@@ -193,8 +193,14 @@ class Container:
         pids = set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid))
         import subprocess  # only this verb runs a program of the host
 
-        result = subprocess.run(["ps", *(arguments or ["-ef"])], capture_output=True, text=True, check=False)
-        if result.returncode:
+        chosen = list(arguments) or ["-ef"]
+        # Without -e, ps chooses by terminal and user; told the processes, it shows just them, unless the arguments choose too.
+        lists = [[*chosen, f"-q{','.join(map(str, pids))}"], chosen] if chosen != ["-ef"] else [chosen]
+        for words in lists:
+            result = subprocess.run(["ps", *words], capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                break
+        else:
             raise InvalidInput("ps refused its arguments", result.stderr.strip().partition("\n")[0], "see ps(1)")
         lines = result.stdout.splitlines()
         titles = lines[0].split()
@@ -246,6 +252,7 @@ class Containers:
     def create(self, options: ContainerOptions) -> Container:
         """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says."""
         image = self._image(options)
+        options = msgspec.structs.replace(options, labels={**(image.config.config.labels or {}), **options.labels})
         identifier = secrets.token_hex(32)
         if options.name and not names.VALID.fullmatch(options.name):
             raise InvalidInput(f"invalid container name {options.name!r}", "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", "choose another")
