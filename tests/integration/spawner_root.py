@@ -40,6 +40,7 @@ def report() -> dict[str, object]:
         "oom": int(Path("/proc/self/oom_score_adj").read_text()),
         "session": os.getsid(0),
         "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd")),
+        "scheduler": os.sched_getscheduler(0),
         "tty": [os.isatty(number) for number in range(3)],
     }
 
@@ -113,6 +114,7 @@ def configure(home: str) -> Configuration:
         interpreter=os.fsencode(os.environ.get("TEST_INTERPRETER") or os.path.dirname(sys.executable)),
         package=os.fsencode(Path(sys.modules["bulle"].__file__ or "").resolve().parent),
         spare=json.loads(os.environ.get("TEST_SPARE", '{"command": 1, "monitor": 1}')),
+        rehearsals={"command": lambda: command(["report"], [], None)},
         on_orphan=orphan_ended,
         idle_s=float(os.environ.get("BULLE_SPAWNER_IDLE_S", "300")),
     )

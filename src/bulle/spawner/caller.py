@@ -21,6 +21,7 @@ from bulle.spawner.protocol import LIMIT_COUNT, Reason
 NAMESPACES = ("user", "net", "pid", "pid_for_children", "uts", "ipc", "cgroup", "time", "time_for_children")
 SO_PEERPIDFD = 77
 CAP_SETGID = 6
+CAP_SYS_NICE = 23
 CAP_SYS_RESOURCE = 24
 _CAPABILITY_LINES = (b"CapInh", b"CapPrm", b"CapEff", b"CapBnd", b"CapAmb")
 

@@ -71,12 +71,14 @@ def leave_server(kept: list[int]) -> None:
     os.closerange(first, 1 << 30)
 
 
-def wait_for_assignment(control: socket.socket, entries: dict[str, Entry], rehearse: Callable[[], object] | None) -> NoReturn:
+def wait_for_assignment(
+    control: socket.socket, entries: dict[str, Entry], rehearse: Callable[[], object] | None, may_yield: bool
+) -> NoReturn:
     """The life of a blank child: rehearse, wait, live. Without an assignment (the server ended or changed) it just ends."""
     code = 0
     try:
         if rehearse is not None:
-            _rehearse(rehearse)
+            _rehearse(rehearse, may_yield)
         control.send(READY)
         try:
             data, descriptors, _ = receive_with_descriptors(control, BLANK_LIMIT + 4)
@@ -97,16 +99,21 @@ def wait_for_assignment(control: socket.socket, entries: dict[str, Entry], rehea
         os._exit(code)
 
 
-def _rehearse(rehearse: Callable[[], object]) -> None:
+def _rehearse(rehearse: Callable[[], object], may_yield: bool) -> None:
     """Write now to the pages that a command writes to (reference counts, above all), and so copy them, while nobody waits for it."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     error = os.dup(2)
     os.dup2(null, 2)
     try:
+        # In time that nobody else wants: the command before may still be running.
+        if may_yield:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         rehearse()
     except BaseException:  # noqa: BLE001 -- a rehearsal may fail as it likes
         pass
     finally:
+        if may_yield:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.dup2(error, 2)
         os.close(error)
         os.close(null)

@@ -20,7 +20,9 @@ from bulle.spawner.protocol import send_with_descriptors
 class Nursery:
     """The blank children of one spawner."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, may_yield: bool) -> None:
+        """``may_yield``: whether this user may leave the SCHED_IDLE class again."""
+        self._may_yield = may_yield
         self._entries = dict(configuration.entries)
         self._spare = configuration.spare
         self._rehearsals = configuration.rehearsals
@@ -80,7 +82,7 @@ class Nursery:
                 if pid == 0:
                     try:
                         leave_server([theirs.fileno()])
-                        wait_for_assignment(theirs, self._entries, self._rehearsals.get(entry))
+                        wait_for_assignment(theirs, self._entries, self._rehearsals.get(entry), self._may_yield)
                     finally:
                         os._exit(70)
                 theirs.close()

@@ -95,7 +95,7 @@ class Server:
         self.code = CodeWatch()
         self._successor = successor
         self._broken_code = self.code.loaded
-        self._nursery = Nursery(configuration)
+        self._nursery = Nursery(configuration, origin.has_capability(caller.CAP_SYS_NICE))
         self._pending: dict[int, Pending] = {}
         self._forsaken: dict[int, float] = {}  # child without a caller -> when it is ended
         self._calling: dict[int, int] = {}  # descriptor of a waiting caller's connection -> its child's pid
