@@ -44,6 +44,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
         ],
         "Config": {
             "Hostname": plan.hostname,
+            "Domainname": "",
             "User": plan.process.user,
             "Tty": plan.process.terminal,
             "OpenStdin": options.interactive,
@@ -56,7 +57,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
             "StopSignal": plan.stop_signal,
             "StopTimeout": plan.stop_timeout_s,
         },
-        "NetworkSettings": {"Networks": {plan.network.mode: {}}, "Ports": {}},
+        "NetworkSettings": {"Networks": {plan.network.mode: {}}, "Ports": {}, "IPAddress": "", "Gateway": "", "MacAddress": ""},
     }
 
 
@@ -108,7 +109,8 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
     plan, options = record.plan, record.options
     resources, security = plan.resources, plan.security
     return {
-        "Binds": [f"{mount.host_path}:{mount.container_path}{':ro' if mount.read_only else ''}" for mount in plan.mounts if mount.kind == "bind"],
+        "Binds": [f"{mount.host_path}:{mount.container_path}{':ro' if mount.read_only else ''}" for mount in plan.mounts if mount.kind == "bind"]
+        or None,
         "NetworkMode": plan.network.mode,
         "AutoRemove": options.auto_remove,
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
@@ -131,10 +133,14 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
         "Tmpfs": {mount.container_path: ",".join(mount.options) for mount in plan.mounts if mount.kind == "tmpfs"} or None,
         "ShmSize": plan.shm_bytes,
         "Memory": resources.memory_bytes,
-        "MemorySwap": resources.memory_swap_bytes,
+        "MemorySwap": resources.memory_swap_bytes or 2 * resources.memory_bytes,
         "NanoCpus": resources.nano_cpus,
         "CpuShares": resources.cpu_shares,
         "CpusetCpus": resources.cpuset_cpus,
+        "IpcMode": "private" if plan.isolation == "container" else "host",
+        "PidMode": "",
+        "UTSMode": "",
+        "CgroupnsMode": "private" if plan.isolation == "container" else "host",
         "PidsLimit": resources.pids_limit or None,
         "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in options.limits] or None,
         "Init": options.init,

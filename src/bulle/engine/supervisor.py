@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ import msgspec
 
 from bulle.engine import removal
 from bulle.engine.drivers import LEVELS, driver_for
-from bulle.errors import BulleError, StorageFull
+from bulle.errors import BulleError, Conflict, StorageFull
 from bulle.isolation import seccomp_profile
 from bulle.isolation.driver import Driver, Stdio, Workload
 from bulle.linux import capabilities, process
@@ -93,21 +94,34 @@ def warm(home: Path) -> None:
     seccomp_profile.program_for("default", frozenset(capabilities.parse_caps()), home / "cache")
 
 
-def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
+@dataclass
+class Watch:
+    """A container that was started by this process, which is its monitor now. ``lock`` is held as long as this process is that."""
+
+    order: Order
+    driver: Driver
+    workload: Workload
+    state: ContainerState
+    supervisor: supervisor.Supervisor
+    lock: int
+
+
+def begin(order: Order, leash: Leash | None) -> Watch:
+    """Start the container and become its monitor.
+
+    Raises BulleError; then it is recorded as failed, or gone if it was to be removed.
+    """
     plan, home = order.plan, Path(order.home)
     directory = plan.state_host_path
     lock = _lock(directory, _PREDECESSOR_PATIENCE_S)
     if lock < 0:
-        _send(client, event("error", error=BulleError("the container is being started by somebody else", "", "wait a moment")))
-        return
+        raise Conflict("the container is being started by somebody else", "", "wait a moment")
     driver = driver_for(plan.isolation, home)
     try:
         driver.require(plan)
-        store = Store(home, Database(home))
-        store.layers.mount(plan.root.layers)
-        terminal = plan.process.terminal
+        Store(home, Database(home)).layers.mount(plan.root.layers)
         owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
-        streams, stdio = (Streams(), _no_stdio()) if terminal else make_fifos(directory, owner, order.interactive)
+        streams, stdio = (Streams(), _no_stdio()) if plan.process.terminal else make_fifos(directory, owner, order.interactive)
         try:
             workload = driver.start(plan, stdio)
         finally:
@@ -115,8 +129,10 @@ def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
         log = LogWriter(directory)
         listener = supervisor.listen(directory)
     except (BulleError, OSError) as error:
-        _start_failed(order, client, driver, error if isinstance(error, BulleError) else _as_error(error))
-        return
+        failure = error if isinstance(error, BulleError) else _as_error(error)
+        _start_failed(order, driver, failure)
+        os.close(lock)
+        raise failure from error
     state = ContainerState(
         status="running",
         pid=workload.pid,
@@ -132,10 +148,18 @@ def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
         os.set_blocking(workload.terminal, False)
         if leash is not None:
             leash.hold(workload.terminal)
-    _send(client, event("started", pid=workload.pid, notes=tuple(workload.notes)))
-    watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, log, listener)
-    watch.add_client(client, Hello(order.attach, order.interactive))
-    _finish(order, driver, state, watch)
+    return Watch(order, driver, workload, state, supervisor.Supervisor(workload.pidfd, streams, workload.terminal, log, listener), lock)
+
+
+def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
+    try:
+        watch = begin(order, leash)
+    except BulleError as error:
+        _send(client, event("error", error=error))
+        return
+    _send(client, event("started", pid=watch.workload.pid, notes=tuple(watch.workload.notes)))
+    watch.supervisor.add_client(client, Hello(order.attach, order.interactive))
+    _finish(order, watch.driver, watch.state, watch.supervisor)
 
 
 def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
@@ -147,7 +171,7 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     driver = driver_for(order.plan.isolation, Path(order.home))
     pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.boot_id == process.boot_id() else None
     if pidfd is None:
-        _record_end(order, driver, state, _orphan_status(order, state.pid))
+        record_end(order, driver, state, _orphan_status(order, state.pid))
         return
     terminal = held[0] if held else -1
     if leash is not None and terminal >= 0:
@@ -181,23 +205,27 @@ def _execute(order: Order, wanted: Process, client: socket.socket) -> None:
 
 
 def _finish(order: Order, driver: Driver, state: ContainerState, watch: supervisor.Supervisor) -> None:
-    status = watch.run()
-    if status < 0:
-        status = _orphan_status(order, state.pid)
-    code = supervisor.exit_code(status)
-    if order.auto_remove:
-        # A client that waits for the end frees the name itself (its database is open, ours is not): we only do it for one that is gone.
-        watch.finish_clients(event("exited", exit_code=code))
-        if not watch.released:
-            removal.forget(Database(Path(order.home)), order.plan)
-        driver.clean_up(order.plan)
-        removal.remove_directory(order.plan)
+    status = ended_status(order, state, watch.run())
+    finish = event("exited", exit_code=supervisor.exit_code(status))
+    if not order.auto_remove:
+        record_end(order, driver, state, status)
+        watch.finish_clients(finish)
         return
-    _record_end(order, driver, state, status)
-    watch.finish_clients(event("exited", exit_code=code))
+    # A client that waits for the end frees the name itself (its database is open, ours is not): we only do it for one that is gone.
+    watch.finish_clients(finish)
+    if not watch.released:
+        removal.forget(Database(Path(order.home)), order.plan)
+    driver.clean_up(order.plan)
+    removal.remove_directory(order.plan)
 
 
-def _record_end(order: Order, driver: Driver, state: ContainerState, status: int) -> None:
+def ended_status(order: Order, state: ContainerState, status: int) -> int:
+    """The wait status of the workload, from what the spawner kept where it was not ours to reap; -1 for unknown."""
+    return status if status >= 0 else _orphan_status(order, state.pid)
+
+
+def record_end(order: Order, driver: Driver, state: ContainerState, status: int) -> None:
+    """Clean up and write how the container ended (``status`` as of wait(2), -1 for unknown)."""
     out_of_memory = driver.ran_out_of_memory(order.plan)
     driver.clean_up(order.plan)
     ended = msgspec.structs.replace(
@@ -216,7 +244,7 @@ def _record_end(order: Order, driver: Driver, state: ContainerState, status: int
         removal.remove_directory(order.plan)
 
 
-def _start_failed(order: Order, client: socket.socket, driver: Driver, error: BulleError) -> None:
+def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
     with suppress(OSError, BulleError):
         driver.clean_up(order.plan)
     if order.auto_remove:
@@ -226,7 +254,6 @@ def _start_failed(order: Order, client: socket.socket, driver: Driver, error: Bu
     else:
         with suppress(OSError):
             write_state(order.plan.state_host_path, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=time.time_ns()))
-    _send(client, event("error", error=error))
 
 
 def _orphan_status(order: Order, pid: int) -> int:

@@ -17,6 +17,7 @@ import msgspec
 
 from bulle.errors import BulleError, from_parts
 from bulle.monitor.frames import MOST_PAYLOAD, Event, FrameReader, Hello, Kind, frame
+from bulle.monitor.local import DetachKeys
 
 _CHUNK = 64 * 1024
 
@@ -134,7 +135,7 @@ class Attachment:
 
     def pump(self, stdin_fd: int, stdout_fd: int, stderr_fd: int, detach_keys: bytes = b"") -> Outcome:
         """Carry input and output until the container ends, the keys are typed, or the monitor is gone. Descriptors of the caller; -1 for none."""
-        keys = _DetachKeys(detach_keys)
+        keys = DetachKeys(detach_keys)
         while True:
             if not self._frames:
                 sources = [self.fileno()] + ([stdin_fd] if stdin_fd >= 0 else [])
@@ -167,7 +168,7 @@ class Attachment:
                 return happened.exit_code
         return None
 
-    def _forward_input(self, stdin_fd: int, keys: _DetachKeys) -> bool:
+    def _forward_input(self, stdin_fd: int, keys: DetachKeys) -> bool:
         """Pass on what can be read; False at the end of input or when the detach keys were typed."""
         try:
             data = os.read(stdin_fd, _CHUNK)
@@ -185,32 +186,6 @@ class Attachment:
         except (BrokenPipeError, ConnectionResetError):
             return False  # it ended meanwhile; the exit follows
         return not keys.complete
-
-
-class _DetachKeys:
-    """Finds the sequence that means "leave me" in what is typed, and holds a beginning of it back until it is clear."""
-
-    def __init__(self, sequence: bytes) -> None:
-        self._sequence = sequence
-        self._matched = 0
-        self.complete = False
-
-    def filter(self, data: bytes) -> bytes:
-        if not self._sequence:
-            return data
-        kept = bytearray()
-        for byte in data:
-            if byte == self._sequence[self._matched]:
-                self._matched += 1
-                if self._matched == len(self._sequence):
-                    self.complete = True
-                    break
-                continue
-            kept += self._sequence[: self._matched]
-            self._matched = 1 if byte == self._sequence[0] else 0
-            if not self._matched:
-                kept.append(byte)
-        return bytes(kept)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -20,12 +20,17 @@ import msgspec
 
 from bulle.linux import process
 from bulle.monitor.frames import MOST_PAYLOAD, FrameReader, Hello, Kind, event, frame
+from bulle.monitor.local import LocalStreams
 from bulle.monitor.logs import LogWriter
 from bulle.monitor.stdio import Streams
 
 _CHUNK = 64 * 1024
 _MOST_WAITING = 1 << 20  # bytes that may wait for one client before the container itself must wait
 _REAPED_ELSEWHERE_S = 2.0
+
+
+class Detached(Exception):
+    """The detach keys were typed."""
 
 
 class _Client:
@@ -59,6 +64,8 @@ class Supervisor:
         self._log = log
         self._listener = listener
         self._clients: dict[int, _Client] = {}
+        self.local: LocalStreams | None = None
+        """The caller's own streams, where the supervisor runs in the caller's process."""
         self._input = bytearray()
         self._close_input = False
         self.released = False
@@ -74,22 +81,13 @@ class Supervisor:
             self._guarded(client, lambda client=client: client.send(data))  # type: ignore[misc]
 
     def run(self) -> int:
-        """Serve until the workload has ended and its last output is passed on; returns its wait status, -1 where nobody could learn it."""
+        """Serve until the workload has ended and its last output is passed on; returns its wait status, -1 where nobody could learn it.
+
+        With local streams: raises Detached when the keys were typed, and OSError (BrokenPipeError) when their reader is gone; the workload goes on.
+        """
         while True:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            if self._listener is not None:
-                poll.register(self._listener, select.POLLIN)
-            if not any(len(client.waiting) > _MOST_WAITING for client in self._clients.values()):
-                for descriptor in self._outputs:
-                    poll.register(descriptor, select.POLLIN)
-            if self._input and self._stdin >= 0 and self._stdin != self._terminal:
-                poll.register(self._stdin, select.POLLOUT)
-            for descriptor, client in self._clients.items():
-                wanted = select.POLLIN if len(self._input) < _MOST_WAITING else 0
-                poll.register(descriptor, wanted | (select.POLLOUT if client.waiting else 0))
             ended = False
-            for descriptor, _events in poll.poll(50 if self._input and self._stdin == self._terminal else None):
+            for descriptor, _events in self._poll():
                 if descriptor == self._pidfd:
                     ended = True
                 elif descriptor in self._outputs:
@@ -98,9 +96,45 @@ class Supervisor:
                     self._accept()
                 elif descriptor in self._clients:
                     self._serve(self._clients[descriptor])
+                elif self.local is not None and descriptor == self.local.stdin:
+                    self._read_local(self.local)
+            if self.local is not None:
+                self.local.flush()
             self._write_input()
             if ended:
                 return self._finish()
+
+    def _poll(self) -> list[tuple[int, int]]:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if self._listener is not None:
+            poll.register(self._listener, select.POLLIN)
+        waiting = max((len(client.waiting) for client in self._clients.values()), default=0)
+        if max(waiting, self.local.waiting if self.local else 0) <= _MOST_WAITING:
+            for descriptor in self._outputs:
+                poll.register(descriptor, select.POLLIN)
+        if self._input and self._stdin >= 0 and self._stdin != self._terminal:
+            poll.register(self._stdin, select.POLLOUT)
+        hungry = len(self._input) < _MOST_WAITING
+        for descriptor, client in self._clients.items():
+            poll.register(descriptor, (select.POLLIN if hungry else 0) | (select.POLLOUT if client.waiting else 0))
+        if self.local is not None:
+            for descriptor in self.local.blocked():
+                poll.register(descriptor, select.POLLOUT)
+            if hungry and self.local.stdin >= 0:
+                poll.register(self.local.stdin, select.POLLIN)
+        return poll.poll(50 if self._input and self._stdin == self._terminal else None)
+
+    def _read_local(self, local: LocalStreams) -> None:
+        data = local.read()
+        if data is None:
+            local.stdin = -1
+            self._close_input = self._terminal < 0
+        else:
+            self._input += data
+        if local.keys.complete:
+            self._write_input()
+            raise Detached
 
     def finish_clients(self, exit_event: bytes, patience_s: float = 10.0) -> None:
         """Tell everyone the end, and wait a little for those who still have output to take, until they have closed."""
@@ -118,12 +152,22 @@ class Supervisor:
         for client in list(self._clients.values()):
             self._forget(client)
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the workload's terminal a size."""
+        if self._terminal >= 0:
+            fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def close_log(self) -> None:
+        """Stop logging: another monitor goes on."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
     def _finish(self) -> int:
         for descriptor in list(self._outputs):
             while self._read_output(descriptor):
                 pass
-        if self._log is not None:
-            self._log.close()
+        self.close_log()
         return wait_status(self._pidfd)
 
     def _read_output(self, descriptor: int) -> bool:
@@ -140,6 +184,8 @@ class Supervisor:
         stream = self._outputs[descriptor]
         if self._log is not None:
             self._log.write(stream, data)
+        if self.local is not None:
+            self.local.write(stream, data)
         out = frame(Kind.STDOUT if stream == "stdout" else Kind.STDERR, data)
         for client in list(self._clients.values()):
             if client.hello is not None and client.hello.output:
@@ -175,9 +221,8 @@ class Supervisor:
             self._guarded(client, lambda: client.send(event("started")))
         elif kind == Kind.RELEASED:
             self.released = True
-        elif kind == Kind.RESIZE and self._terminal >= 0:
-            rows, columns = struct.unpack(">HH", payload)
-            fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        elif kind == Kind.RESIZE:
+            self.resize(*struct.unpack(">HH", payload))
         elif kind == Kind.STDIN and self._stdin >= 0:
             if payload:
                 self._input += payload

@@ -1,0 +1,103 @@
+"""A container in the foreground: the command's own process is its monitor, so that starting one takes a process and a conversation less.
+
+Only a child of the spawner does this: its leash makes sure that a container goes on when its command is killed, with a monitor of the ordinary kind (which
+``--recover`` starts), as it also does when the user detaches. From outside nothing differs: the same files, the same socket for others to attach.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+import msgspec
+
+from bulle.engine import removal, supervisor
+from bulle.engine.supervisor import Order, Watch
+from bulle.monitor import Outcome
+from bulle.monitor.frames import event
+from bulle.monitor.local import LocalStreams
+from bulle.monitor.supervisor import Detached, exit_code
+from bulle.records.database import Database
+
+
+class CommandLeash(Protocol):
+    """What a command's process needs of its spawner; see ``bulle.spawner.leash``."""
+
+    def hold(self, descriptor: int) -> None: ...
+    def release(self) -> None: ...
+    def recover_as(self, entry: str, argv: list[str]) -> None: ...
+
+
+class Foreground:
+    """A running container whose monitor is this process; used as :class:`bulle.monitor.Attachment` is."""
+
+    def __init__(
+        self,
+        order: Order,
+        database: Database,
+        leash: CommandLeash,
+        hand_over: Callable[[Order, int], None],
+        afterwards: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._order = order
+        self._database = database
+        self._leash = leash
+        self._hand_over = hand_over
+        self._afterwards = afterwards
+        leash.recover_as("monitor", [msgspec.json.encode(order).decode()])
+        try:
+            self._watch: Watch | None = supervisor.begin(order, leash)
+        except BaseException:
+            leash.release()
+            raise
+        self.notes = tuple(self._watch.workload.notes)
+
+    def pump(self, stdin_fd: int, stdout_fd: int, stderr_fd: int, detach_keys: bytes = b"") -> Outcome:
+        """Be the monitor until the container ends or the keys are typed; descriptors of the caller, -1 for none."""
+        watch = self._watch
+        assert watch is not None
+        local = watch.supervisor.local = LocalStreams(stdin_fd, stdout_fd, stderr_fd, detach_keys)
+        try:
+            status = watch.supervisor.run()
+        except Detached:
+            self.close()
+            return Outcome(None, True)
+        except BaseException:
+            self.close()
+            raise
+        self._watch = None
+        code = exit_code(supervisor.ended_status(self._order, watch.state, status))
+        finish = event("exited", exit_code=code)
+        if self._order.auto_remove:
+            removal.forget(self._database, self._order.plan)
+            self._afterwards(lambda: self._clean_up(watch, finish))
+        else:
+            supervisor.record_end(self._order, watch.driver, watch.state, status)
+            watch.supervisor.finish_clients(finish, 0.0)
+            self._leash.release()
+        local.close()
+        return Outcome(code)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the container's terminal its new size."""
+        if self._watch is not None:
+            with suppress(OSError):
+                self._watch.supervisor.resize(rows, columns)
+
+    def close(self) -> None:
+        """Leave a container that still runs to a monitor of its own; nothing where it has ended."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        watch.supervisor.close_log()
+        os.close(watch.lock)
+        self._hand_over(self._order, watch.workload.terminal)
+        self._leash.release()
+
+    def _clean_up(self, watch: Watch, finish: bytes) -> None:
+        watch.supervisor.finish_clients(finish, 0.0)
+        watch.driver.clean_up(self._order.plan)
+        removal.remove_directory(self._order.plan)
+        self._leash.release()
