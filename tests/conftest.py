@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from bulle_testing import leaks, places, tiers
 pytest_plugins = ["bulle_testing.peers"]
 
 _run_directory: Path | None = None
+_failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,6 +45,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Decide by the marks whether the machine can run this test."""
     tiers.check(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember a failure for the fixtures that clean up after it."""
+    report = yield
+    if report.when == "call":
+        item.stash[_failed] = report.failed
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -74,6 +84,9 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before = leaks.Snapshot.take(root)
     yield
     left = leaks.what_is_left(before, root)
+    if request.node.stash.get(_failed, False):
+        # The traceback of a failed test holds its objects, and with them their descriptors.
+        left = [line for line in left if not line.startswith("descriptor ")]
     if left:
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
 
