@@ -119,7 +119,7 @@ class BulleCommand:
     def __call__(
         self,
         *arguments: str | Path,
-        input: str | bytes | None = None,  # noqa: A002 - subprocess's own word
+        input: str | bytes | None = None,
         environment: Mapping[str, str] | None = None,
         check: bool = False,
         text: bool = True,
