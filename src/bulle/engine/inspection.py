@@ -77,7 +77,9 @@ def image_document(image: Image) -> dict[str, object]:
         "Variant": config.variant,
         "Os": config.os,
         "Size": image.size_bytes,
-        "Config": msgspec.to_builtins(runtime) if runtime else {},
+        # What an image does not say is there too, as null or empty: templates ask for it.
+        "Config": {"User": "", "Env": None, "Cmd": None, "Entrypoint": None, "Volumes": None, "WorkingDir": "", "Labels": None}
+        | (msgspec.to_builtins(runtime) if runtime else {}),
         "RootFS": {"Type": "layers", "Layers": [str(diff_id) for diff_id in image.layers]},
         "Descriptor": {"mediaType": image.manifest_media_type, "digest": str(image.manifest_digest), "size": len(image.manifest)},
         "Metadata": {"LastTagTime": timestamp(image.created_at_ns)},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from bulle.errors import BulleError, StorageFull, Unavailable
 
 SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 30.0
 
 SCHEMA = """
 CREATE TABLE image (
@@ -99,11 +101,11 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             connection.execute("PRAGMA foreign_keys = ON")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
-                connection.execute("PRAGMA journal_mode = WAL")
+                _use_write_ahead_log(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version == 0:
@@ -155,6 +157,19 @@ class Database:
         if getattr(self._local, "pid", 0) == os.getpid():
             self._local.connection.close()
             self._local.pid = 0
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Change the journal's mode, for which SQLite does not wait by itself when two open a new database at the same moment."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+        time.sleep(0.002)
 
 
 def _explained(error: sqlite3.Error, path: Path) -> BulleError:
