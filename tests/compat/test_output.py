@@ -1,0 +1,93 @@
+"""What the listing verbs print is what Docker prints for the same containers: columns, fields of templates, documents, streams."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from bulle_testing.peers import Docker, docker_archive, pack
+from conftest import BulleCommand
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.programs("dockerd", "docker", "containerd", "runc")]
+
+Say = Callable[..., str]
+PS_FIELDS = ("Names", "Image", "Command", "Ports", "State", "Labels", "Networks", "LocalVolumes")
+INSPECT_FIELDS = (
+    "Path", "Args", "State.Status", "State.Running", "State.ExitCode", "State.OOMKilled", "State.Error", "Name", "RestartCount",
+    "HostConfig.Binds", "HostConfig.NetworkMode", "HostConfig.Memory", "HostConfig.ReadonlyRootfs", "HostConfig.ShmSize",
+    "HostConfig.AutoRemove", "HostConfig.Privileged", "Config.Image", "Config.Labels", "Config.User", "Config.Tty", "Config.OpenStdin", "Config.Cmd",
+    "Config.Entrypoint", "HostConfig.RestartPolicy", "HostConfig.PidsLimit", "HostConfig.NanoCpus", "Image",
+    "HostConfig.MemorySwap", "HostConfig.IpcMode", "HostConfig.CapAdd", "HostConfig.SecurityOpt", "NetworkSettings.IPAddress", "Config.Domainname",
+)  # fmt: skip
+IMAGE_FIELDS = ("Id", "RepoTags", "Architecture", "Os", "Config.Cmd", "Config.Env", "Config.Labels", "Config.Entrypoint", "RootFS")
+RUN = (
+    "run", "-d", "--name", "web", "--label", "a=b", "--network", "none", "-m", "100m", "-v", "/usr/share:/s:ro", "--tmpfs", "/t", "-u", "nobody",
+)  # fmt: skip
+
+
+@pytest.fixture
+def both(dockerd: Docker, bulle: BulleCommand, busybox_rootfs: Path, tmp_path: Path) -> Iterator[dict[str, Say]]:
+    """Docker and Bulle with one running, one ended and one new container of the same image, whose configuration has a label."""
+    archive = tmp_path / "image.tar"
+    docker_archive(archive, [pack(busybox_rootfs)], tags=["labelled:1"], config={"Labels": {"made": "here"}})
+
+    def docker_says(*arguments: str) -> str:
+        done = dockerd(*arguments, check=False)
+        return done.stdout + done.stderr
+
+    def bulle_says(*arguments: str) -> str:
+        done = bulle(*arguments)
+        return done.stdout + done.stderr
+
+    engines = {"Docker": docker_says, "Bulle": bulle_says}
+    try:
+        for say in engines.values():
+            assert say("load", "-i", str(archive)) == "Loaded image: labelled:1\n"
+            assert re.fullmatch(r"[0-9a-f]{64}\n", say(*RUN, "labelled:1", "sh", "-c", "echo out; sleep 0.1; echo err >&2; exec sleep 1000"))
+            assert say("run", "--name", "ended", "--network", "none", "labelled:1", "sh", "-c", "exit 3") == ""
+            say("create", "--name", "new", "--network", "none", "labelled:1", "true")
+        yield engines
+    finally:
+        for say in engines.values():
+            with suppress(AssertionError):
+                say("rm", "-f", "web", "ended", "new")
+        dockerd("rmi", "labelled:1", check=False)
+
+
+def same(engines: dict[str, Say], *arguments: str, change: Callable[[str], object] = str) -> None:
+    """Both print the same, once ``change`` has taken away what must differ."""
+    said = {name: change(say(*arguments)) for name, say in engines.items()}
+    assert said["Bulle"] == said["Docker"], arguments
+
+
+def titles(text: str) -> list[str]:
+    """The words of a table's first line."""
+    return re.split(r"\s{2,}", text.split("\n")[0].strip())
+
+
+def test_listings_are_docker_s(both: dict[str, Say]) -> None:
+    for arguments in (("ps",), ("ps", "-a", "--no-trunc"), ("images",), ("images", "--digests"), ("top", "web"), ("top", "web", "aux")):
+        same(both, *arguments, change=titles)
+    same(both, "ps", "-a", "--format", "\t".join(f"{{{{.{name}}}}}" for name in PS_FIELDS))
+    same(both, "ps", "-a", "--format", "table {{.Names}}\t{{.Command}}\t{{.Labels}}")
+    same(both, "ps", "-a", "--filter", "label=made=here", "--filter", "status=exited", "--format", "{{.Names}}")
+    same(both, "images", "--no-trunc", "--format", "{{.Repository}} {{.Tag}} {{.ID}} {{.CreatedAt}}", change=lambda text: "labelled 1" in text)
+    same(both, "top", "web", "-o", "pid,comm", change=lambda text: re.sub(r"\d+ +", "", text))
+    same(both, "logs", "web", change=lambda text: sorted(text.split()))
+    same(both, "logs", "-t", "web", change=lambda text: sorted(re.sub(r"\S+Z ", "TIME ", text).split("\n")))
+
+
+def test_documents_have_docker_s_values(both: dict[str, Say]) -> None:
+    differing = {}
+    for name, fields in (("web", INSPECT_FIELDS), ("ended", INSPECT_FIELDS), ("new", INSPECT_FIELDS), ("labelled:1", IMAGE_FIELDS)):
+        form = "[" + ",".join(f"{{{{json .{field}}}}}" for field in fields) + "]"
+        said = [both[engine]("inspect", "--format", form, name) for engine in ("Docker", "Bulle")]
+        assert all(text.startswith("[") for text in said), said
+        docker, bulle = map(json.loads, said)
+        differing |= {f"{name} {field}": (a, b) for field, a, b in zip(fields, docker, bulle, strict=True) if a != b}
+    assert differing == {}
