@@ -23,7 +23,7 @@ from bulle.engine.inspection import container_document
 from bulle.engine.supervisor import Order
 from bulle.errors import BulleError, Conflict, InvalidInput, StorageFull
 from bulle.isolation.root_filesystem import identity_files
-from bulle.linux import process
+from bulle.linux import process, subordinate_ids
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import Process, RunPlan
@@ -303,7 +303,7 @@ class Containers:
         if os.geteuid() == 0:
             users = groups = identities.root_mappings(first) if first is not None else ()
         else:
-            users, groups = identities.rootless_mappings()
+            users, groups = subordinate_ids.rootless_mappings()
         return planning.compose(
             options,
             image.config.config or ExecutionConfig(),

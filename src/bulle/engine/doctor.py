@@ -8,10 +8,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from bulle.engine import identities
 from bulle.engine.drivers import LEVELS
 from bulle.isolation.control_group import available
-from bulle.linux import seccomp
+from bulle.linux import seccomp, subordinate_ids
 from bulle.records.database import Database
 from bulle.store import Store
 
@@ -70,7 +69,7 @@ def _seccomp() -> Finding:
 def _identities() -> Finding:
     if os.geteuid() == 0:
         return Finding("user ids", True, "an own range of 65536 ids for each container")
-    users, _groups = identities.rootless_mappings()
+    users, _groups = subordinate_ids.rootless_mappings()
     mend = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {os.environ.get('USER', '$USER')}"
     if len(users) == 1:
         return Finding("user ids", False, "one id only: you have no range in /etc/subuid and /etc/subgid", mend)

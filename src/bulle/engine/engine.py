@@ -24,7 +24,7 @@ class Engine:
         prepare_home(self.home)
         self._database = Database(self.home)
         self._store = Store(self.home, self._database)
-        self.images = Images(self.home, self._store)
+        self.images = Images(self._database, self._store)
         self.containers = Containers(self.home, self._database, self._store, self.images)
 
     def __enter__(self) -> Engine:

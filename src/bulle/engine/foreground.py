@@ -1,7 +1,8 @@
 """A container in the foreground: the command's own process is its monitor, so that starting one takes a process and a conversation less.
 
-Only a child of the spawner does this: its leash makes sure that a container goes on when its command is killed, with a monitor of the ordinary kind (which
-``--recover`` starts), as it also does when the user detaches. From outside nothing differs: the same files, the same socket for others to attach.
+Only a child of the spawner does this: its leash makes sure that a container goes on when its command is killed, with a monitor of the ordinary kind
+(which ``--recover`` starts), as it also does when the user detaches. From outside nothing differs: the same files, the same socket for others to
+attach.
 """
 
 from __future__ import annotations

@@ -7,22 +7,21 @@ out. Each home begins elsewhere in that space, so that two homes rarely meet. us
 from __future__ import annotations
 
 import os
-import pwd
 import zlib
 from collections.abc import Collection
 from pathlib import Path
 
 from bulle.errors import Unavailable
+from bulle.linux.subordinate_ids import RANGE_SIZE, subordinate_ranges
 from bulle.model.run_plan import IdMapping
 
-RANGE_SIZE = 65536
 _FIRST = 524288
 _COUNT = (1878982656 - _FIRST) // RANGE_SIZE
 
 
 def free_range(home: Path, taken: Collection[int]) -> int:
     """The first host id of a range that no container of this home has; Unavailable when all are taken."""
-    reserved = [(start, start + size) for file in ("/etc/subuid", "/etc/subgid") for _, start, size in _subordinate(file)]
+    reserved = [(start, start + size) for file in ("/etc/subuid", "/etc/subgid") for _, start, size in subordinate_ranges(file)]
     begin = zlib.crc32(os.fsencode(home)) % _COUNT
     used = set(taken)
     for offset in range(_COUNT):
@@ -35,34 +34,3 @@ def free_range(home: Path, taken: Collection[int]) -> int:
 def root_mappings(first: int) -> tuple[IdMapping, ...]:
     """The map of a container that got the range beginning at ``first``."""
     return (IdMapping(0, first, RANGE_SIZE),)
-
-
-def rootless_mappings() -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
-    """User and group maps for an ordinary user: container root is that user, the rest her subordinate ids; one id alone where she has none."""
-    user, group = os.geteuid(), os.getegid()
-    try:
-        name = pwd.getpwuid(user).pw_name
-    except KeyError:
-        name = str(user)
-    users, groups = _range_of("/etc/subuid", name, user), _range_of("/etc/subgid", name, user)
-    own_user, own_group = IdMapping(0, user, 1), IdMapping(0, group, 1)
-    if users is None or groups is None:
-        return (own_user,), (own_group,)
-    return (own_user, IdMapping(1, *users)), (own_group, IdMapping(1, *groups))
-
-
-def _range_of(file: str, name: str, user: int) -> tuple[int, int] | None:
-    return next(((start, min(size, RANGE_SIZE)) for owner, start, size in _subordinate(file) if owner in (name, str(user))), None)
-
-
-def _subordinate(file: str) -> list[tuple[str, int, int]]:
-    found = []
-    try:
-        text = Path(file).read_text()
-    except OSError:
-        return []
-    for line in text.splitlines():
-        parts = line.split(":")
-        if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
-            found.append((parts[0], int(parts[1]), int(parts[2])))
-    return found

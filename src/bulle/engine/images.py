@@ -6,15 +6,19 @@ keeps them, and an image becomes visible once all of it is there.
 
 from __future__ import annotations
 
+import shutil
 from builtins import list as list_
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from bulle.engine.inspection import image_document
-from bulle.errors import BulleError, InvalidInput, NotFound
-from bulle.model.image import Platform
+from bulle.errors import BulleError, Conflict, InvalidReference, NotFound
 from bulle.model.reference import Reference
+from bulle.monitor import current_state
+from bulle.records.containers import ContainerRecords
+from bulle.records.database import Database
 from bulle.store import Image, Store
 
 if TYPE_CHECKING:
@@ -28,8 +32,8 @@ BUILT_IN = ("host",)
 class Images:
     """The images of a home."""
 
-    def __init__(self, home: Path, store: Store) -> None:
-        self._home = home
+    def __init__(self, database: Database, store: Store) -> None:
+        self._containers = ContainerRecords(database)
         self._store = store
 
     def pull(self, reference: str, *, platform: str = "", progress: ProgressCallback | None = None) -> Image:
@@ -38,9 +42,13 @@ class Images:
 
         ``platform`` is ``os/architecture[/variant]``, this machine's by default. ``progress`` may be called from several threads.
         """
+        from bulle.registry.documents import parse_platform  # a network client, which most commands do without
         from bulle.registry.sources import open_source
 
-        with open_source(reference, platform=_platform(platform), configuration=self._configuration(progress)) as source:
+        with (
+            self._configured(progress) as configuration,
+            open_source(reference, platform=parse_platform(platform), configuration=configuration) as source,
+        ):
             images = self._receive(source)
         if not images:
             raise NotFound(f"{reference} holds no image", "", "check the name")
@@ -50,7 +58,7 @@ class Images:
         """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
         from bulle.registry.sources import sniff
 
-        with sniff(source, configuration=self._configuration(progress)) as opened:
+        with self._configured(progress) as configuration, sniff(source, configuration=configuration) as opened:
             return self._receive(opened)
 
     def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:
@@ -64,15 +72,34 @@ class Images:
         return self._store.images.list()
 
     def get(self, name: str) -> Image:
-        """By name, id or unambiguous beginning of an id. Raises NotFound."""
-        return self._store.images.get(name)
+        """By name, id or unambiguous beginning of an id; also by the text that it was pulled by (``deb:bookworm+vim``). Raises NotFound."""
+        try:
+            return self._store.images.get(name)
+        except (NotFound, InvalidReference):
+            if ":" not in name:
+                raise
+            from bulle.registry.sources import source_reference  # rarely needed
+
+            reference = source_reference(name)
+            if reference is None or reference.canonical == name:
+                raise
+            return self._store.images.get(reference.canonical)
 
     def tag(self, source: str, target: str) -> None:
         """Give an image one more name."""
         self._store.images.tag(self.get(source), Reference.parse(target))
 
     def remove(self, name: str, *, force: bool = False) -> list_[str]:
-        """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted)."""
+        """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted).
+
+        Raises Conflict when a container was made from it; ``force`` does it all the same unless that container runs.
+        """
+        image = self.get(name)
+        for container in self._containers.of_image(image.id) if force else ():
+            if current_state(container.plan.state_host_path).status == "running":
+                raise Conflict(
+                    f"image {name} cannot be removed", f"container {container.name} runs on it", f"stop it with `bulle stop {container.name}`"
+                )
         lines = self._store.images.remove(name, force)
         self._store.gc()
         return lines
@@ -85,7 +112,7 @@ class Images:
         """The image that a container stands on, pulled when it must be."""
         if pull != "always":
             try:
-                return self._store.images.get(name)
+                return self.get(name)
             except NotFound:
                 if pull == "never" and name not in BUILT_IN:
                     raise
@@ -100,39 +127,51 @@ class Images:
             return image, ()
         return image, (reference,) if reference.canonical in image.references else ()
 
-    def _configuration(self, progress: ProgressCallback | None) -> SourceConfiguration:
+    @contextmanager
+    def _configured(self, progress: ProgressCallback | None) -> Iterator[SourceConfiguration]:
+        """How sources are opened, and where they may put large files meanwhile; what they bring is kept at least that long."""
         from bulle.registry.progress import silent
         from bulle.registry.transport import SourceConfiguration
 
-        temporary = self._home / "tmp"
-        return SourceConfiguration(temporary=temporary, progress=progress or silent)
+        with self._store.receiving():
+            temporary = self._store.temporary_directory()
+            try:
+                yield SourceConfiguration(temporary=temporary, progress=progress or silent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def _receive(self, source: Source) -> list_[Image]:
+        """All images of a source or none: they become visible once every layer of every one is there."""
         try:
-            return [self._receive_one(image) for image in source.images()]
+            images = list_(source.images())
+            for image in images:
+                self._ingest(image)
+            return [
+                self._store.images.commit(
+                    image.manifest,
+                    image.media_type,
+                    image.config,
+                    [(layer.descriptor.parsed_digest, layer.diff_id) for layer in image.layers],
+                    image.references,
+                    host_binds=image.host_binds,
+                )
+                for image in images
+            ]
         except BaseException:
             self._store.gc()  # layers of an image that did not come whole
             raise
 
-    def _receive_one(self, remote: RemoteImage) -> Image:
-        parents = [layer.diff_id for layer in remote.layers]
+    def _ingest(self, image: RemoteImage) -> None:
+        parents = [layer.diff_id for layer in image.layers]
 
         def ingest(position: int) -> None:
-            layer = remote.layers[position]
+            layer = image.layers[position]
             blob = layer.descriptor.parsed_digest
             self._store.layers.ingest(
                 _lazily(layer.open), layer.descriptor.media_type, blob, layer.descriptor.size, layer.diff_id, parents[:position]
             )
 
-        _each(ingest, len(remote.layers))
-        return self._store.images.commit(
-            remote.manifest,
-            remote.media_type,
-            remote.config,
-            [(layer.descriptor.parsed_digest, layer.diff_id) for layer in remote.layers],
-            remote.references,
-            host_binds=remote.host_binds,
-        )
+        _each(ingest, len(image.layers))
 
 
 def _lazily(open_layer: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
@@ -157,12 +196,3 @@ def _each(work: Callable[[int], object], count: int) -> None:
             for future in futures:
                 future.cancel()
             raise
-
-
-def _platform(text: str) -> Platform | None:
-    if not text:
-        return None
-    parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise InvalidInput(f"invalid platform {text!r}", "", "write os/architecture[/variant], for example linux/arm64")
-    return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) == 3 else "")

@@ -91,6 +91,7 @@ def warm(home: Path) -> None:
     process.boot_id()
     for kind in LEVELS:
         kind(home / "cache").probe()
+    Store(home, Database(home)).layers.backend()
     seccomp_profile.program_for("default", frozenset(capabilities.parse_caps()), home / "cache")
 
 

@@ -80,8 +80,7 @@ class ControlGroup:
             if settings or restrict_devices:
                 what = settings[0].option if settings else "the list of allowed devices"
                 raise Unavailable(f"{what} cannot be applied", reason, "see `bulle doctor`, or run without it") from error
-            group.notes.append(f"no control group for the container: {reason}")
-            return group
+            return group  # nothing was asked for that it would have done; doctor says that limits cannot be had
         try:
             for setting in settings:
                 group._apply(setting)

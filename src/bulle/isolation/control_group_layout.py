@@ -71,14 +71,15 @@ class LayoutV1(Layout):
         usable, reasons = set(), {}
         for controller, hierarchy in self._mounts.items():
             if hierarchy.read_only:
-                reasons[hierarchy.mount_path] = f"{hierarchy.mount_path} is read-only"
+                reasons[hierarchy.mount_path] = "read-only"
                 continue
             try:
                 self._base(controller)
                 usable.add(controller)
             except OSError as error:
-                reasons[hierarchy.mount_path] = f"{hierarchy.mount_path}: {error.strerror}"
-        return Availability(frozenset(usable), "; ".join(sorted(set(reasons.values()))))
+                reasons[hierarchy.mount_path] = str(error.strerror)
+        texts = [f"{', '.join(path for path in reasons if reasons[path] == why)}: {why}" for why in dict.fromkeys(reasons.values())]
+        return Availability(frozenset(usable), "; ".join(texts))
 
     def _base(self, controller: str) -> str:
         """The group below which the containers' are, made when missing. A cpuset is useless until it is told its processors and memory."""

@@ -83,6 +83,16 @@ def detached_mounts(plan: RunPlan, user_namespace_fd: int | None) -> DetachedMou
     return mounts
 
 
+def match_root(plan: RunPlan) -> None:
+    """Give the upper directory the mode and owner of the topmost layer's root: it is the upper's that overlay shows for ``/``."""
+    upper = f"{plan.root.writable_host_path}/upper"
+    wanted, found = os.stat(plan.root.layers[-1].host_path), os.stat(upper)
+    if (wanted.st_uid, wanted.st_gid) != (found.st_uid, found.st_gid):
+        os.chown(upper, wanted.st_uid, wanted.st_gid)
+    if stat.S_IMODE(wanted.st_mode) != stat.S_IMODE(found.st_mode):
+        os.chmod(upper, stat.S_IMODE(wanted.st_mode))
+
+
 def _volume(volume: Mount, user_namespace_fd: int | None, notes: list[str]) -> int:
     try:
         return _bind(volume.host_path, volume.read_only, user_namespace_fd, notes)
@@ -117,6 +127,7 @@ def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> 
         lowers = [_layer(stack, layer.host_path, user_namespace_fd) for layer in reversed(plan.root.layers)]
         if not lowers:
             raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+        match_root(plan)
         with _acting_as_container_root(plan if user_namespace_fd is not None else None):
             try:
                 return _overlay_on(stack, plan, lowers, plan.root.writable_host_path, user_namespace_fd)

@@ -8,9 +8,10 @@ xattr"
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from bulle.errors import InvalidInput, NotFound, Unavailable
-from bulle.isolation.root_filesystem import DetachedMounts, identity_files
+from bulle.isolation.root_filesystem import DetachedMounts, identity_files, match_root
 from bulle.linux import mount
 from bulle.linux.mount import MOUNT_ATTR_RDONLY
 from bulle.model.run_plan import RunPlan
@@ -32,6 +33,8 @@ def detached_mounts(plan: RunPlan) -> DetachedMounts:
 def _overlay(plan: RunPlan) -> int:
     if not plan.root.layers:
         raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+    with suppress(PermissionError):  # an owner that is not mapped
+        match_root(plan)
     context = mount.fsopen("overlay")
     try:
         mount.fsconfig_set_string(context, "source", "overlay")

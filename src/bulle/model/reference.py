@@ -43,7 +43,8 @@ class Reference:
         domain, remainder = _split_domain(name)
         path, colon, tag = remainder.partition(":")
         if colon and not _TAG.fullmatch(tag):
-            raise InvalidReference(f"{text!r} is not an image name", f"{tag!r} is not a tag", "tags have letters, digits, _ . - and at most 128 of them")
+            allowed = "tags have letters, digits, _ . - and at most 128 of them"
+            raise InvalidReference(f"{text!r} is not an image name", f"{tag!r} is not a tag", allowed)
         if domain == DEFAULT_DOMAIN and "/" not in path:
             path = f"library/{path}" if path else path
         if not _DOMAIN.fullmatch(domain):

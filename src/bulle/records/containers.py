@@ -74,6 +74,10 @@ class ContainerRecords:
         """Every container, newest first."""
         return [_record(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM container ORDER BY created_at_ns DESC")]
 
+    def of_image(self, image_id: str) -> list[ContainerRecord]:
+        """The containers that were made from an image."""
+        return [_record(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE image_id = ?", (str(image_id),))]
+
     def delete(self, container_id: str) -> None:
         """Forget a container, its name, its ids and its leases; nothing where there is none."""
         with self._database.transaction() as connection:

@@ -53,6 +53,10 @@ class Store:
         """Which ways to show layers work here, and why others do not: for doctor. Ways after the first that works are not tried."""
         return probe_backends(self.home, self._workspace)
 
+    def temporary_directory(self) -> Path:
+        """A new empty host directory for this process's large files; what a killed process leaves of it is collected by :meth:`gc`."""
+        return self._workspace.directory()
+
     @contextmanager
     def receiving(self) -> Iterator[None]:
         """While it lasts, layers that are ingested are kept for this process; afterwards those that no image has are garbage."""
