@@ -219,6 +219,9 @@ def free_port() -> int:
 @contextmanager
 def service(command: list[str], log: Path, ready: Callable[[], bool], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program for as long as the block lasts; it is ready when ``ready`` says so, and ended by its pid."""
+    if setpriv := tiers.program("setpriv"):
+        # So that it ends with this run even when this run is killed.
+        command = [setpriv, "--pdeathsig", "TERM", "--", *command]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
