@@ -78,7 +78,8 @@ def _take_stdio(wanted: Process, channel: Channel, stdio: Stdio, user: identity.
     if wanted.rows and wanted.columns:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", wanted.rows, wanted.columns, 0, 0))
     if user.user_id:
-        os.fchown(slave, user.user_id, -1)
+        with contextlib.suppress(OSError):  # an id that does not exist here is refused with a better word later
+            os.fchown(slave, user.user_id, -1)
     channel.report("terminal", descriptor=master)
     os.close(master)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
@@ -205,16 +206,27 @@ def _drop_privileges(wanted: Process, user: identity.Identity, filter_program: b
     elif filter_program:
         seccomp.install(filter_program)
     try:
+        _become_user(user)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        why = "one of its ids does not exist in the container's user namespace, which has those below 65536"
+        raise InvalidInput(f"user {user.user_id}:{user.group_id} cannot be used", why, "use a smaller id, or --userns=host") from error
+    held = keep if user.user_id == 0 else frozenset()
+    capabilities.set_current(held, held)
+    if wanted.no_new_privileges and filter_program:
+        seccomp.install(filter_program)
+
+
+def _become_user(user: identity.Identity) -> None:
+    """Groups before the user, while that is still allowed."""
+    try:
         os.setgroups(user.groups)
     except PermissionError:
         if user.groups:  # a rootless user namespace with a single id denies setgroups; nothing is gained by it then
             raise
     os.setresgid(user.group_id, user.group_id, user.group_id)
     os.setresuid(user.user_id, user.user_id, user.user_id)
-    held = keep if user.user_id == 0 else frozenset()
-    capabilities.set_current(held, held)
-    if wanted.no_new_privileges and filter_program:
-        seccomp.install(filter_program)
 
 
 def _execute(path: str, arguments: list[str], environment: dict[str, str]) -> None:
