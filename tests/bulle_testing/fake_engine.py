@@ -133,6 +133,11 @@ class Container:
         self.now = ContainerState(status="running", pid=4711, started_at_ns=time.time_ns())
         return Attachment(self, command, self.entries) if attach else None
 
+    def start_here(self, *, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attachment:
+        attachment = self.start(attach=True, stdin=stdin, rows=rows, columns=columns)
+        assert attachment is not None
+        return attachment
+
     def attach(self, *, output: bool = True, stdin: bool = False) -> Attachment:
         return Attachment(self, self.plan.process.arguments, self.entries)
 

@@ -50,8 +50,7 @@ def _start_attached(session: Session, name: str, interactive: bool, keys: bytes,
     with proxy(container, sig_proxy and not (options.terminal and stdin)) as signals:
         # A container that runs already is attached to, as in Docker.
         rows, columns = window_size() if options.terminal else (0, 0)
-        attachment = container.start(attach=True, stdin=stdin, rows=rows, columns=columns)
-        assert attachment is not None
+        attachment = container.start_here(stdin=stdin, rows=rows, columns=columns)
         warn_of(container.notes)
         signals.open()
         return follow_container(container, attachment, stdin=stdin, keys=keys)

@@ -20,7 +20,7 @@ from bulle.model.container import ContainerOptions
 
 if TYPE_CHECKING:
     from bulle.engine import Container
-    from bulle.monitor import Attachment
+    from bulle.monitor import Attached
 
 UNKNOWN_EXIT_CODE = -1
 
@@ -39,7 +39,7 @@ def exit_code_of(code: int | None) -> int:
 
 
 def follow_container(
-    container: Container, attachment: Attachment, *, stdin: bool, stdout: bool = True, stderr: bool = True, keys: bytes = b""
+    container: Container, attachment: Attached, *, stdin: bool, stdout: bool = True, stderr: bool = True, keys: bytes = b""
 ) -> int:
     """Follow a container to its end; returns what the command line returns. 0 where the user detached.
 
@@ -87,8 +87,7 @@ def run(session: Session, /, image: str, command: Sequence[str], detach: bool, a
     with proxy(container, sig_proxy and not (options.terminal and stdin)) as signals:
         with _removed_on_failure(container, options):
             rows, columns = window_size() if options.terminal else (0, 0)
-            attachment = container.start(attach=True, stdin=stdin, rows=rows, columns=columns)
-        assert attachment is not None
+            attachment = container.start_here(stdin=stdin, rows=rows, columns=columns)
         warn_of(container.notes)
         signals.open()
         output = {"stdout": not attach or "stdout" in attach, "stderr": not attach or "stderr" in attach}

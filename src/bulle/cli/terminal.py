@@ -17,7 +17,7 @@ from bulle.errors import BulleError
 
 if TYPE_CHECKING:
     from bulle.engine import Container
-    from bulle.monitor import Attachment, Outcome
+    from bulle.monitor import Attached, Outcome
 
 _PROXIED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM, signal.SIGCONT)
 _INPUT_FLAGS = termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
@@ -106,7 +106,7 @@ def _end(number: int, frame: object) -> None:
     raise Interrupted(number)
 
 
-def follow(attachment: Attachment, *, terminal: bool, stdin: bool, stdout: bool = True, stderr: bool = True, keys: bytes = b"") -> Outcome:
+def follow(attachment: Attached, *, terminal: bool, stdin: bool, stdout: bool = True, stderr: bool = True, keys: bytes = b"") -> Outcome:
     """Pump until the workload ends or the user detaches, then close the attachment.
 
     ``terminal`` says whether the workload has one; ``keys`` detach from it. An output that is not attached goes nowhere.
@@ -123,7 +123,7 @@ def follow(attachment: Attachment, *, terminal: bool, stdin: bool, stdout: bool 
             os.close(nowhere)
 
 
-def _follow_terminal(attachment: Attachment, descriptors: tuple[int, int, int], keys: bytes) -> Outcome:
+def _follow_terminal(attachment: Attached, descriptors: tuple[int, int, int], keys: bytes) -> Outcome:
     def resize(number: int = 0, frame: object = None) -> None:
         rows, columns = window_size()
         if rows and columns:

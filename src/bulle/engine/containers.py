@@ -18,6 +18,7 @@ import msgspec
 
 from bulle.engine import identities, names, planning, removal, supervisor
 from bulle.engine.drivers import driver_for
+from bulle.engine.foreground import Foreground
 from bulle.engine.images import Images
 from bulle.engine.inspection import container_document
 from bulle.engine.supervisor import Order
@@ -27,11 +28,11 @@ from bulle.linux import process, subordinate_ids
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import Process, RunPlan
-from bulle.monitor import Attachment, LogEntry, current_state, read_log
+from bulle.monitor import Attached, Attachment, LogEntry, current_state, read_log
 from bulle.monitor.state import is_monitor_alive, is_process_alive, read_state
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
-from bulle.spawner import client
+from bulle.spawner import child, client
 from bulle.store import Image, Store
 
 _STOP_MARGIN_S = 10.0
@@ -69,8 +70,12 @@ class Container:
         """
         if current_state(self.directory).status == "running":
             return self.attach(stdin=stdin) if attach else None
-        plan = planning.with_window(self.plan, rows, columns) if self.options.terminal and rows else self.plan
-        order = Order(str(self._home), plan, attach, self.options.interactive, self.options.auto_remove)
+        order = self._start_order(attach, rows, columns)
+        if child.own_leash is not None and not attach:
+            foreground = Foreground(order, self._database, child.own_leash)
+            self.notes = foreground.notes
+            foreground.close()
+            return None
         attachment = self._order(order)
         if attach:
             if self.options.auto_remove:
@@ -78,6 +83,20 @@ class Container:
             return attachment
         attachment.close()
         return None
+
+    def start_here(self, *, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attached:
+        """Start it in the foreground of this command: where the spawner holds this process's leash, this process is its monitor meanwhile."""
+        if child.own_leash is None or current_state(self.directory).status == "running":
+            attachment = self.start(attach=True, stdin=stdin, rows=rows, columns=columns)
+            assert attachment is not None
+            return attachment
+        foreground = Foreground(self._start_order(True, rows, columns), self._database, child.own_leash)
+        self.notes = foreground.notes
+        return foreground
+
+    def _start_order(self, attach: bool, rows: int, columns: int) -> Order:
+        plan = planning.with_window(self.plan, rows, columns) if self.options.terminal and rows else self.plan
+        return Order(str(self._home), plan, attach, self.options.interactive, self.options.auto_remove)
 
     def attach(self, *, output: bool = True, stdin: bool = False) -> Attachment:
         """A connection to the running container; Conflict if it does not run."""
@@ -235,8 +254,7 @@ class Container:
         return attachment
 
     def _recover(self) -> None:
-        order = Order(str(self._home), self.plan, False, self.options.interactive, self.options.auto_remove)
-        client.submit(self._home, "monitor", [msgspec.json.encode(order).decode(), supervisor.RECOVER], [], local=supervisor.main)
+        supervisor.hand_over(Order(str(self._home), self.plan, False, self.options.interactive, self.options.auto_remove), -1)
 
 
 class Containers:

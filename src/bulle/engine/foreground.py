@@ -8,9 +8,7 @@ attach.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
 import msgspec
 
@@ -21,32 +19,18 @@ from bulle.monitor.frames import event
 from bulle.monitor.local import LocalStreams
 from bulle.monitor.supervisor import Detached, exit_code
 from bulle.records.database import Database
-
-
-class CommandLeash(Protocol):
-    """What a command's process needs of its spawner; see ``bulle.spawner.leash``."""
-
-    def hold(self, descriptor: int) -> None: ...
-    def release(self) -> None: ...
-    def recover_as(self, entry: str, argv: list[str]) -> None: ...
+from bulle.spawner import child
+from bulle.spawner.leash import Leash
 
 
 class Foreground:
     """A running container whose monitor is this process; used as :class:`bulle.monitor.Attachment` is."""
 
-    def __init__(
-        self,
-        order: Order,
-        database: Database,
-        leash: CommandLeash,
-        hand_over: Callable[[Order, int], None],
-        afterwards: Callable[[Callable[[], None]], None],
-    ) -> None:
+    def __init__(self, order: Order, database: Database, leash: Leash) -> None:
+        """Start the container. Raises BulleError; then nothing is left but what a failed start leaves."""
         self._order = order
         self._database = database
         self._leash = leash
-        self._hand_over = hand_over
-        self._afterwards = afterwards
         leash.recover_as("monitor", [msgspec.json.encode(order).decode()])
         try:
             self._watch: Watch | None = supervisor.begin(order, leash)
@@ -73,7 +57,7 @@ class Foreground:
         finish = event("exited", exit_code=code)
         if self._order.auto_remove:
             removal.forget(self._database, self._order.plan)
-            self._afterwards(lambda: self._clean_up(watch, finish))
+            child.afterwards.append(lambda: self._clean_up(watch, finish))
         else:
             supervisor.record_end(self._order, watch.driver, watch.state, status)
             watch.supervisor.finish_clients(finish, 0.0)
@@ -94,7 +78,7 @@ class Foreground:
             return
         watch.supervisor.close_log()
         os.close(watch.lock)
-        self._hand_over(self._order, watch.workload.terminal)
+        supervisor.hand_over(self._order, watch.workload.terminal)
         self._leash.release()
 
     def _clean_up(self, watch: Watch, finish: bytes) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -33,6 +32,8 @@ from bulle.monitor.logs import LogWriter
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_fifos, make_pipes, open_fifos
 from bulle.records.database import Database
+from bulle.spawner import client
+from bulle.spawner.leash import Leash
 from bulle.store import Store
 
 RECOVER = "--recover"
@@ -53,13 +54,6 @@ class Order(msgspec.Struct, frozen=True):
     auto_remove: bool = False
     execute: Process | None = None
     pid: int = 0
-
-
-class Leash(Protocol):
-    """What a monitor needs of the spawner; see ``bulle.spawner.leash``."""
-
-    def hold(self, descriptor: int) -> None: ...
-    def release(self) -> None: ...
 
 
 def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -> int:
@@ -152,15 +146,21 @@ def begin(order: Order, leash: Leash | None) -> Watch:
     return Watch(order, driver, workload, state, supervisor.Supervisor(workload.pidfd, streams, workload.terminal, log, listener), lock)
 
 
-def _run(order: Order, client: socket.socket, leash: Leash | None) -> None:
+def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
     try:
         watch = begin(order, leash)
     except BulleError as error:
-        _send(client, event("error", error=error))
+        _send(caller, event("error", error=error))
         return
-    _send(client, event("started", pid=watch.workload.pid, notes=tuple(watch.workload.notes)))
-    watch.supervisor.add_client(client, Hello(order.attach, order.interactive))
+    _send(caller, event("started", pid=watch.workload.pid, notes=tuple(watch.workload.notes)))
+    watch.supervisor.add_client(caller, Hello(order.attach, order.interactive))
     _finish(order, watch.driver, watch.state, watch.supervisor)
+
+
+def hand_over(order: Order, terminal: int) -> None:
+    """Have a monitor forked that takes over a running container whose lock is free; ``terminal`` is the master of its terminal, or -1."""
+    argv = [msgspec.json.encode(order).decode(), RECOVER]
+    client.submit(Path(order.home), "monitor", argv, [terminal] if terminal >= 0 else [], local=main)
 
 
 def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
@@ -184,7 +184,7 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     _finish(order, driver, state, watch)
 
 
-def _execute(order: Order, wanted: Process, client: socket.socket) -> None:
+def _execute(order: Order, wanted: Process, caller: socket.socket) -> None:
     plan = order.plan
     driver = driver_for(plan.isolation, Path(order.home))
     owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
@@ -195,13 +195,13 @@ def _execute(order: Order, wanted: Process, client: socket.socket) -> None:
         finally:
             close_stdio(stdio)
     except (BulleError, OSError) as error:
-        _send(client, event("error", error=error if isinstance(error, BulleError) else _as_error(error)))
+        _send(caller, event("error", error=error if isinstance(error, BulleError) else _as_error(error)))
         return
     if workload.terminal >= 0:
         os.set_blocking(workload.terminal, False)
-    _send(client, event("started", pid=workload.pid, notes=tuple(workload.notes)))
+    _send(caller, event("started", pid=workload.pid, notes=tuple(workload.notes)))
     watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, None, None)
-    watch.add_client(client, Hello(order.attach, order.interactive))
+    watch.add_client(caller, Hello(order.attach, order.interactive))
     watch.finish_clients(event("exited", exit_code=supervisor.exit_code(watch.run())))
 
 
@@ -286,9 +286,9 @@ def _lock(directory: str, patience_s: float = 0.0) -> int:
         time.sleep(0.002)
 
 
-def _send(client: socket.socket, data: bytes) -> None:
+def _send(caller: socket.socket, data: bytes) -> None:
     with suppress(OSError):  # the client went away; the container goes on
-        client.sendall(data)
+        caller.sendall(data)
 
 
 def _no_stdio() -> Stdio:

@@ -51,7 +51,7 @@ def become(wanted: Process, channel: Channel, kit: Kit, *, read_only_root: bool 
         arguments = list(wanted.arguments)
         _reset_signals()
         os.umask(0o022)
-        _drop_privileges(wanted, user, kit.filter_program)
+        _drop_privileges(wanted, user, kit)
         process.close_on_exec_from(3)
         if kit.program_fd >= 0:
             form = ["--"] if wanted.init else ["--exec", path]
@@ -197,9 +197,10 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _drop_privileges(wanted: Process, user: identity.Identity, filter_program: bytes | None) -> None:
+def _drop_privileges(wanted: Process, user: identity.Identity, kit: Kit) -> None:
     """Bounding set, filter, ids, capabilities, in the only order that works with and without no_new_privs."""
-    keep = frozenset(wanted.capabilities)
+    keep = frozenset(wanted.capabilities) - kit.withheld
+    filter_program = kit.filter_program
     capabilities.drop_bounding(keep)
     if wanted.no_new_privileges:
         process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bulle.errors import Unavailable
 from bulle.isolation import seccomp_profile
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import ControlGroup
@@ -21,6 +22,7 @@ from bulle.linux import namespaces, process
 from bulle.model.run_plan import Process, RunPlan
 
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_DEVICE_CAPABILITIES = frozenset({"CAP_MKNOD"})
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,22 @@ class Kit:
     program_fd: int
     stdio: Stdio
     new_group: bool
+    withheld: frozenset[str] = frozenset()
+    """Capabilities that the process does not get although they were asked for, because this machine cannot contain them."""
 
     @classmethod
     def to_start(cls, plan: RunPlan, stdio: Stdio, cache_directory: Path | None) -> Kit:
         """For a container's first process: a new group with the plan's limits, and with rules for devices where it could make device nodes."""
-        device_rules = plan.security.user_namespace == "host" and not plan.security.privileged
-        group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=device_rules)
+        withheld = frozenset[str]()
         try:
-            return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True)
+            group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=_makes_devices(plan))
+        except Unavailable:
+            if not _makes_devices(plan):
+                raise
+            group = ControlGroup.create(plan.container_id, plan.resources)
+            withheld = _DEVICE_CAPABILITIES
+        try:
+            return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True, withheld)
         except BaseException:
             group.close()
             group.remove()
@@ -48,13 +58,21 @@ class Kit:
     @classmethod
     def to_join(cls, plan: RunPlan, wanted: Process, stdio: Stdio, cache_directory: Path | None) -> Kit:
         """For one more process in a running container."""
-        return cls(ControlGroup.open(plan.container_id), *_programs(plan, wanted, cache_directory), stdio, False)
+        group = ControlGroup.open(plan.container_id)
+        ruled = "devices" in group.controllers or "" in group.controllers
+        withheld = _DEVICE_CAPABILITIES if _makes_devices(plan) and not ruled else frozenset[str]()
+        return cls(group, *_programs(plan, wanted, cache_directory), stdio, False, withheld)
 
     def close(self) -> None:
         """Close what this process does not need any more."""
         self.group.close()
         if self.program_fd >= 0:
             os.close(self.program_fd)
+
+
+def _makes_devices(plan: RunPlan) -> bool:
+    """Whether mknod(2) works for the workload, so that it must be told which devices it may use."""
+    return plan.security.user_namespace == "host" and not plan.security.privileged
 
 
 def _programs(plan: RunPlan, wanted: Process, cache_directory: Path | None) -> tuple[bytes | None, int]:
@@ -89,14 +107,20 @@ def start(kit: Kit, flags: int, child: Callable[[Channel], None], prepare: Calla
     return workload
 
 
+def hide() -> None:
+    """Until execve a child holds the engine's memory: nobody in the container may trace it or look at it through /proc.
+
+    Not before its id maps are written: the files of a hidden process belong to the host's root alone.
+    """
+    process.prctl(process.PR_SET_DUMPABLE, 0)
+
+
 def _fork(kit: Kit, flags: int, child: Callable[[Channel], None]) -> tuple[Workload, Channel]:
     ours, theirs = Channel.pair()
     pid, pidfd = namespaces.clone3(flags, kit.group.clone_into_fd)
     if pid == 0:
         try:
             ours.close()
-            # Until execve this process holds the engine's memory: nobody in the container may trace it or look at it through /proc.
-            process.prctl(process.PR_SET_DUMPABLE, 0)
             os.setsid()
             with suppress(OSError):  # a filter around the engine may forbid it; there is nothing of the caller's in the keyring then
                 process.keyctl(_KEYCTL_JOIN_SESSION_KEYRING)

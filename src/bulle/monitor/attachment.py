@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -28,6 +29,16 @@ class Outcome:
 
     exit_code: int | None
     detached: bool = False
+
+
+class Attached(Protocol):
+    """What a command that follows a container needs: of a connection to its monitor, or of a monitor in its own process."""
+
+    notes: tuple[str, ...]
+
+    def pump(self, stdin_fd: int, stdout_fd: int, stderr_fd: int, detach_keys: bytes = b"") -> Outcome: ...
+    def resize(self, rows: int, columns: int) -> None: ...
+    def close(self) -> None: ...
 
 
 class Attachment:

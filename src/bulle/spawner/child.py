@@ -30,6 +30,11 @@ Entry = Callable[[list[str], list[int], Leash | None], int]
 BLANK_LIMIT = 64 << 10
 READY = b"\1"  # from a blank child that has rehearsed
 
+own_leash: Leash | None = None
+"""The leash of this process, where it is a child of a spawner."""
+afterwards: list[Callable[[], object]] = []
+"""What this process does when its caller knows the end already: tidying that nobody should wait for."""
+
 
 @dataclass(slots=True)
 class Assignment:
@@ -122,10 +127,11 @@ def _rehearse(rehearse: Callable[[], object], may_yield: bool) -> None:
 
 def live(entries: dict[str, Entry], assignment: Assignment, descriptors: list[int]) -> NoReturn:
     """Become the child of the assignment, run its entry, report, end."""
+    global own_leash
     code = 70
     connection = -1
     try:
-        leash = Leash(socket.socket(fileno=descriptors.pop())) if assignment.leashed else None
+        leash = own_leash = Leash(socket.socket(fileno=descriptors.pop())) if assignment.leashed else None
         if assignment.attached:
             connection = descriptors.pop()
             directory = _take_stdio(descriptors)
@@ -148,6 +154,9 @@ def live(entries: dict[str, Entry], assignment: Assignment, descriptors: list[in
             # The caller may end as soon as it knows; taking this process apart is not worth its waiting.
             with contextlib.suppress(OSError):
                 os.write(connection, pack_reply(Reply.EXITED, code))
+        for action in afterwards:
+            with contextlib.suppress(Exception):
+                action()
         os._exit(code)
 
 

@@ -2,7 +2,8 @@
 
 A detached child (a container's monitor) hands the spawner copies of what must not die with it (the master of a pty, a FIFO's other end, a pidfd):
 :meth:`Leash.hold`. When it dies without :meth:`Leash.release`, the spawner forks its entry anew with ``--recover`` and those descriptors. A leash
-whose spawner is gone does nothing: whoever finds the container then recovers what the kernel still has.
+whose spawner is gone does nothing: whoever finds the container then recovers what the kernel still has. A command that becomes a container's
+monitor itself says by :meth:`Leash.recover_as` what is to be forked in its place.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import array
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 
 from bulle.spawner.protocol import DESCRIPTOR_LIMIT, receive_with_descriptors
 
 HOLD = b"H"
 RELEASE = b"R"
+RECOVER_AS = b"A"
+_LONGEST = 1 << 18  # bytes of one message
 
 
 class Leash:
@@ -34,6 +38,12 @@ class Leash:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.sendmsg([HOLD], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))])
 
+    def recover_as(self, entry: str, argv: Sequence[str]) -> None:
+        """Say what is to be forked if this process, an attached one, dies without release: another entry, with an argv of its own."""
+        words = [os.fsencode(word) for word in (entry, *argv)]
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send(RECOVER_AS + b"\0".join(words))
+
     def release(self) -> None:
         """Say that this child's end is wanted: it is not forked anew, and what was held is closed."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -49,12 +59,14 @@ class Tether:
         self.held = held
         self.released = False
         self.ended = False
+        self.recover_as: list[bytes] = []
+        """Entry and argv that replace the child's own when it is forked anew."""
 
     def read(self) -> None:
         """Take everything that the child has said so far."""
         while not self.ended:
             try:
-                data, descriptors, _ = receive_with_descriptors(self.connection, 16)
+                data, descriptors, _ = receive_with_descriptors(self.connection, _LONGEST)
             except BlockingIOError:
                 return
             except OSError:
@@ -66,6 +78,9 @@ class Tether:
                 os.close(descriptor)
             if data == RELEASE:
                 self.released = True
+            elif data.startswith(RECOVER_AS):
+                self.recover_as = data[1:].split(b"\0")
+                self.released = False
             elif not data:
                 self.ended = True
 

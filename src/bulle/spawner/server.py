@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from bulle.spawner import caller, leash
@@ -65,7 +65,7 @@ class Pending:
 
 @dataclass(slots=True)
 class Child:
-    """A living child. ``connection``: of the caller that waits for it. ``tether``: the leash of a detached one."""
+    """A living child. ``connection``: of the caller that waits for it. ``tether``: its leash."""
 
     assignment: Assignment
     connection: socket.socket | None
@@ -231,7 +231,7 @@ class Server:
             request.environment,
             request.cwd,
             bool(request.flags & Flag.ATTACHED),
-            bool(request.flags & Flag.LEASH),
+            bool(request.flags & (Flag.LEASH | Flag.ATTACHED)),
             judgement,
         )
         self._reply(connection, Reply.ACCEPTED, 0)
@@ -366,7 +366,8 @@ class Server:
             self._poll.unregister(tether.connection)
         now = time.monotonic()
         child.short_lives = child.short_lives + 1 if now - child.started_s < SHORT_LIFE_S else 0
-        if tether.released or child.short_lives > SHORT_LIVES_LIMIT:
+        wanted = bool(tether.recover_as) or not child.assignment.attached
+        if tether.released or not wanted or child.short_lives > SHORT_LIVES_LIMIT:
             tether.close()
         else:
             delay_s = 0.0 if not child.short_lives else 0.05 * 2**child.short_lives
@@ -379,6 +380,9 @@ class Server:
         child.tether.held = []
         child.tether.close()
         assignment = child.assignment
+        if child.tether.recover_as:
+            entry, *argv = child.tether.recover_as
+            assignment = replace(assignment, entry=os.fsdecode(entry), argv=argv, cwd=b"/", attached=False)
         if RECOVER_ARGUMENT not in assignment.argv:
             assignment.argv = [*assignment.argv, RECOVER_ARGUMENT]
         try:

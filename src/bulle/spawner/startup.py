@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from bulle.linux.process import PR_SET_CHILD_SUBREAPER, prctl
 from bulle.spawner.caller import Standing, standing_of
@@ -222,6 +223,7 @@ def _child_state(pid: int, child: Child, delay_s: float) -> dict[str, object]:
         "connection": child.connection.fileno() if child.connection else -1,
         "tether": child.tether.connection.fileno() if child.tether else -1,
         "held": child.tether.held if child.tether else [],
+        "recover_as": child.tether.recover_as if child.tether else [],
         "started_s": child.started_s,
         "short_lives": child.short_lives,
         "delay_s": delay_s,
@@ -240,10 +242,13 @@ def _restored(state: dict[str, object]) -> Child:
     caller_socket = socket.socket(fileno=connection) if connection >= 0 else None
     if caller_socket:
         caller_socket.setblocking(False)
+    restored = Tether(socket.socket(fileno=tether), held) if tether >= 0 else None
+    if restored:
+        restored.recover_as = list(cast("list[bytes]", state["recover_as"]))
     return Child(
         unpack_assignment(state["assignment"]),
         caller_socket,
-        Tether(socket.socket(fileno=tether), held) if tether >= 0 else None,
+        restored,
         float(str(state["started_s"])),
         int(str(state["short_lives"])),
     )

@@ -105,6 +105,7 @@ def processes_of_session(pid: int) -> list[int]:
 
 def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
     """In a mount namespace of its own."""
+    launch.hide()
     mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, channel.receive_descriptors())
     dev = inside.enter_root(plan, mounts, own_network=False, own_ipc=False)
@@ -113,6 +114,7 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
 
 def _child_in_copy(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.Kit) -> None:
     """Where nobody may mount: a plain chroot(2), once the copy is there."""
+    launch.hide()
     channel.receive_descriptors()
     os.chroot(f"{plan.root.writable_host_path}/{_ROOT_COPY}")
     os.chdir("/")
@@ -121,6 +123,7 @@ def _child_in_copy(plan: RunPlan, channel: Channel, wanted: Process, kit: launch
 
 def _join(channel: Channel, wanted: Process, kit: launch.Kit, pid: int) -> None:
     """In the mount namespace of the running workload, whose root is the private one."""
+    launch.hide()
     pidfd = os.pidfd_open(pid)
     namespaces.setns(pidfd, CLONE_NEWNS)
     os.close(pidfd)

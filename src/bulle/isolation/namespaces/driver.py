@@ -131,6 +131,7 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
     if own_network:
         loopback.bring_up()
     descriptors = channel.receive_descriptors()
+    launch.hide()
     if plan.security.user_namespace == "own":
         user_namespace.become_root()
     if not descriptors:
@@ -143,6 +144,7 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
 
 def _join(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.Kit, pidfd: int) -> None:
     """The process in between: enters the namespaces and forks the one that the pid namespace counts, as a child of our own parent."""
+    launch.hide()
     try:
         namespaces.setns(pidfd, namespace_flags(plan) | CLONE_NEWCGROUP)
     except OSError as error:
