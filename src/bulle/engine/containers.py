@@ -70,13 +70,7 @@ class Container:
         """
         if current_state(self.directory).status == "running":
             return self.attach(stdin=stdin) if attach else None
-        order = self._start_order(attach, rows, columns)
-        if child.own_leash is not None and not attach:
-            foreground = Foreground(order, self._database, child.own_leash)
-            self.notes = foreground.notes
-            foreground.close()
-            return None
-        attachment = self._order(order)
+        attachment = self._order(self._start_order(attach, rows, columns))
         if attach:
             if self.options.auto_remove:
                 attachment.when_exited = lambda: removal.forget(self._database, self.plan)
@@ -242,8 +236,9 @@ class Container:
     def _order(self, order: Order) -> Attachment:
         """Have a monitor forked and wait for its word; the error of a start is raised here."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        argv = [msgspec.json.encode(order).decode(), *([supervisor.EXECUTE] if order.execute else [])]
         with theirs:
-            client.submit(self._home, "monitor", [msgspec.json.encode(order).decode()], [theirs.fileno()], local=supervisor.main)
+            client.submit(self._home, "monitor", argv, [theirs.fileno()], local=supervisor.main)
         attachment = Attachment(ours)
         try:
             attachment.wait_started()

@@ -37,15 +37,16 @@ class Foreground:
         except BaseException:
             leash.release()
             raise
+        self._supervisor = self._watch.supervisor()
         self.notes = tuple(self._watch.workload.notes)
 
     def pump(self, stdin_fd: int, stdout_fd: int, stderr_fd: int, detach_keys: bytes = b"") -> Outcome:
         """Be the monitor until the container ends or the keys are typed; descriptors of the caller, -1 for none."""
         watch = self._watch
         assert watch is not None
-        local = watch.supervisor.local = LocalStreams(stdin_fd, stdout_fd, stderr_fd, detach_keys)
+        local = self._supervisor.local = LocalStreams(stdin_fd, stdout_fd, stderr_fd, detach_keys)
         try:
-            status = watch.supervisor.run()
+            status = self._supervisor.run()
         except Detached:
             self.close()
             return Outcome(None, True)
@@ -53,15 +54,14 @@ class Foreground:
             self.close()
             raise
         self._watch = None
-        code = exit_code(supervisor.ended_status(self._order, watch.state, status))
+        code = exit_code(status)
         finish = event("exited", exit_code=code)
         if self._order.auto_remove:
             removal.forget(self._database, self._order.plan)
             child.afterwards.append(lambda: self._clean_up(watch, finish))
         else:
-            supervisor.record_end(self._order, watch.driver, watch.state, status)
-            watch.supervisor.finish_clients(finish, 0.0)
-            self._leash.release()
+            supervisor.record_end(self._order, watch.driver, status)
+            child.afterwards.append(lambda: self._finish(finish))
         local.close()
         return Outcome(code)
 
@@ -69,20 +69,23 @@ class Foreground:
         """Tell the container's terminal its new size."""
         if self._watch is not None:
             with suppress(OSError):
-                self._watch.supervisor.resize(rows, columns)
+                self._supervisor.resize(rows, columns)
 
     def close(self) -> None:
         """Leave a container that still runs to a monitor of its own; nothing where it has ended."""
         watch, self._watch = self._watch, None
         if watch is None:
             return
-        watch.supervisor.close_log()
+        self._supervisor.close_log()
         os.close(watch.lock)
         supervisor.hand_over(self._order, watch.workload.terminal)
         self._leash.release()
 
+    def _finish(self, finish: bytes) -> None:
+        self._supervisor.finish_clients(finish)
+        self._leash.release()
+
     def _clean_up(self, watch: Watch, finish: bytes) -> None:
-        watch.supervisor.finish_clients(finish, 0.0)
         watch.driver.clean_up(self._order.plan)
         removal.remove_directory(self._order.plan)
-        self._leash.release()
+        self._finish(finish)

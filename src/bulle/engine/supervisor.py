@@ -1,8 +1,9 @@
 """The entry of a monitor process: what the spawner forks for each container, and for each ``exec``.
 
-It mounts the layers, has the driver start the workload, then supervises it until the end, records the exit and removes what was to be removed.
-Started with ``--recover`` (its predecessor was killed) it finds the workload again by pid and start time and continues with the same FIFOs,
-terminal and log. Everything it needs was imported before the fork: a monitor outlives an upgrade of the files that it was loaded from.
+A monitor stays small, because it does little: it forks a *starter*, which mounts the layers and has the driver start the workload (as the monitor's
+child), then hands its descriptors over and ends; the monitor watches until the end, records it and removes what was to be removed. Started with
+``--recover`` (its predecessor was killed) it finds the workload again by pid and start time and goes on with the same FIFOs, terminal and log.
+Everything was imported before the fork: a monitor outlives an upgrade of the files that it was loaded from.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from bulle.errors import BulleError, Conflict, StorageFull
 from bulle.isolation import seccomp_profile
 from bulle.isolation.driver import Driver, Stdio, Workload
 from bulle.linux import capabilities, process
+from bulle.linux.fork import fork
 from bulle.model.container import ContainerState
 from bulle.model.run_plan import Process, RunPlan
 from bulle.monitor import supervisor
 from bulle.monitor.frames import Hello, event
-from bulle.monitor.logs import LogWriter
+from bulle.monitor.logs import LogWriter, open_log
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_fifos, make_pipes, open_fifos
 from bulle.records.database import Database
@@ -37,6 +39,8 @@ from bulle.spawner.leash import Leash
 from bulle.store import Store
 
 RECOVER = "--recover"
+EXECUTE = "--execute"
+_HAS_TERMINAL, _HAS_STDIN, _ATTACH = 1, 2, 4
 _PREDECESSOR_PATIENCE_S = 15.0  # longer than a monitor waits for clients that do not take their output
 
 
@@ -56,16 +60,21 @@ class Order(msgspec.Struct, frozen=True):
     pid: int = 0
 
 
+_orders = msgspec.json.Decoder(Order)
+
+
 def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -> int:
-    """Be the monitor; ``argv`` is an :class:`Order` as JSON. ``descriptors``: the first client's socket, or after ``--recover`` what was held."""
-    order = msgspec.json.decode(argv[0], type=Order)
+    """Be the monitor; ``argv`` is an :class:`Order` as JSON and perhaps a word.
+
+    ``descriptors``: the socket of who asked; after ``--recover`` what was held.
+    """
     try:
         if RECOVER in argv[1:]:
-            _recover(order, descriptors, leash)
-        elif order.execute is not None:
-            _execute(order, order.execute, socket.socket(fileno=descriptors[0]))
+            _recover(_decode(argv[0]), descriptors, leash)
+        elif EXECUTE in argv[1:]:
+            _execute(_decode(argv[0]), socket.socket(fileno=descriptors[0]))
         else:
-            _run(order, socket.socket(fileno=descriptors[0]), leash)
+            _monitor(argv[0], descriptors[0], leash)
     finally:
         if leash is not None:
             leash.release()
@@ -91,18 +100,25 @@ def warm(home: Path) -> None:
 
 @dataclass
 class Watch:
-    """A container that was started by this process, which is its monitor now. ``lock`` is held as long as this process is that."""
+    """A container that was started: what its monitor needs. ``lock`` is held by whoever is that; ``listener`` and ``log`` are descriptors."""
 
     order: Order
     driver: Driver
     workload: Workload
-    state: ContainerState
-    supervisor: supervisor.Supervisor
+    streams: Streams
+    log: int
+    listener: int
     lock: int
 
+    def supervisor(self) -> supervisor.Supervisor:
+        """The loop that watches it; it owns the descriptors from now on."""
+        made = supervisor.Supervisor(self.workload.pidfd, self.streams, self.workload.terminal, LogWriter(self.log), self.listener)
+        made.kept_status = lambda: _orphan_status(self.order.home, self.workload.pid)
+        return made
 
-def begin(order: Order, leash: Leash | None) -> Watch:
-    """Start the container and become its monitor.
+
+def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Watch:
+    """Start the container, for this process to be its monitor, or for its parent to be.
 
     Raises BulleError; then it is recorded as failed, or gone if it was to be removed.
     """
@@ -118,23 +134,23 @@ def begin(order: Order, leash: Leash | None) -> Watch:
         owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
         streams, stdio = (Streams(), _no_stdio()) if plan.process.terminal else make_fifos(directory, owner, order.interactive)
         try:
-            workload = driver.start(plan, stdio)
+            workload = driver.start(plan, stdio, sibling=for_parent)
         finally:
             close_stdio(stdio)
-        log = LogWriter(directory)
-        listener = supervisor.listen(directory)
+        watch = Watch(order, driver, workload, streams, open_log(directory), supervisor.listen(directory), lock)
     except (BulleError, OSError) as error:
         failure = error if isinstance(error, BulleError) else _as_error(error)
         _start_failed(order, driver, failure)
         os.close(lock)
         raise failure from error
+    monitor = os.getppid() if for_parent else os.getpid()
     state = ContainerState(
         status="running",
         pid=workload.pid,
         pid_start_ticks=process.start_ticks(workload.pid),
         boot_id=process.boot_id(),
-        monitor_pid=os.getpid(),
-        monitor_start_ticks=process.start_ticks(os.getpid()),
+        monitor_pid=monitor,
+        monitor_start_ticks=process.start_ticks(monitor),
         started_at_ns=time.time_ns(),
         isolation_obtained=plan.isolation,
     )
@@ -143,18 +159,54 @@ def begin(order: Order, leash: Leash | None) -> Watch:
         os.set_blocking(workload.terminal, False)
         if leash is not None:
             leash.hold(workload.terminal)
-    return Watch(order, driver, workload, state, supervisor.Supervisor(workload.pidfd, streams, workload.terminal, log, listener), lock)
+    return watch
 
 
-def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
-    try:
-        watch = begin(order, leash)
-    except BulleError as error:
-        _send(caller, event("error", error=error))
+def _monitor(text: str, caller: int, leash: Leash | None) -> None:
+    """Have a container started and watch it. Until the end this touches as little memory as it can: what it writes to is its own from then on."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    starter = fork()
+    if starter == 0:
+        try:
+            ours.close()
+            _start_for_parent(_decode(text), caller, theirs, leash)
+        finally:
+            os._exit(0)
+    theirs.close()
+    words, descriptors, _flags, _address = socket.recv_fds(ours, 16, 8)
+    os.waitpid(starter, 0)
+    ours.close()
+    if len(words) < 1:  # it told the caller why, or was killed: then what it left is found as after any crash
+        os.close(caller)
+        _recover(_decode(text), (), leash)
         return
-    _send(caller, event("started", pid=watch.workload.pid, notes=tuple(watch.workload.notes)))
-    watch.supervisor.add_client(caller, Hello(order.attach, order.interactive))
-    _finish(order, watch.driver, watch.state, watch.supervisor)
+    # The lock (the first descriptor) only has to stay open.
+    _lock_descriptor, pidfd, listener, log, *rest = descriptors
+    terminal = rest[0] if words[0] & _HAS_TERMINAL else -1
+    streams = Streams() if terminal >= 0 else Streams(rest[2] if words[0] & _HAS_STDIN else -1, rest[0], rest[1])
+    watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(log), listener)
+    if words[0] & _ATTACH:
+        watch.add_client(socket.socket(fileno=caller), Hello(True, True))
+    else:
+        os.close(caller)
+    status = watch.run()
+    order = _decode(text)
+    _finish(order, driver_for(order.plan.isolation, Path(order.home)), watch, status)
+
+
+def _start_for_parent(order: Order, caller: int, parent: socket.socket, leash: Leash | None) -> None:
+    """The starter's whole life."""
+    answer = socket.socket(fileno=caller)
+    try:
+        watch = begin(order, leash, for_parent=True)
+    except BulleError as error:
+        _send(answer, event("error", error=error))
+        return
+    workload, streams = watch.workload, watch.streams
+    words = (_ATTACH if order.attach else 0) | (_HAS_TERMINAL if workload.terminal >= 0 else 0) | (_HAS_STDIN if streams.stdin >= 0 else 0)
+    outputs = [workload.terminal] if workload.terminal >= 0 else [streams.stdout, streams.stderr, *([streams.stdin] if streams.stdin >= 0 else [])]
+    socket.send_fds(parent, [bytes([words])], [watch.lock, workload.pidfd, watch.listener, watch.log, *outputs])
+    _send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))
 
 
 def hand_over(order: Order, terminal: int) -> None:
@@ -165,14 +217,17 @@ def hand_over(order: Order, terminal: int) -> None:
 
 def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     directory = order.plan.state_host_path
-    lock = _lock(directory)
+    try:
+        lock = _lock(directory)
+    except FileNotFoundError:
+        return  # removed meanwhile
     state = read_state(directory)
     if lock < 0 or state.status != "running" or order.execute is not None:
         return
     driver = driver_for(order.plan.isolation, Path(order.home))
     pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.boot_id == process.boot_id() else None
     if pidfd is None:
-        record_end(order, driver, state, _orphan_status(order, state.pid))
+        _finish(order, driver, None, _orphan_status(order.home, state.pid))
         return
     terminal = held[0] if held else -1
     if leash is not None and terminal >= 0:
@@ -180,12 +235,14 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     streams = Streams() if order.plan.process.terminal else open_fifos(directory, order.interactive)
     state = msgspec.structs.replace(state, monitor_pid=os.getpid(), monitor_start_ticks=process.start_ticks(os.getpid()))
     write_state(directory, state)
-    watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(directory), supervisor.listen(directory))
-    _finish(order, driver, state, watch)
+    watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(open_log(directory)), supervisor.listen(directory))
+    watch.kept_status = lambda: _orphan_status(order.home, state.pid)
+    _finish(order, driver, watch, watch.run())
 
 
-def _execute(order: Order, wanted: Process, caller: socket.socket) -> None:
-    plan = order.plan
+def _execute(order: Order, caller: socket.socket) -> None:
+    plan, wanted = order.plan, order.execute
+    assert wanted is not None
     driver = driver_for(plan.isolation, Path(order.home))
     owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
     try:
@@ -200,37 +257,33 @@ def _execute(order: Order, wanted: Process, caller: socket.socket) -> None:
     if workload.terminal >= 0:
         os.set_blocking(workload.terminal, False)
     _send(caller, event("started", pid=workload.pid, notes=tuple(workload.notes)))
-    watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, None, None)
+    watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, None)
     watch.add_client(caller, Hello(order.attach, order.interactive))
     watch.finish_clients(event("exited", exit_code=supervisor.exit_code(watch.run())))
 
 
-def _finish(order: Order, driver: Driver, state: ContainerState, watch: supervisor.Supervisor) -> None:
-    status = ended_status(order, state, watch.run())
+def _finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int) -> None:
+    """Record the end (``status`` as of wait(2), -1 for unknown), or remove the container, and tell those who are attached."""
     finish = event("exited", exit_code=supervisor.exit_code(status))
     if not order.auto_remove:
-        record_end(order, driver, state, status)
+        record_end(order, driver, status)
+    if watch is not None:
+        # A client that waits for the end frees the name itself (its database is open, ours is not): we only do it for one that is gone.
         watch.finish_clients(finish)
-        return
-    # A client that waits for the end frees the name itself (its database is open, ours is not): we only do it for one that is gone.
-    watch.finish_clients(finish)
-    if not watch.released:
-        removal.forget(Database(Path(order.home)), order.plan)
-    driver.clean_up(order.plan)
-    removal.remove_directory(order.plan)
+    if order.auto_remove:
+        if watch is None or not watch.released:
+            removal.forget(Database(Path(order.home)), order.plan)
+        driver.clean_up(order.plan)
+        removal.remove_directory(order.plan)
 
 
-def ended_status(order: Order, state: ContainerState, status: int) -> int:
-    """The wait status of the workload, from what the spawner kept where it was not ours to reap; -1 for unknown."""
-    return status if status >= 0 else _orphan_status(order, state.pid)
-
-
-def record_end(order: Order, driver: Driver, state: ContainerState, status: int) -> None:
+def record_end(order: Order, driver: Driver, status: int) -> None:
     """Clean up and write how the container ended (``status`` as of wait(2), -1 for unknown)."""
+    directory = order.plan.state_host_path
     out_of_memory = driver.ran_out_of_memory(order.plan)
     driver.clean_up(order.plan)
     ended = msgspec.structs.replace(
-        state,
+        read_state(directory),
         status="exited",
         pid=0,
         exit_code=supervisor.exit_code(status),
@@ -239,10 +292,7 @@ def record_end(order: Order, driver: Driver, state: ContainerState, status: int)
         error="" if status >= 0 else "its exit code is unknown: the processes that watched it were killed",
     )
     with suppress(FileNotFoundError):  # removed by force meanwhile
-        write_state(order.plan.state_host_path, ended)
-    if order.auto_remove:
-        removal.forget(Database(Path(order.home)), order.plan)
-        removal.remove_directory(order.plan)
+        write_state(directory, ended)
 
 
 def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
@@ -257,15 +307,19 @@ def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
             write_state(order.plan.state_host_path, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=time.time_ns()))
 
 
-def _orphan_status(order: Order, pid: int) -> int:
+def _orphan_status(home: str, pid: int) -> int:
     """What the spawner kept of a workload that it reaped, or -1."""
-    path = Path(order.home) / "run" / "exits" / str(pid)
+    path = Path(home) / "run" / "exits" / str(pid)
     try:
         status = int(path.read_text())
         path.unlink()
         return status
     except (OSError, ValueError):
         return -1
+
+
+def _decode(text: str) -> Order:
+    return _orders.decode(text)
 
 
 def _lock(directory: str, patience_s: float = 0.0) -> int:

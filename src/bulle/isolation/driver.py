@@ -81,8 +81,10 @@ class Driver(ABC):
         """Find out, by trying, what this machine allows this user; cheap to call again (cached per process)."""
 
     @abstractmethod
-    def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
+    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False) -> Workload:
         """Realise the plan; returns once the command has been executed.
+
+        With ``sibling`` the workload becomes a child of the calling process's parent, which then reaps it.
 
         Raises CommandNotFound, CommandNotExecutable, Unsupported, Unavailable or BulleError; then nothing is left behind.
         """

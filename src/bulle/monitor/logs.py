@@ -53,11 +53,17 @@ def parse_timestamp(text: str) -> int:
     return (days * 86400 + hours * 3600 + minutes * 60 + seconds) * 1_000_000_000 + int((fraction + "0" * 9)[:9])
 
 
+def open_log(directory: str) -> int:
+    """A descriptor for appending to the log of the container with this host directory."""
+    return os.open(f"{directory}/{LOG_FILE}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
 class LogWriter:
     """Appends to a log; lines are completed per stream before they are written."""
 
-    def __init__(self, directory: str) -> None:
-        self._fd = os.open(f"{directory}/{LOG_FILE}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def __init__(self, descriptor: int) -> None:
+        """Of a file opened by :func:`open_log`, which it closes at the end."""
+        self._fd = descriptor
         self._pending = {"stdout": b"", "stderr": b""}
         self.failed = ""
 

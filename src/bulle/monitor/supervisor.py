@@ -56,7 +56,8 @@ class _Client:
 class Supervisor:
     """Watches one workload until it ends."""
 
-    def __init__(self, pidfd: int, streams: Streams, terminal: int, log: LogWriter | None, listener: socket.socket | None) -> None:
+    def __init__(self, pidfd: int, streams: Streams, terminal: int, log: LogWriter | None, listener: int = -1) -> None:
+        """Of open descriptors, which it owns; ``terminal`` and ``listener`` (a socket of :func:`listen`) are -1 where there is none."""
         self._pidfd = pidfd
         self._terminal = terminal
         self._stdin = terminal if terminal >= 0 else streams.stdin
@@ -68,6 +69,8 @@ class Supervisor:
         """The caller's own streams, where the supervisor runs in the caller's process."""
         self._input = bytearray()
         self._close_input = False
+        self.kept_status: Callable[[], int] = lambda: -1
+        """What somebody else knows of the end of a workload that was not ours to reap: a wait status, or -1."""
         self.released = False
         """Whether a client has said that the container's row is deleted."""
 
@@ -92,7 +95,7 @@ class Supervisor:
                     ended = True
                 elif descriptor in self._outputs:
                     self._read_output(descriptor)
-                elif self._listener is not None and descriptor == self._listener.fileno():
+                elif descriptor == self._listener:
                     self._accept()
                 elif descriptor in self._clients:
                     self._serve(self._clients[descriptor])
@@ -107,7 +110,7 @@ class Supervisor:
     def _poll(self) -> list[tuple[int, int]]:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
-        if self._listener is not None:
+        if self._listener >= 0:
             poll.register(self._listener, select.POLLIN)
         waiting = max((len(client.waiting) for client in self._clients.values()), default=0)
         if max(waiting, self.local.waiting if self.local else 0) <= _MOST_WAITING:
@@ -168,7 +171,7 @@ class Supervisor:
             while self._read_output(descriptor):
                 pass
         self.close_log()
-        return wait_status(self._pidfd)
+        return wait_status(self._pidfd, self.kept_status)
 
     def _read_output(self, descriptor: int) -> bool:
         """Pass one block on; False when there is nothing (more) to read."""
@@ -193,10 +196,15 @@ class Supervisor:
         return True
 
     def _accept(self) -> None:
-        assert self._listener is not None
-        with suppress(OSError):
-            connection, _address = self._listener.accept()
+        # A socket object only for this moment: an idle monitor has none, and less memory of its own.
+        listener = socket.socket(fileno=self._listener)
+        try:
+            connection, _address = listener.accept()
             self.add_client(connection, None)
+        except OSError:
+            pass  # it did not wait for us
+        finally:
+            listener.detach()
 
     def _serve(self, client: _Client) -> None:
         self._guarded(client, client.flush)
@@ -258,17 +266,22 @@ class Supervisor:
         client.connection.close()
 
 
-def wait_status(pidfd: int) -> int:
-    """Reap the process behind a readable pidfd and return its wait status; of one that is not our child, what the kernel still tells, else -1."""
+def wait_status(pidfd: int, kept_status: Callable[[], int] = lambda: -1) -> int:
+    """Reap the process behind a readable pidfd and return its wait status.
+
+    Of one that is not our child: what the kernel still tells, or else what ``kept_status`` does, which is asked for a while; -1 for unknown.
+    """
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     except ChildProcessError:
         deadline = time.monotonic() + _REAPED_ELSEWHERE_S
         while time.monotonic() < deadline:
             status = process.exit_status_of(pidfd)
-            if status is not None:
+            if status is None:
+                status = kept_status()
+            if status >= 0:
                 return status
-            time.sleep(0.01)
+            time.sleep(0.005)
         return -1
     if result is None:
         return -1
@@ -282,8 +295,8 @@ def exit_code(status: int) -> int:
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def listen(directory: str) -> socket.socket:
-    """The socket ``attach.sock`` in the container's host directory, whose path may be longer than a socket's name."""
+def listen(directory: str) -> int:
+    """The descriptor of the listening socket ``attach.sock`` in the container's host directory, whose path may be longer than a socket's name."""
     here = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -295,4 +308,4 @@ def listen(directory: str) -> socket.socket:
         listener.setblocking(False)
     finally:
         os.close(here)
-    return listener
+    return listener.detach()

@@ -140,10 +140,12 @@ def live(entries: dict[str, Entry], assignment: Assignment, descriptors: list[in
             directory = -1
         _take_over(assignment.takeover)
         _enter_directory(assignment.cwd, directory)
-        _take_environment(assignment.environment)
         argv = [os.fsdecode(argument) for argument in assignment.argv]
-        sys.argv = ["bulle", *argv]
-        _open_streams()
+        if assignment.attached or assignment.environment:
+            _take_environment(assignment.environment)
+        if assignment.attached:
+            sys.argv = ["bulle", *argv]
+            _open_streams()
         gc.enable()
         code = _run(entries[assignment.entry], argv, descriptors, leash)
     except BaseException:  # noqa: BLE001 -- as above

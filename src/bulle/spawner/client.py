@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bulle.errors import BulleError
@@ -75,6 +75,11 @@ def submit(
     return _execute(home, entry, argv, descriptors, reason)
 
 
+def _own_environment(detached: bool) -> Mapping[bytes, bytes]:
+    """What a child has of its caller's environment: all; or nothing where it outlives the caller, and keeps the spawner's untouched."""
+    return {} if detached else os.environb
+
+
 def is_served(home: Path) -> bool:
     """Whether a spawner of ``home`` lives (its socket accepts); starts none."""
     connection = connect(home)
@@ -101,7 +106,7 @@ def _ask(
         package=os.fsencode(Path(__file__).resolve().parents[1]),
         cwd=cwd,
         argv=[os.fsencode(argument) for argument in argv],
-        environment=[name + b"=" + value for name, value in (os.environb if environment is None else environment).items()],
+        environment=[name + b"=" + value for name, value in (_own_environment(detached) if environment is None else environment).items()],
         flags=Flag.LEASH if detached else Flag.ATTACHED,
         limits=current_limits(),
         descriptor_count=len(given),

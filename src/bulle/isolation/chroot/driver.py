@@ -21,7 +21,7 @@ from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import ControlGroup, available
 from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
 from bulle.linux import capabilities, mount, namespaces
-from bulle.linux.namespaces import CLONE_NEWNS
+from bulle.linux.namespaces import CLONE_NEWNS, CLONE_PARENT
 from bulle.model.run_plan import Process, RunPlan
 
 _ROOT_COPY = "copy"
@@ -40,12 +40,13 @@ class ChrootDriver(Driver):
         """What this user may do: mounts, a bare chroot, or nothing."""
         return _probe()
 
-    def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
+    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False) -> Workload:
         """A mount namespace with the overlay, or a copy; see :class:`Driver`."""
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory)
+        parent = CLONE_PARENT if sibling else 0
         if not _may_mount():
             return launch.start(
-                kit, 0, lambda channel: _child_in_copy(plan, channel, plan.process, kit), lambda _workload, channel: _copy(plan, channel)
+                kit, parent, lambda channel: _child_in_copy(plan, channel, plan.process, kit), lambda _workload, channel: _copy(plan, channel)
             )
 
         def prepare(workload: Workload, channel: Channel) -> None:
@@ -55,7 +56,7 @@ class ChrootDriver(Driver):
                 channel.send_descriptors(mounts.descriptors())
             mounts.close()
 
-        return launch.start(kit, CLONE_NEWNS, lambda channel: _child(plan, channel, kit), prepare)
+        return launch.start(kit, CLONE_NEWNS | parent, lambda channel: _child(plan, channel, kit), prepare)
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """One more process in the same private root."""

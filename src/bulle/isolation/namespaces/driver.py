@@ -45,12 +45,11 @@ class NamespaceDriver(Driver):
         """Whether this user can make the namespaces, by making them once in a child."""
         return _probe()
 
-    def start(self, plan: RunPlan, stdio: Stdio) -> Workload:
+    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory)
-        return launch.start(
-            kit, namespace_flags(plan), lambda channel: _child(plan, channel, kit), lambda workload, channel: _prepare(plan, workload, channel)
-        )
+        flags = namespace_flags(plan) | (CLONE_PARENT if sibling else 0)
+        return launch.start(kit, flags, lambda channel: _child(plan, channel, kit), lambda workload, channel: _prepare(plan, workload, channel))
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """Join every namespace of the container by its first process's pidfd, then fork once more to stand in its pid namespace."""
