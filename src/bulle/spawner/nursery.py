@@ -15,6 +15,7 @@ from bulle.linux.fork import fork
 from bulle.spawner.child import BLANK_LIMIT, READY, Assignment, leave_server, live, wait_for_assignment
 from bulle.spawner.configuration import Configuration
 from bulle.spawner.protocol import send_with_descriptors
+from bulle.spawner.zygote import Zygote
 
 
 class Nursery:
@@ -26,14 +27,16 @@ class Nursery:
         self._entries = dict(configuration.entries)
         self._spare = configuration.spare
         self._rehearsals = configuration.rehearsals
+        self._quiet = configuration.quiet
         self._blanks: dict[int, tuple[str, socket.socket]] = {}
+        self._zygote: Zygote | None = None
 
     def __contains__(self, pid: int) -> bool:
-        return pid in self._blanks
+        return pid in self._blanks or (self._zygote is not None and pid == self._zygote.pid)
 
     def start(self, assignment: Assignment, given: Sequence[int]) -> int:
         """Give the assignment and copies of the descriptors ``given`` to a child; returns its pid. Raises OSError where there can be none."""
-        pid = self._give_to_blank(assignment, given)
+        pid = self._from_zygote(assignment, given) if assignment.entry in self._quiet else self._give_to_blank(assignment, given)
         if pid:
             return pid
         pid = fork()
@@ -44,6 +47,21 @@ class Nursery:
             finally:
                 os._exit(70)
         return pid
+
+    def _from_zygote(self, assignment: Assignment, given: Sequence[int]) -> int:
+        for _ in range(2):
+            try:
+                if self._zygote is None:
+                    self._zygote = Zygote(self._entries)
+                return self._zygote.start(assignment, given)
+            except OSError:
+                self._drop_zygote()  # killed, perhaps: a new one serves
+        return 0
+
+    def _drop_zygote(self) -> None:
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            zygote.close()
 
     def _give_to_blank(self, assignment: Assignment, given: Sequence[int]) -> int:
         content = assignment.pack()
@@ -68,6 +86,9 @@ class Nursery:
 
     def refill(self) -> None:
         """Fork the children that will be needed next."""
+        if self._quiet and self._zygote is None:
+            with contextlib.suppress(OSError):
+                self._zygote = Zygote(self._entries)
         have = [entry for entry, _ in self._blanks.values()]
         for entry, count in self._spare.items():
             for _ in range(count - have.count(entry)):
@@ -89,14 +110,18 @@ class Nursery:
                 self._blanks[pid] = (entry, ours)
 
     def ended(self, pid: int) -> None:
-        """A blank child was reaped."""
-        self._blanks.pop(pid)[1].close()
+        """A blank child or the zygote was reaped."""
+        if pid in self._blanks:
+            self._blanks.pop(pid)[1].close()
+        else:
+            self._drop_zygote()
 
     def drop(self) -> None:
-        """End all blank children: they are of old code, or stand in an old mount namespace."""
+        """End all blank children and the zygote: they are of old code, or stand in an old mount namespace."""
         for pid, (_, control) in self._blanks.items():
             control.close()
             os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         self._blanks.clear()
+        self._drop_zygote()
