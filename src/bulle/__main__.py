@@ -33,7 +33,14 @@ def run_monitor(argv: list[str], descriptors: list[int], leash: Leash | None) ->
     return supervise(argv, descriptors, leash)
 
 
-ENTRIES: dict[str, Entry] = {"command": run_command, "monitor": run_monitor}
+def run_start(argv: list[str], descriptors: list[int], leash: Leash | None) -> int:
+    """The entry ``start``."""
+    from bulle.engine.supervisor import start
+
+    return start(argv, descriptors, leash)
+
+
+ENTRIES: dict[str, Entry] = {"command": run_command, "monitor": run_monitor, "start": run_start}
 
 def configure(home: str) -> Configuration:
     """What the spawner of ``home`` is made of. Imports, here and now, everything that a frequent verb or a monitor would otherwise import late."""
@@ -53,7 +60,7 @@ def configure(home: str) -> Configuration:
         interpreter=interpreter_directory(),
         package=os.fsencode(Path(__file__).resolve().parent),
         spare={"command": 2},
-        quiet=frozenset({"monitor"}),
+        watchers={"start": supervisor.watch},
         rehearsals={"command": partial(rehearse_command, home)},
         enter_scope=enter_scope,
         process_to_join=partial(living_monitor, place),

@@ -236,9 +236,9 @@ class Container:
     def _order(self, order: Order) -> Attachment:
         """Have a monitor forked and wait for its word; the error of a start is raised here."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        argv = [msgspec.json.encode(order).decode(), *([supervisor.EXECUTE] if order.execute else [])]
+        entry, local = ("monitor", supervisor.main) if order.execute else ("start", supervisor.start)
         with theirs:
-            client.submit(self._home, "monitor", argv, [theirs.fileno()], local=supervisor.main)
+            client.submit(self._home, entry, [msgspec.json.encode(order).decode()], [theirs.fileno()], local=local)
         attachment = Attachment(ours)
         try:
             attachment.wait_started()

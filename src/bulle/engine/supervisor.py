@@ -1,9 +1,10 @@
-"""The entry of a monitor process: what the spawner forks for each container, and for each ``exec``.
+"""The entries of monitors: what the spawner forks for each container (``start``), for each ``exec``, and to replace a monitor that was killed
+(``monitor``).
 
-A monitor stays small, because it does little: it forks a *starter*, which mounts the layers and has the driver start the workload (as the monitor's
-child), then hands its descriptors over and ends; the monitor watches until the end, records it and removes what was to be removed. Started with
-``--recover`` (its predecessor was killed) it finds the workload again by pid and start time and goes on with the same FIFOs, terminal and log.
-Everything was imported before the fork: a monitor outlives an upgrade of the files that it was loaded from.
+A monitor stays small, because it does little: a *starter*, its child, mounts the layers and has the driver start the workload (as the monitor's
+child), hands its descriptors over and ends; the monitor watches until the end, records it and removes what was to be removed. With ``--recover`` it
+finds a workload again by pid and start time and goes on with the same FIFOs, terminal and log. Everything was imported before the fork: a monitor
+outlives an upgrade of the files that it was loaded from.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,6 @@ from bulle.spawner.leash import Leash
 from bulle.store import Store
 
 RECOVER = "--recover"
-EXECUTE = "--execute"
 _HAS_TERMINAL, _HAS_STDIN, _ATTACH = 1, 2, 4
 _PREDECESSOR_PATIENCE_S = 15.0  # longer than a monitor waits for clients that do not take their output
 
@@ -64,21 +64,76 @@ _orders = msgspec.json.Decoder(Order)
 
 
 def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -> int:
-    """Be the monitor; ``argv`` is an :class:`Order` as JSON and perhaps a word.
+    """The entry ``monitor``: exec, or with ``--recover`` a monitor for a container that has lost its own.
 
-    ``descriptors``: the socket of who asked; after ``--recover`` what was held.
+    ``argv`` is an :class:`Order` as JSON and perhaps that word; ``descriptors``: the socket of who asked, or what was held.
     """
     try:
+        order = _orders.decode(argv[0])
         if RECOVER in argv[1:]:
-            _recover(_decode(argv[0]), descriptors, leash)
-        elif EXECUTE in argv[1:]:
-            _execute(_decode(argv[0]), socket.socket(fileno=descriptors[0]))
+            _recover(order, descriptors, leash)
         else:
-            _monitor(argv[0], descriptors[0], leash)
+            _execute(order, socket.socket(fileno=descriptors[0]))
     finally:
         if leash is not None:
             leash.release()
     return 0
+
+
+def start(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -> int:
+    """The entry ``start``: start a container for the monitor that waits at the other end of the second of ``descriptors``.
+
+    The first is the socket of who asked. Without a second this process becomes that monitor.
+    """
+    if len(descriptors) > 1:
+        if RECOVER not in argv[1:]:  # else its monitor, which was killed and forked anew, recovers what is left
+            if leash is not None:
+                leash.recover_as("monitor", list(argv[:1]))
+            _start_for_parent(_orders.decode(argv[0]), descriptors[0], socket.socket(fileno=descriptors[1]), leash)
+        return 0
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    starter = fork()
+    if starter == 0:
+        try:
+            ours.close()
+            start(argv, [descriptors[0], theirs.detach()], leash)
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(descriptors[0])
+    watch(ours, starter, lambda: list(argv), lambda: leash)
+    return 0
+
+
+def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leash: Callable[[], Leash | None]) -> None:
+    """Be the monitor of what the starter at the other end starts.
+
+    Until the end this touches as little memory as it can: what it writes to is its own.
+    """
+    words, descriptors, _flags, _address = socket.recv_fds(line, 16, 8)
+    line.close()
+    os.waitpid(starter, 0)
+    held: Leash | None = None
+    try:
+        if not words:  # it told the caller why, or was killed: then what it left is found as after any crash
+            held = leash()
+            _recover(_orders.decode(argv()[0]), (), held)
+            return
+        # The lock, the first descriptor, only has to stay open.
+        _lock_descriptor, pidfd, listener, log, *rest = descriptors
+        caller = rest.pop() if words[0] & _ATTACH else -1
+        terminal = rest[0] if words[0] & _HAS_TERMINAL else -1
+        streams = Streams() if terminal >= 0 else Streams(rest[2] if words[0] & _HAS_STDIN else -1, rest[0], rest[1])
+        watching = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(log), listener)
+        if caller >= 0:
+            watching.add_client(socket.socket(fileno=caller), Hello(True, True))
+        status = watching.run()
+        order = _orders.decode(argv()[0])
+        _finish(order, driver_for(order.plan.isolation, Path(order.home)), watching, status)
+    finally:
+        held = held or leash()
+        if held is not None:
+            held.release()
 
 
 def record_orphan(home: Path, pid: int, status: int) -> None:
@@ -162,51 +217,20 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
     return watch
 
 
-def _monitor(text: str, caller: int, leash: Leash | None) -> None:
-    """Have a container started and watch it. Until the end this touches as little memory as it can: what it writes to is its own from then on."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    starter = fork()
-    if starter == 0:
-        try:
-            ours.close()
-            _start_for_parent(_decode(text), caller, theirs, leash)
-        finally:
-            os._exit(0)
-    theirs.close()
-    words, descriptors, _flags, _address = socket.recv_fds(ours, 16, 8)
-    os.waitpid(starter, 0)
-    ours.close()
-    if len(words) < 1:  # it told the caller why, or was killed: then what it left is found as after any crash
-        os.close(caller)
-        _recover(_decode(text), (), leash)
-        return
-    # The lock (the first descriptor) only has to stay open.
-    _lock_descriptor, pidfd, listener, log, *rest = descriptors
-    terminal = rest[0] if words[0] & _HAS_TERMINAL else -1
-    streams = Streams() if terminal >= 0 else Streams(rest[2] if words[0] & _HAS_STDIN else -1, rest[0], rest[1])
-    watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(log), listener)
-    if words[0] & _ATTACH:
-        watch.add_client(socket.socket(fileno=caller), Hello(True, True))
-    else:
-        os.close(caller)
-    status = watch.run()
-    order = _decode(text)
-    _finish(order, driver_for(order.plan.isolation, Path(order.home)), watch, status)
-
-
 def _start_for_parent(order: Order, caller: int, parent: socket.socket, leash: Leash | None) -> None:
     """The starter's whole life."""
     answer = socket.socket(fileno=caller)
     try:
-        watch = begin(order, leash, for_parent=True)
+        started = begin(order, leash, for_parent=True)
     except BulleError as error:
         _send(answer, event("error", error=error))
         return
-    workload, streams = watch.workload, watch.streams
+    workload, streams = started.workload, started.streams
     words = (_ATTACH if order.attach else 0) | (_HAS_TERMINAL if workload.terminal >= 0 else 0) | (_HAS_STDIN if streams.stdin >= 0 else 0)
     outputs = [workload.terminal] if workload.terminal >= 0 else [streams.stdout, streams.stderr, *([streams.stdin] if streams.stdin >= 0 else [])]
-    socket.send_fds(parent, [bytes([words])], [watch.lock, workload.pidfd, watch.listener, watch.log, *outputs])
     _send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))
+    passed = [started.lock, workload.pidfd, started.listener, started.log, *outputs, *([caller] if order.attach else [])]
+    socket.send_fds(parent, [bytes([words])], passed)
 
 
 def hand_over(order: Order, terminal: int) -> None:
@@ -316,10 +340,6 @@ def _orphan_status(home: str, pid: int) -> int:
         return status
     except (OSError, ValueError):
         return -1
-
-
-def _decode(text: str) -> Order:
-    return _orders.decode(text)
 
 
 def _lock(directory: str, patience_s: float = 0.0) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bulle.spawner.child import Entry
+from bulle.spawner.zygote import Watcher
 
 IDLE_S = 300.0
 
@@ -23,7 +24,7 @@ class Configuration:
     interpreter: bytes  # directory of the interpreter: names the installation
     package: bytes  # directory of the package
     spare: Mapping[str, int] = field(default_factory=dict)  # children forked ahead, by entry
-    quiet: frozenset[str] = frozenset()  # entries whose children live long: forked by a zygote, to share their memory
+    watchers: Mapping[str, Watcher] = field(default_factory=dict)  # entries whose children live long, and what those do meanwhile
     rehearsals: Mapping[str, Callable[[], object]] = field(default_factory=dict)  # what a child forked ahead runs before it waits
     enter_scope: Callable[[], object] = _nothing  # once, leaves the control group of whoever started the spawner
     process_to_join: Callable[[], int | None] = _nothing  # once, a living process whose mount namespace a new spawner shares

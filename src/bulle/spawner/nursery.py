@@ -27,16 +27,16 @@ class Nursery:
         self._entries = dict(configuration.entries)
         self._spare = configuration.spare
         self._rehearsals = configuration.rehearsals
-        self._quiet = configuration.quiet
+        self._watchers = configuration.watchers
         self._blanks: dict[int, tuple[str, socket.socket]] = {}
-        self._zygote: Zygote | None = None
+        self._zygotes: dict[str, Zygote] = {}
 
     def __contains__(self, pid: int) -> bool:
-        return pid in self._blanks or (self._zygote is not None and pid == self._zygote.pid)
+        return pid in self._blanks or any(pid == zygote.pid for zygote in self._zygotes.values())
 
     def start(self, assignment: Assignment, given: Sequence[int]) -> int:
         """Give the assignment and copies of the descriptors ``given`` to a child; returns its pid. Raises OSError where there can be none."""
-        pid = self._from_zygote(assignment, given) if assignment.entry in self._quiet else self._give_to_blank(assignment, given)
+        pid = self._from_zygote(assignment, given) if assignment.entry in self._watchers else self._give_to_blank(assignment, given)
         if pid:
             return pid
         pid = fork()
@@ -51,17 +51,19 @@ class Nursery:
     def _from_zygote(self, assignment: Assignment, given: Sequence[int]) -> int:
         for _ in range(2):
             try:
-                if self._zygote is None:
-                    self._zygote = Zygote(self._entries)
-                return self._zygote.start(assignment, given)
-            except OSError:
-                self._drop_zygote()  # killed, perhaps: a new one serves
+                return self._zygote(assignment.entry).start(assignment, given)
+            except OSError:  # killed, perhaps: a new one serves
+                self._drop_zygotes()
         return 0
 
-    def _drop_zygote(self) -> None:
-        zygote, self._zygote = self._zygote, None
-        if zygote is not None:
-            zygote.close()
+    def _zygote(self, entry: str) -> Zygote:
+        if entry not in self._zygotes:
+            self._zygotes[entry] = Zygote(self._entries, self._watchers[entry])
+        return self._zygotes[entry]
+
+    def _drop_zygotes(self) -> None:
+        while self._zygotes:
+            self._zygotes.popitem()[1].close()
 
     def _give_to_blank(self, assignment: Assignment, given: Sequence[int]) -> int:
         content = assignment.pack()
@@ -86,9 +88,9 @@ class Nursery:
 
     def refill(self) -> None:
         """Fork the children that will be needed next."""
-        if self._quiet and self._zygote is None:
-            with contextlib.suppress(OSError):
-                self._zygote = Zygote(self._entries)
+        with contextlib.suppress(OSError):
+            for entry in self._watchers:
+                self._zygote(entry)
         have = [entry for entry, _ in self._blanks.values()]
         for entry, count in self._spare.items():
             for _ in range(count - have.count(entry)):
@@ -110,18 +112,18 @@ class Nursery:
                 self._blanks[pid] = (entry, ours)
 
     def ended(self, pid: int) -> None:
-        """A blank child or the zygote was reaped."""
+        """A blank child or a zygote was reaped."""
         if pid in self._blanks:
             self._blanks.pop(pid)[1].close()
         else:
-            self._drop_zygote()
+            self._drop_zygotes()
 
     def drop(self) -> None:
-        """End all blank children and the zygote: they are of old code, or stand in an old mount namespace."""
+        """End all blank children and zygotes: they are of old code, or stand in an old mount namespace."""
         for pid, (_, control) in self._blanks.items():
             control.close()
             os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         self._blanks.clear()
-        self._drop_zygote()
+        self._drop_zygotes()
