@@ -59,7 +59,7 @@ def configure(home: str) -> Configuration:
         entries=ENTRIES,
         interpreter=interpreter_directory(),
         package=os.fsencode(Path(__file__).resolve().parent),
-        spare={"command": 2},
+        spare={"command": 2, "monitor": 1},
         watchers={"start": supervisor.watch},
         rehearsals={"command": partial(rehearse_command, home)},
         enter_scope=enter_scope,

@@ -236,7 +236,7 @@ class Container:
     def _order(self, order: Order) -> Attachment:
         """Have a monitor forked and wait for its word; the error of a start is raised here."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        entry, local = ("monitor", supervisor.main) if order.execute else ("start", supervisor.start)
+        entry, local = ("monitor", supervisor.main) if order.execute or order.attach else ("start", supervisor.start)
         with theirs:
             client.submit(self._home, entry, [msgspec.json.encode(order).decode()], [theirs.fileno()], local=local)
         attachment = Attachment(ours)

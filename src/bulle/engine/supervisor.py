@@ -64,7 +64,7 @@ _orders = msgspec.json.Decoder(Order)
 
 
 def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -> int:
-    """The entry ``monitor``: exec, or with ``--recover`` a monitor for a container that has lost its own.
+    """The entry ``monitor``: exec, a run that somebody waits for, or with ``--recover`` a monitor for a container that has lost its own.
 
     ``argv`` is an :class:`Order` as JSON and perhaps that word; ``descriptors``: the socket of who asked, or what was held.
     """
@@ -72,8 +72,10 @@ def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -
         order = _orders.decode(argv[0])
         if RECOVER in argv[1:]:
             _recover(order, descriptors, leash)
-        else:
+        elif order.execute is not None:
             _execute(order, socket.socket(fileno=descriptors[0]))
+        else:
+            _run(order, socket.socket(fileno=descriptors[0]), leash)
     finally:
         if leash is not None:
             leash.release()
@@ -215,6 +217,19 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
         if leash is not None:
             leash.hold(workload.terminal)
     return watch
+
+
+def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
+    """Start a container and watch it in one process: quicker than a monitor with a starter, and larger, which a run that is waited for may be."""
+    try:
+        started = begin(order, leash)
+    except BulleError as error:
+        _send(caller, event("error", error=error))
+        return
+    _send(caller, event("started", pid=started.workload.pid, notes=tuple(started.workload.notes)))
+    watching = started.supervisor()
+    watching.add_client(caller, Hello(True, True))
+    _finish(order, started.driver, watching, watching.run())
 
 
 def _start_for_parent(order: Order, caller: int, parent: socket.socket, leash: Leash | None) -> None:
