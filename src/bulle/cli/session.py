@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bulle.errors import BulleError
+from bulle.spawner import child
 
 if TYPE_CHECKING:
     from bulle.engine import Engine
@@ -45,10 +46,14 @@ class Session:
         return self._engine
 
     def close(self) -> None:
-        """Close the engine if it was opened."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        """Close the engine if it was opened; in a child of the spawner once its caller knows the end, since closing a database may tidy it."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        if child.own_leash is not None:
+            child.afterwards.append(engine.close)
+        else:
+            engine.close()
 
     def for_each(self, items: Iterable[Item], act: Callable[[Item], str | None]) -> int:
         """Do ``act`` to every item as Docker does: print what it returns, say what failed, go on; returns the exit code of the first failure."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
 
 _PARALLEL_LAYERS = 2  # as many as the smallest machines have processors; more only waits for the disk
-BUILT_IN = ("host",)
 
 
 class Images:
@@ -114,7 +113,7 @@ class Images:
             try:
                 return self.get(name)
             except NotFound:
-                if pull == "never" and name not in BUILT_IN:
+                if pull == "never":
                     raise
         return self.pull(name, platform=platform)
 

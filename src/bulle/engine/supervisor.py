@@ -185,38 +185,45 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
     if lock < 0:
         raise Conflict("the container is being started by somebody else", "", "wait a moment")
     driver = driver_for(plan.isolation, home)
+    opened: list[int] = []
+
+    def meanwhile(workload: Workload) -> None:
+        """What can be done while the container sets itself up: its log, its socket, its state."""
+        opened.extend((open_log(directory), supervisor.listen(directory)))
+        monitor = os.getppid() if for_parent else os.getpid()
+        state = ContainerState(
+            status="running",
+            pid=workload.pid,
+            pid_start_ticks=process.start_ticks(workload.pid),
+            boot_id=process.boot_id(),
+            monitor_pid=monitor,
+            monitor_start_ticks=process.start_ticks(monitor),
+            started_at_ns=time.time_ns(),
+            isolation_obtained=plan.isolation,
+        )
+        write_state(directory, state)
+
     try:
         driver.require(plan)
         Store(home, Database(home)).layers.mount(plan.root.layers)
         owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
         streams, stdio = (Streams(), _no_stdio()) if plan.process.terminal else make_fifos(directory, owner, order.interactive)
         try:
-            workload = driver.start(plan, stdio, sibling=for_parent)
+            workload = driver.start(plan, stdio, sibling=for_parent, meanwhile=meanwhile)
         finally:
             close_stdio(stdio)
-        watch = Watch(order, driver, workload, streams, open_log(directory), supervisor.listen(directory), lock)
     except (BulleError, OSError) as error:
         failure = error if isinstance(error, BulleError) else _as_error(error)
         _start_failed(order, driver, failure)
-        os.close(lock)
+        for descriptor in (*opened, lock):
+            os.close(descriptor)
         raise failure from error
-    monitor = os.getppid() if for_parent else os.getpid()
-    state = ContainerState(
-        status="running",
-        pid=workload.pid,
-        pid_start_ticks=process.start_ticks(workload.pid),
-        boot_id=process.boot_id(),
-        monitor_pid=monitor,
-        monitor_start_ticks=process.start_ticks(monitor),
-        started_at_ns=time.time_ns(),
-        isolation_obtained=plan.isolation,
-    )
-    write_state(directory, state)
     if workload.terminal >= 0:
         os.set_blocking(workload.terminal, False)
         if leash is not None:
             leash.hold(workload.terminal)
-    return watch
+    log, listener = opened
+    return Watch(order, driver, workload, streams, log, listener, lock)
 
 
 def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:

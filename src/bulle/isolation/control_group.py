@@ -53,19 +53,29 @@ class ControlGroup:
 
     @classmethod
     def create(
-        cls, container_id: str, resources: Resources, *, restrict_devices: bool = False, accounting: bool = False, machine: Layout | None = None
+        cls,
+        container_id: str,
+        resources: Resources,
+        *,
+        restrict_devices: bool = False,
+        accounting: bool = False,
+        optional: bool = False,
+        machine: Layout | None = None,
     ) -> ControlGroup:
         """Make the group with its limits, ready to be entered.
 
         ``restrict_devices`` allows only Docker's default devices (needed without a user namespace of its own, where mknod works); ``accounting``
-        counts memory, processor time and processes also without limits. ``machine`` stands in for :func:`layout` in tests. Raises InvalidInput for
-        limits that cannot be, Unavailable for a limit that this machine cannot set; then nothing is left behind.
+        counts memory, processor time and processes also without limits. With ``optional`` there is no group where none of these asks for one and
+        entering it is dear: in version 1 every entrance waits for the other processors. ``machine`` stands in for :func:`layout` in tests. Raises
+        InvalidInput for limits that cannot be, Unavailable for a limit that this machine cannot set; then nothing is left behind.
         """
         check(resources)
         machine = machine or layout()
         settings = machine.settings(resources) if machine else settings_v2(resources)
         needed = {setting.controller for setting in settings}
         group = cls(container_id, machine, {})
+        if optional and not (settings or restrict_devices or accounting) and isinstance(machine, LayoutV1):
+            return group
         try:
             if machine is None:
                 raise FileNotFoundError(2, "no control groups are mounted")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bulle.errors import Unavailable, Unsupported
@@ -81,10 +82,11 @@ class Driver(ABC):
         """Find out, by trying, what this machine allows this user; cheap to call again (cached per process)."""
 
     @abstractmethod
-    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False) -> Workload:
+    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False, meanwhile: Callable[[Workload], None] | None = None) -> Workload:
         """Realise the plan; returns once the command has been executed.
 
-        With ``sibling`` the workload becomes a child of the calling process's parent, which then reaps it.
+        With ``sibling`` the workload becomes a child of the calling process's parent, which then reaps it. ``meanwhile`` is called once its first
+        process exists (``pid`` and ``pidfd`` are known) and sets itself up; the start may still fail after that.
 
         Raises CommandNotFound, CommandNotExecutable, Unsupported, Unavailable or BulleError; then nothing is left behind.
         """

@@ -194,6 +194,8 @@ def _mount_sys(plan: RunPlan, root: int, own_network: bool, controllers: tuple[s
 
 def _mount_cgroups(plan: RunPlan, sys: int, controllers: tuple[str, ...]) -> None:
     """The container's view of its own control groups, as the host lays them out. A host that refuses leaves /sys/fs/cgroup empty."""
+    if not controllers:
+        return
     attributes = LOCKED_DOWN | (0 if plan.security.privileged else MOUNT_ATTR_RDONLY)
     try:
         cgroup = process.openat2(sys, "fs/cgroup", os.O_PATH | os.O_DIRECTORY, process.RESOLVE_BENEATH | process.RESOLVE_NO_SYMLINKS)

@@ -38,11 +38,14 @@ class Kit:
     """Capabilities that the process does not get although they were asked for, because this machine cannot contain them."""
 
     @classmethod
-    def to_start(cls, plan: RunPlan, stdio: Stdio, cache_directory: Path | None) -> Kit:
-        """For a container's first process: a new group with the plan's limits, and with rules for devices where it could make device nodes."""
+    def to_start(cls, plan: RunPlan, stdio: Stdio, cache_directory: Path | None, *, own_processes: bool) -> Kit:
+        """For a container's first process: a new group with the plan's limits, and with rules for devices where it could make device nodes.
+
+        With ``own_processes`` (a pid namespace) a group is only made where it has something to do or costs nothing.
+        """
         withheld = frozenset[str]()
         try:
-            group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=_makes_devices(plan))
+            group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=_makes_devices(plan), optional=own_processes)
         except Unavailable:
             if not _makes_devices(plan):
                 raise
@@ -80,8 +83,14 @@ def _programs(plan: RunPlan, wanted: Process, cache_directory: Path | None) -> t
     return filter_program, program_to_go_through(wanted, plan.security.user_namespace == "own")
 
 
-def start(kit: Kit, flags: int, child: Callable[[Channel], None], prepare: Callable[[Workload, Channel], None] | None = None) -> Workload:
-    """Run ``child`` in a new process and new namespaces while ``prepare`` works here; returns once it has executed its command.
+def start(
+    kit: Kit,
+    flags: int,
+    child: Callable[[Channel], None],
+    prepare: Callable[[Workload, Channel], None] | None = None,
+    meanwhile: Callable[[Workload], None] | None = None,
+) -> Workload:
+    """Run ``child`` in a new process and new namespaces while ``prepare``, then ``meanwhile`` work here; returns once it has executed its command.
 
     Raises what either side says went wrong; then the process is gone, and its control group if the kit made it.
     """
@@ -90,6 +99,8 @@ def start(kit: Kit, flags: int, child: Callable[[Channel], None], prepare: Calla
         try:
             if prepare is not None:
                 prepare(workload, channel)
+            if meanwhile is not None:
+                meanwhile(workload)
             _follow(workload, channel)
         except BaseException:
             _abandon(workload)

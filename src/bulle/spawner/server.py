@@ -44,7 +44,7 @@ from bulle.spawner.protocol import (
 
 REQUEST_TIMEOUT_S = 10.0
 PENDING_LIMIT = 128
-REFILL_DELAY_S = 0.004
+REFILL_DELAY_S = 0.0
 RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
 SHORT_LIVES_LIMIT = 5

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -40,13 +41,17 @@ class ChrootDriver(Driver):
         """What this user may do: mounts, a bare chroot, or nothing."""
         return _probe()
 
-    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False) -> Workload:
+    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False, meanwhile: Callable[[Workload], None] | None = None) -> Workload:
         """A mount namespace with the overlay, or a copy; see :class:`Driver`."""
-        kit = launch.Kit.to_start(plan, stdio, self.cache_directory)
+        kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=False)
         parent = CLONE_PARENT if sibling else 0
         if not _may_mount():
             return launch.start(
-                kit, parent, lambda channel: _child_in_copy(plan, channel, plan.process, kit), lambda _workload, channel: _copy(plan, channel)
+                kit,
+                parent,
+                lambda channel: _child_in_copy(plan, channel, plan.process, kit),
+                lambda _workload, channel: _copy(plan, channel),
+                meanwhile,
             )
 
         def prepare(workload: Workload, channel: Channel) -> None:
@@ -56,7 +61,7 @@ class ChrootDriver(Driver):
                 channel.send_descriptors(mounts.descriptors())
             mounts.close()
 
-        return launch.start(kit, CLONE_NEWNS | parent, lambda channel: _child(plan, channel, kit), prepare)
+        return launch.start(kit, CLONE_NEWNS | parent, lambda channel: _child(plan, channel, kit), prepare, meanwhile)
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """One more process in the same private root."""

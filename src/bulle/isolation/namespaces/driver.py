@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ _ALWAYS = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC
 
 
 def namespace_flags(plan: RunPlan) -> int:
-    """The namespaces that the workload gets of its own at birth (the cgroup namespace follows once it sits in its group)."""
+    """The namespaces that the workload has of its own, but for that of control groups, which it makes once it sits in its group."""
     own_users = CLONE_NEWUSER if plan.security.user_namespace == "own" else 0
     own_network = CLONE_NEWNET if plan.network.mode != "host" else 0
     return _ALWAYS | own_users | own_network
@@ -45,11 +46,14 @@ class NamespaceDriver(Driver):
         """Whether this user can make the namespaces, by making them once in a child."""
         return _probe()
 
-    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False) -> Workload:
+    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False, meanwhile: Callable[[Workload], None] | None = None) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
-        kit = launch.Kit.to_start(plan, stdio, self.cache_directory)
-        flags = namespace_flags(plan) | (CLONE_PARENT if sibling else 0)
-        return launch.start(kit, flags, lambda channel: _child(plan, channel, kit), lambda workload, channel: _prepare(plan, workload, channel))
+        kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=True)
+        # The child makes its network namespace itself, which takes long, while its mounts are made here.
+        flags = namespace_flags(plan) & ~CLONE_NEWNET | (CLONE_PARENT if sibling else 0)
+        return launch.start(
+            kit, flags, lambda channel: _child(plan, channel, kit), lambda workload, channel: _prepare(plan, workload, channel), meanwhile
+        )
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """Join every namespace of the container by its first process's pidfd, then fork once more to stand in its pid namespace."""
@@ -124,9 +128,9 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel) -> None:
 
 def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
     """In the new namespaces, still with the engine's memory: everything until execve."""
-    namespaces.unshare(CLONE_NEWCGROUP)
-    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
     own_network = plan.network.mode != "host"
+    namespaces.unshare(CLONE_NEWCGROUP | (CLONE_NEWNET if own_network else 0))
+    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
     if own_network:
         loopback.bring_up()
     descriptors = channel.receive_descriptors()
