@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from signal import SIGKILL
 
 import msgspec
 
@@ -36,6 +37,14 @@ from bulle.spawner import child, client
 from bulle.store import Image, Store
 
 _STOP_MARGIN_S = 10.0
+HOSTS = """127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+"""/etc/hosts of a container without a network, as Docker writes it."""
 
 
 class Container:
@@ -120,8 +129,35 @@ class Container:
             time.sleep(0.02 if state.status == "running" else 0.1)
 
     def kill(self, signal: str = "KILL") -> None:
-        """Send a signal to its first process."""
+        """Send a signal to its first process; after SIGKILL its end is waited for."""
         number = planning.signal_number(planning.signal_name(signal))
+        if number != SIGKILL:
+            self._send_signal(number)
+            return
+        with closing(self.attach(output=False)) as watch:
+            self._send_signal(number)
+            _ended(watch, _STOP_MARGIN_S)
+
+    def stop(self, timeout_s: int | None = None, signal: str = "") -> None:
+        """Ask it to end by its stop signal, and kill it after a while: ``timeout_s``, by default its own; -1 waits for ever.
+
+        Nothing happens if it does not run.
+        """
+        if self.state().status != "running":
+            return
+        patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
+        try:
+            with closing(self.attach(output=False)) as watch:
+                self._send_signal(planning.signal_number(planning.signal_name(signal or self.plan.stop_signal)))
+                if _ended(watch, patience if patience >= 0 else None):
+                    return
+                self._send_signal(SIGKILL)
+                if not _ended(watch, _STOP_MARGIN_S):
+                    raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
+        except Conflict:
+            return  # it ended by itself meanwhile
+
+    def _send_signal(self, number: int) -> None:
         pidfd = self._pidfd()
         try:
             process.pidfd_send_signal(pidfd, number)
@@ -129,29 +165,6 @@ class Container:
             raise Conflict(f"container {self.name} is not running", "it has just ended", "") from error
         finally:
             os.close(pidfd)
-
-    def stop(self, timeout_s: int | None = None, signal: str = "") -> None:
-        """Ask it to end by its stop signal, and kill it after ``timeout_s`` (default.
-
-        Its own; -1 waits for ever). Nothing happens if it does not run.
-        """
-        if self.state().status != "running":
-            return
-        patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
-        try:
-            watch = self.attach(output=False)
-            try:
-                self.kill(signal or self.plan.stop_signal)
-                if not _ended(watch, patience if patience >= 0 else None):
-                    self.kill("KILL")
-                    if not _ended(watch, _STOP_MARGIN_S):
-                        raise BulleError(
-                            f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg"
-                        )
-            finally:
-                watch.close()
-        except Conflict:
-            return  # it ended by itself meanwhile
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it and all it wrote; a running one only by ``force``."""
@@ -164,6 +177,7 @@ class Container:
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
         removal.forget(self._database, self.plan)
         removal.remove_directory(self.plan)
+        removal.collect(self._home, self._database)
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Iterator[LogEntry]:
         """What it wrote, oldest first; with ``follow`` until it ends."""
@@ -348,7 +362,7 @@ def _identity_text(name: str, plan: RunPlan) -> str:
             return Path(f"/etc/{name}").read_text()
         except OSError:
             return ""
-    return "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    return HOSTS
 
 
 def _write(path: str, text: str) -> None:
@@ -361,14 +375,11 @@ def _write(path: str, text: str) -> None:
 
 def _ended(watch: Attachment, patience_s: float | None) -> bool:
     """Wait for the end on an attachment without output; False after the patience."""
-    deadline = None if patience_s is None else time.monotonic() + patience_s
-    while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([watch], [], [], left)[0]:
-            return False
-        received = watch.receive()
-        if received is None or (received[0] == 3 and b'"exited"' in received[1]):
-            return True
+    try:
+        watch.wait_exit(patience_s)
+    except TimeoutError:
+        return False
+    return True
 
 
 __all__ = ["Container", "Containers", "Process", "read_state"]

@@ -70,8 +70,11 @@ def _identities() -> Finding:
     if os.geteuid() == 0:
         return Finding("user ids", True, "an own range of 65536 ids for each container")
     users, _groups = subordinate_ids.rootless_mappings()
-    mend = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {os.environ.get('USER', '$USER')}"
-    if len(users) == 1:
+    ranges = [*subordinate_ids.subordinate_ranges("/etc/subuid"), *subordinate_ids.subordinate_ranges("/etc/subgid")]
+    first = max((start + size for _, start, size in ranges), default=100000)
+    last = first + subordinate_ids.RANGE_SIZE - 1
+    mend = f"sudo usermod --add-subuids {first}-{last} --add-subgids {first}-{last} {os.environ.get('USER', '$USER')}"
+    if len(users) == 1 and shutil.which("newuidmap") is not None:
         return Finding("user ids", False, "one id only: you have no range in /etc/subuid and /etc/subgid", mend)
     if shutil.which("newuidmap") is None:
         return Finding("user ids", False, "one id only: newuidmap is missing", "sudo apt-get install uidmap")
@@ -99,6 +102,9 @@ def _space(home: Path) -> Finding:
 
 
 def _kvm() -> Finding:
-    there = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    found = "/dev/kvm can be opened (virtual machines come later)" if there else "/dev/kvm is not there (virtual machines come later)"
-    return Finding("kvm", there, found)
+    if not os.path.exists("/dev/kvm"):
+        mend = "enable virtualisation in the firmware, or load the module kvm"
+        return Finding("kvm", False, "/dev/kvm is not there (virtual machines come later)", mend)
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Finding("kvm", False, "/dev/kvm is not open to you (virtual machines come later)", "sudo usermod --append --groups kvm $USER")
+    return Finding("kvm", True, "/dev/kvm can be opened (virtual machines come later)")

@@ -108,14 +108,25 @@ class Images:
         return image_document(self.get(name))
 
     def for_run(self, name: str, pull: str, platform: str) -> Image:
-        """The image that a container stands on, pulled when it must be."""
-        if pull != "always":
-            try:
-                return self.get(name)
-            except NotFound:
+        """The image that a container stands on, pulled when it must be: it is not here, or for another platform than was asked for."""
+        if pull == "always":
+            return self.pull(name, platform=platform)
+        try:
+            image = self.get(name)
+        except NotFound:
+            if pull == "never":
+                raise
+            return self.pull(name, platform=platform)
+        if platform:
+            from bulle.registry.documents import parse_platform  # rarely asked for
+
+            wanted = parse_platform(platform)
+            found = (image.config.os, image.config.architecture)
+            if found != (wanted.os, wanted.architecture) or (wanted.variant and image.config.variant not in ("", wanted.variant)):
                 if pull == "never":
-                    raise
-        return self.pull(name, platform=platform)
+                    raise NotFound(f"image {name} is not here for {wanted}", f"it is for {'/'.join(found)}", "pull it with --platform")
+                return self.pull(name, platform=platform)
+        return image
 
     def _named(self, name: str) -> tuple[Image, tuple[Reference, ...]]:
         """An image and the names under which it is saved: the one that was asked for, or none when it was asked for by id."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -59,7 +60,7 @@ def compose(
     return RunPlan(
         container_id=container_id,
         isolation=isolation,
-        hostname=options.hostname or container_id[:12],
+        hostname=hostname(options, container_id),
         state_host_path=str(directory),
         root=root,
         process=_process(options, config, container_id),
@@ -71,6 +72,15 @@ def compose(
         stop_signal=signal_name(options.stop_signal or config.stop_signal or "SIGTERM"),
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
     )
+
+
+def hostname(options: ContainerOptions, container_id: str) -> str:
+    """What the container is called: as asked, as the host where it shares the host's network (or everything), else by its id."""
+    if options.isolation == "chroot":
+        if options.hostname:
+            raise Unsupported(Feature.OWN_HOSTNAME.value, "chroot", "use --isolation container")
+        return socket.gethostname()
+    return options.hostname or (socket.gethostname() if options.network == "host" else container_id[:12])
 
 
 def has_own_users(options: ContainerOptions) -> bool:
@@ -138,7 +148,7 @@ def _process(options: ContainerOptions, config: ExecutionConfig, container_id: s
     arguments = (*entrypoint, *(options.command or command))
     if not arguments:
         raise InvalidInput("no command specified", "neither the image nor the command line names one", "add a command after the image")
-    environment = dict(item.partition("=")[::2] for item in (DEFAULT_PATH, f"HOSTNAME={options.hostname or container_id[:12]}"))
+    environment = dict(item.partition("=")[::2] for item in (DEFAULT_PATH, f"HOSTNAME={hostname(options, container_id)}"))
     for item in (*(config.env or ()), *options.environment):
         key, _, value = item.partition("=")
         if not key or "\0" in item:

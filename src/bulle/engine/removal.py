@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
+from bulle.isolation.control_group import ControlGroup
 from bulle.linux import user_namespace
 from bulle.model.run_plan import RunPlan
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
+
+_YOUNG_S = 60.0
 
 
 def forget(database: Database, plan: RunPlan) -> None:
@@ -19,7 +24,7 @@ def forget(database: Database, plan: RunPlan) -> None:
 
 
 def remove_directory(plan: RunPlan) -> None:
-    """Remove the container's host directory; harmless to repeat, and done by gc for directories without a row."""
+    """Remove the container's host directory; harmless to repeat, and done by :func:`collect` for directories without a row."""
     directory = Path(plan.state_host_path)
     if os.geteuid() != 0:
         # Files of the container's other users belong to subordinate ids: only root of such a namespace may remove them.
@@ -28,3 +33,33 @@ def remove_directory(plan: RunPlan) -> None:
             user_namespace.call(*mappings, lambda: shutil.rmtree(directory, ignore_errors=True))
     with suppress(FileNotFoundError):
         shutil.rmtree(directory)
+
+
+def collect(home: Path, database: Database) -> None:
+    """Remove the directories of containers that are known to nobody any more: what a monitor left that was killed while it removed one.
+
+    Those in which a monitor is at work (it holds a lock), and those that are younger than their row might be, are left alone.
+    """
+    known = ContainerRecords(database).identifiers()
+    for entry in os.scandir(home / "containers"):
+        if entry.name in known or time.time() - entry.stat().st_mtime < _YOUNG_S or _is_locked(f"{entry.path}/monitor.lock"):
+            continue
+        group = ControlGroup.open(entry.name)
+        group.kill()
+        group.remove()
+        group.close()
+        shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)

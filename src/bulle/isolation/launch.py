@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bulle.errors import Unavailable
@@ -65,6 +65,10 @@ class Kit:
         ruled = "devices" in group.controllers or "" in group.controllers
         withheld = _DEVICE_CAPABILITIES if _makes_devices(plan) and not ruled else frozenset[str]()
         return cls(group, *_programs(plan, wanted, cache_directory), stdio, False, withheld)
+
+    def without(self, *capabilities: str) -> Kit:
+        """The same, with capabilities withheld from the process."""
+        return replace(self, withheld=self.withheld | set(capabilities))
 
     def close(self) -> None:
         """Close what this process does not need any more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -171,13 +172,19 @@ class Attachment:
                     self.exit_code = happened.exit_code
                     return Outcome(self.exit_code)
 
-    def wait_exit(self) -> int | None:
-        """Discard output until the container ends; None where the monitor vanished first."""
-        while (received := self.receive()) is not None:
+    def wait_exit(self, timeout_s: float | None = None) -> int | None:
+        """Discard output until the container ends; None where the monitor vanished first. TimeoutError after ``timeout_s``."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            # What has arrived already is in our buffer, where select(2) cannot see it.
+            if deadline is not None and not self._frames and not select.select([self], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            received = self.receive()
+            if received is None:
+                return None
             kind, payload = received
             if kind == Kind.EVENT and (happened := msgspec.json.decode(payload, type=Event)).event == "exited":
                 return happened.exit_code
-        return None
 
     def _forward_input(self, stdin_fd: int, keys: DetachKeys) -> bool:
         """Pass on what can be read; False at the end of input or when the detach keys were typed."""

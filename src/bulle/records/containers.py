@@ -78,6 +78,10 @@ class ContainerRecords:
         """The containers that were made from an image."""
         return [_record(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE image_id = ?", (str(image_id),))]
 
+    def identifiers(self) -> set[str]:
+        """The ids of all containers."""
+        return {str(row[0]) for row in self._database.rows("SELECT id FROM container")}
+
     def delete(self, container_id: str) -> None:
         """Forget a container, its name, its ids and its leases; nothing where there is none."""
         with self._database.transaction() as connection:

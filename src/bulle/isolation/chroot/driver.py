@@ -124,7 +124,8 @@ def _child_in_copy(plan: RunPlan, channel: Channel, wanted: Process, kit: launch
     channel.receive_descriptors()
     os.chroot(f"{plan.root.writable_host_path}/{_ROOT_COPY}")
     os.chdir("/")
-    execution.become(wanted, channel, kit)
+    # Who may call chroot(2) leaves a root that is no mount.
+    execution.become(wanted, channel, kit.without("CAP_SYS_CHROOT"))
 
 
 def _join(channel: Channel, wanted: Process, kit: launch.Kit, pid: int) -> None:
