@@ -311,13 +311,18 @@ def _execute(order: Order, caller: socket.socket) -> None:
 def _finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int) -> None:
     """Record the end (``status`` as of wait(2), -1 for unknown), or remove the container, and tell those who are attached."""
     finish = event("exited", exit_code=supervisor.exit_code(status))
+    forgotten = False
     if not order.auto_remove:
         record_end(order, driver, status)
+    elif not order.attach:
+        removal.forget(Database(Path(order.home)), order.plan)
+        forgotten = True
     if watch is not None:
-        # A client that waits for the end frees the name itself (its database is open, ours is not): we only do it for one that is gone.
         watch.finish_clients(finish)
+        # Who waits for a run frees the name itself (its database is open, ours is not): we only do it for one that is gone.
+        forgotten = forgotten or watch.released
     if order.auto_remove:
-        if watch is None or not watch.released:
+        if not forgotten:
             removal.forget(Database(Path(order.home)), order.plan)
         driver.clean_up(order.plan)
         removal.remove_directory(order.plan)
