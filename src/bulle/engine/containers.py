@@ -23,7 +23,7 @@ from bulle.engine.foreground import Foreground
 from bulle.engine.images import Images
 from bulle.engine.inspection import container_document
 from bulle.engine.supervisor import Order
-from bulle.errors import BulleError, Conflict, InvalidInput, StorageFull
+from bulle.errors import BulleError, Conflict, InvalidInput, StorageFull, Unavailable
 from bulle.isolation.root_filesystem import identity_files
 from bulle.linux import process, subordinate_ids
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
@@ -280,6 +280,10 @@ class Containers:
         """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says."""
         image = self._image(options)
         options = msgspec.structs.replace(options, labels={**(image.config.config.labels or {}), **options.labels})
+        if planning.has_own_users(options) and self._store.layers.has_large_ids(image.layers):
+            raise Unavailable(
+                f"image {options.image} has files of users beyond id 65535", "a container has 65536 ids of its own", "run it with --userns=host"
+            )
         identifier = secrets.token_hex(32)
         if options.name and not names.VALID.fullmatch(options.name):
             raise InvalidInput(f"invalid container name {options.name!r}", "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", "choose another")

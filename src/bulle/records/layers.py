@@ -15,6 +15,7 @@ from bulle.records.database import Database
 
 IMPLICIT_DIRECTORIES = 1
 IMPLICIT_ROOT = 2
+LARGE_IDS = 4  # beside them: owners beyond the 65536 ids of a container
 
 _UNUSED = """
     NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.diff_id = layer.diff_id)
@@ -70,6 +71,11 @@ class LayerRecords:
     def keep_leases_of(self, connection: sqlite3.Connection, living: Sequence[str]) -> None:
         """End the leases of every workspace but these."""
         connection.execute(f"DELETE FROM layer_lease WHERE workspace NOT IN ({_marks(living)})", tuple(living))
+
+    def has_large_ids(self, diff_ids: Sequence[Digest]) -> bool:
+        """Whether any of these layers has an owner whose id is beyond 65535."""
+        sql = f"SELECT 1 FROM layer WHERE implicit_parents & {LARGE_IDS} AND diff_id IN ({_marks(diff_ids)}) LIMIT 1"
+        return bool(self._database.rows(sql, [str(diff_id) for diff_id in diff_ids]))
 
     def variants(self, chains: Sequence[Digest]) -> dict[str, str]:
         """The directory of each chain's index, for the chains that are complete."""

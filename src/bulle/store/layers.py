@@ -22,7 +22,7 @@ from bulle.errors import InvalidInput, NotFound, Unavailable
 from bulle.model.digest import Digest, chain_ids
 from bulle.model.run_plan import LayerMount
 from bulle.records.database import Database
-from bulle.records.layers import IMPLICIT_DIRECTORIES, IMPLICIT_ROOT, LayerRecords, LayerRow
+from bulle.records.layers import IMPLICIT_DIRECTORIES, IMPLICIT_ROOT, LARGE_IDS, LayerRecords, LayerRow
 from bulle.store import reception
 from bulle.store.backend import LayerBackend, LayerFiles
 from bulle.store.backends import BACKENDS, choose_backend
@@ -37,6 +37,7 @@ from bulle.store.workspace import Workspace, remove_tree
 
 PLAIN = "plain"
 MOST_LAYERS = 500
+_LAST_ID = 65535
 _DEFAULT_ROOT = (0o40755, 0, 0)
 
 
@@ -110,6 +111,7 @@ class LayerStore:
                 tree = self._write_variant(layer / "tar", layer / PLAIN, None)
             _sync_directory(layer)
         flags = (IMPLICIT_DIRECTORIES if tree.implicit_directories else 0) | (IMPLICIT_ROOT if tree.root.implicit else 0)
+        flags |= LARGE_IDS if tree.largest_id > _LAST_ID else 0
         row = LayerRow(diff_id, received.tar_size, flags)
         target = self.directory(diff_id)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -195,6 +197,10 @@ class LayerStore:
         except Unavailable:
             return
         self._prepare(backend, (self._files(diff_id, variants[chain]) for diff_id, chain in zip(diff_ids, chain_ids(diff_ids), strict=True)))
+
+    def has_large_ids(self, diff_ids: Sequence[Digest]) -> bool:
+        """Whether files in these layers belong to ids that a container with 65536 of its own cannot have."""
+        return self._records.has_large_ids(diff_ids)
 
     def plan(self, diff_ids: Sequence[Digest]) -> tuple[LayerMount, ...]:
         """How these layers (lowest first) will stand on this machine, as values for a RunPlan. Raises NotFound, Unavailable."""

@@ -78,6 +78,8 @@ class Tree:
         self.root.implicit = True
         self.implicit_directories = 0
         self.sparse_bytes = 0
+        self.largest_id = 0
+        """The largest user or group id of anything that the archive describes."""
         self._below = below
         self._directories: dict[bytes, Node] = {b"": self.root}
         self._late_links: list[tuple[Node, bytes, Entry]] = []
@@ -255,6 +257,8 @@ def build_tree(data: Buffer, limits: Limits, below: Below | None = None) -> Tree
     add = tree.add
     for entry in read_entries(data, limits):
         add(entry)
+        if entry.uid > tree.largest_id or entry.gid > tree.largest_id:
+            tree.largest_id = max(entry.uid, entry.gid)
         if tree.sparse_bytes > limits.sparse_bytes:
             raise corrupt(f"its sparse files are larger than {limits.sparse_bytes} bytes")
     tree.finish()
