@@ -1,16 +1,15 @@
 """The spawner: a warm process that forks commands and monitors for callers of its own user.
 
-One thread, one poll loop, nothing in it that waits for a caller: a request is read as it comes, judged (:mod:`bulle.spawner.caller`), and given to
-a child (:mod:`bulle.spawner.child`), if possible one that was forked ahead. It knows no command of ours; the composition root (``bulle.__main__``)
-hands it entries. It keeps nothing that cannot be lost: killed at any moment, its children go on and the next caller starts another one. When the
-code on disk changes it executes itself anew in place (:mod:`bulle.spawner.startup`), which keeps its pid, children, mount namespace and held
-descriptors.
+One thread, one poll loop, nothing in it that waits for a caller: a request is read as it comes (:mod:`bulle.spawner.reception`), judged
+(:mod:`bulle.spawner.caller`), and given to a child (:mod:`bulle.spawner.child`), if possible one that was forked ahead. It knows no command of ours;
+the composition root (``bulle.__main__``) hands it entries. It keeps nothing that cannot be lost: killed at any moment, its children go on and the
+next caller starts another one. When the code on disk changes it executes itself anew in place (:mod:`bulle.spawner.startup`), which keeps its pid,
+children, mount namespace and held descriptors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import os
 import select
@@ -18,7 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from bulle.spawner import caller, leash
@@ -27,40 +26,15 @@ from bulle.spawner.code import CodeWatch
 from bulle.spawner.configuration import Configuration
 from bulle.spawner.mount_namespace import MountNamespace
 from bulle.spawner.nursery import Nursery
-from bulle.spawner.protocol import (
-    HEADER,
-    Flag,
-    MalformedRequestError,
-    Reason,
-    Reply,
-    Request,
-    body_length,
-    current_limits,
-    pack_reply,
-    parse_request,
-    receive_with_descriptors,
-    send_with_descriptors,
-)
+from bulle.spawner.protocol import Flag, Reason, Reply, Request, current_limits, pack_reply, send_with_descriptors
+from bulle.spawner.reception import Reception
 
-REQUEST_TIMEOUT_S = 10.0
-PENDING_LIMIT = 128
 REFILL_DELAY_S = 0.0
 RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
 SHORT_LIVES_LIMIT = 5
 HOUSEKEEPING_S = 5.0
 FORSAKEN_GRACE_S = 0.05
-
-
-@dataclass(slots=True)
-class Pending:
-    """A connection whose request is not complete yet."""
-
-    connection: socket.socket
-    deadline_s: float
-    data: bytearray = field(default_factory=bytearray)
-    descriptors: list[int] = field(default_factory=list)
-    expected: int = 0
 
 
 @dataclass(slots=True)
@@ -96,10 +70,10 @@ class Server:
         self._successor = successor
         self._broken_code = self.code.loaded
         self._nursery = Nursery(configuration, origin.has_capability(caller.CAP_SYS_NICE))
-        self._pending: dict[int, Pending] = {}
         self._forsaken: dict[int, float] = {}  # child without a caller -> when it is ended
         self._calling: dict[int, int] = {}  # descriptor of a waiting caller's connection -> its child's pid
         self._poll = select.epoll()
+        self._reception = Reception(listener, self._poll, self._dispatch)
         self._wake_read, self._wake_write = socket.socketpair()
         self._refill_at_s = 0.0
         self._active_s = time.monotonic()
@@ -137,8 +111,8 @@ class Server:
                 while self._wake_read.recv(4096):
                     pass
             self._reap()
-        elif descriptor in self._pending:
-            self._read(self._pending[descriptor])
+        elif descriptor in self._reception:
+            self._reception.read(descriptor)
         elif descriptor in self._calling:
             self._caller_spoke(descriptor)
         elif self.mounts and descriptor == self.mounts.origin_mounts:
@@ -159,62 +133,8 @@ class Server:
             self._drop_blanks()
             self._successor(self)
             self._broken_code = self.code.fingerprint()
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self._pending:
-                    self._forget(min(self._pending.values(), key=lambda pending: pending.deadline_s))
-                    continue
-                return
-            connection.setblocking(False)
-            self._active_s = now = time.monotonic()
-            if caller.peer_credentials(connection)[1] != os.geteuid():
-                connection.close()
-                continue
-            if len(self._pending) >= PENDING_LIMIT:
-                self._forget(min(self._pending.values(), key=lambda pending: pending.deadline_s))
-            pending = self._pending[connection.fileno()] = Pending(connection, now + REQUEST_TIMEOUT_S)
-            self._poll.register(connection, select.EPOLLIN)
-            self._read(pending)
-
-    def _read(self, pending: Pending) -> None:
-        """Take what has come; a complete request is dispatched, a wrong one ends its connection."""
-        try:
-            while True:
-                data, descriptors, lost = receive_with_descriptors(pending.connection, 1 << 18)
-                pending.descriptors += descriptors
-                pending.data += data
-                if lost or not data:
-                    raise MalformedRequestError("the connection ended early, or descriptors were lost")
-                if not pending.expected and len(pending.data) >= HEADER.size:
-                    pending.expected = HEADER.size + body_length(pending.data)
-                if pending.expected and len(pending.data) >= pending.expected:
-                    break
-            request = parse_request(bytes(pending.data))
-            if len(pending.descriptors) != request.descriptor_count:
-                raise MalformedRequestError("descriptors that were announced did not come")
-        except BlockingIOError:
-            return
-        except (MalformedRequestError, OSError):
-            self._forget(pending)
-            return
-        del self._pending[pending.connection.fileno()]
-        self._poll.unregister(pending.connection)
-        try:
-            self._dispatch(pending.connection, request, pending.descriptors)
-        finally:
-            for descriptor in pending.descriptors:
-                os.close(descriptor)
-
-    def _forget(self, pending: Pending) -> None:
-        del self._pending[pending.connection.fileno()]
-        self._poll.unregister(pending.connection)
-        pending.connection.close()
-        for descriptor in pending.descriptors:
-            os.close(descriptor)
+        self._active_s = time.monotonic()
+        self._reception.accept()
 
     def _dispatch(self, connection: socket.socket, request: Request, descriptors: list[int]) -> None:
         judgement = self._judge(connection, request)
@@ -395,7 +315,7 @@ class Server:
 
     def _timeout_s(self) -> float:
         now = time.monotonic()
-        times = [now + HOUSEKEEPING_S, *(pending.deadline_s for pending in self._pending.values())]
+        times = [now + HOUSEKEEPING_S, *self._reception.deadlines_s()]
         times += [*(at for at, _ in self.recoveries), *self._forsaken.values()]
         idle_at_s = self._active_s + self.configuration.idle_s
         if not self.children and idle_at_s > now:
@@ -406,8 +326,7 @@ class Server:
 
     def _keep_time(self) -> None:
         now = time.monotonic()
-        for pending in [pending for pending in self._pending.values() if pending.deadline_s <= now]:
-            self._forget(pending)
+        self._reception.expire(now)
         for pid in [pid for pid, at in self._forsaken.items() if at <= now]:
             self._end_forsaken(pid)
         due = [child for at, child in self.recoveries if at <= now]
@@ -422,7 +341,7 @@ class Server:
 
     def _finished(self) -> bool:
         """Whether nobody needs this process any more."""
-        if self.children or self._pending or self.recoveries:
+        if self.children or self._reception or self.recoveries:
             return False
         idle = time.monotonic() - self._active_s >= self.configuration.idle_s
         if not idle and self._owns_socket():
