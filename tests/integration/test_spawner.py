@@ -160,8 +160,8 @@ def test_served_by_a_warm_process(stub: Stub) -> None:
     assert second["version"] == first["version"]
     assert first["ppid"] == second["ppid"] == stub.spawner
     assert first["session"] == first["pid"]
-    # stdio, the caller's connection, and the listing's own descriptor: nothing of the server's or of other callers.
-    assert len(first["descriptors"]) == 5  # type: ignore[arg-type]
+    # stdio, the caller's connection, the leash, and the listing's own descriptor: nothing of the server's or of other callers.
+    assert len(first["descriptors"]) == 6  # type: ignore[arg-type]
 
 
 def test_takes_over_what_may_differ(stub: Stub, tmp_path: Path) -> None:
