@@ -1,7 +1,8 @@
 """The one error tree of Bulle.
 
 Every failure that a user can meet is a :class:`BulleError`: one sentence made of what failed (``brief``), why (``details``) and what to do
-(``resolution``). The command line maps it once to an exit code, the HTTP socket once to a status; nothing below them prints or exits.
+(``resolution``). The command line maps it once to an exit code (the first column is that of ``run``), the HTTP socket once to a status; nothing
+below them prints or exits.
 
 ::
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bulle.errors import CommandNotFound, Conflict, NotFound
+from bulle.errors import CommandNotFound, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.reference import Reference
 from bulle.model.run_plan import Network, Process, RootFilesystem, RunPlan
@@ -171,6 +171,8 @@ class Container:
         if self.now.status != "running":
             raise Conflict(f"container {self.name} is not running")
         self.engine.executed.append(options)
+        if options.user == "nobody-here":
+            raise InvalidInput(f"unable to find user {options.user}")
         if options.command[0] not in PROGRAMS:
             raise CommandNotFound(f"{options.command[0]}: command not found")
         return None if detach else Attachment(SimpleNamespace(signals=self.signals, finish=lambda code: None), options.command)

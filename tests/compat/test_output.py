@@ -91,3 +91,28 @@ def test_documents_have_docker_s_values(both: dict[str, Say]) -> None:
         docker, bulle = map(json.loads, said)
         differing |= {f"{name} {field}": (a, b) for field, a, b in zip(fields, docker, bulle, strict=True) if a != b}
     assert differing == {}
+
+
+FAILURES = (
+    "start nosuch", "start -a missing", "start missing", "stop nosuch", "kill nosuch", "kill -s NOSUCH web", "kill ended", "rm nosuch",
+    "rm -f nosuch", "rm web", "logs nosuch", "logs --since soon web", "exec nosuch true", "exec ended true", "exec web /tmp", "exec -d web nosuch",
+    "exec -w relative web true", "exec -u nosuch web true", "exec -e =x web true", "exec --env-file /nosuch web true", "exec -it web true",
+    "attach nosuch", "attach ended", "wait nosuch", "top nosuch", "top ended", "inspect nosuch", "inspect --type image web",
+    "inspect -f {{.Nosuch}} web", "container inspect nosuch", "image inspect nosuch", "rmi nosuch", "rmi -f nosuch", "rmi labelled:1", "tag nosuch x",
+    "tag labelled:1 UPPER", "save nosuch", "save -o /nosuch/x labelled:1", "load -i /etc/passwd", "load -i /dev/null", "load -i /nosuch",
+    "create --pull never nosuch", "create --nosuch x", "create -m much x", "create -m 1 labelled:1", "create --name web labelled:1",
+    "create --env-file /nosuch x", "create --ulimit nofile=many x", "create --cap-add NOSUCH labelled:1", "create --cidfile /etc/passwd labelled:1",
+    "run --pull never nosuch", "run --nosuch x", "run -m 1 labelled:1", "run --name web labelled:1", "run -d --network none labelled:1 nosuch",
+    "run --network none labelled:1 /tmp", "run --stop-signal NOSUCH labelled:1", "run", "create", "exec web", "rm", "tag one", "logs a b", "ps extra",
+    "ps -n", "ps -n abc", "ps --nosuch", "ps -f bad", "ps -f nosuch=1", "ps --format {{.Nosuch}}", "version extra", "nosuch", "--nosuch", "container",
+    "container nosuch", "container --nosuch", "container rm --nosuch",
+)  # fmt: skip
+
+
+def test_failures_exit_as_docker_s(both: dict[str, Say], dockerd: Docker, bulle: BulleCommand) -> None:
+    for say in both.values():
+        say("create", "--name", "missing", "--network", "none", "labelled:1", "nosuch")
+    codes = {words: (dockerd(*words.split(), check=False).returncode, bulle(*words.split()).returncode) for words in FAILURES}
+    for say in both.values():
+        say("rm", "-f", "missing", *say("ps", "-aq", "--filter", "status=created").split())
+    assert {words: code for words, code in codes.items() if code[0] != code[1]} == {}

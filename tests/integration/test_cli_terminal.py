@@ -98,12 +98,12 @@ def test_life_of_a_container(host: BulleCommand, tmp_path: Path) -> None:
     assert host("exec", "web", "nosuch").returncode == 127
     assert host("exec", "-i", "-e", "A=1", "-w", "/tmp", "web", "sh", "-c", "cat; echo $A; pwd", input="in\n", check=True).stdout == "in\n1\n/tmp\n"
     assert host("inspect", "-f", "{{.State.Running}} {{.Name}}", identity[:8], check=True).stdout == "true /web\n"
-    assert host("rm", "web").returncode == 125
-    assert host("rmi", "host").returncode == 125
+    assert host("rm", "web").returncode == 1
+    assert host("rmi", "host").returncode == 1
     assert host("kill", "web", check=True).stdout == "web\n"
     assert host("wait", "web", check=True).stdout == "137\n"
     assert host("ps", "-a", "--filter", "exited=137", "-q", check=True).stdout.strip() == identity[:12]
-    assert host("exec", "web", "true").returncode == 125
+    assert host("exec", "web", "true").returncode == 1
     assert host("rm", "web", check=True).stdout == "web\n"
     assert json.loads(host("inspect", "web").stdout) == []
 
@@ -242,6 +242,6 @@ def test_save_and_load(host: BulleCommand, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tar"
     broken.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     done = host("load", "-i", broken)
-    assert done.returncode == 125
+    assert done.returncode == 1
     assert done.stderr.startswith("bulle: ")
     assert done.stderr.count("\n") == 1

@@ -132,11 +132,12 @@ def test_help_is_no_error(cli: CommandLine, argv: list[str]) -> None:
         (["ps", "-n", "abc"], 'invalid argument "abc" for "-n, --last" flag: \'abc\' is not a whole number'),
         (["run", "-m", "much", "img"], 'invalid argument "much" for "-m, --memory" flag: invalid size: \'much\''),
         (["run", "--pull", "often", "img"], 'invalid argument "often" for "--pull" flag: it is one of always, missing, never'),
+        (["rm", "-x"], "unknown shorthand flag: 'x' in -x"),
         (["run", "--rm=maybe", "img"], 'invalid argument "maybe" for "--rm" flag: it is true or false'),
     ],
 )
 def test_wrong_usage(cli: CommandLine, argv: list[str], message: str) -> None:
-    cli(*argv, code=125)
+    cli(*argv, code=1 if message.startswith(("unknown command", "'bulle")) else 125)
     first, *rest = cli.err.splitlines()
     assert first == f"bulle: {message}"
     assert rest[1].startswith("Usage:  bulle")
@@ -230,6 +231,8 @@ def test_options_of_a_container(cli: CommandLine, tmp_path: Path, monkeypatch: p
 )
 def test_values_that_cannot_be_right(cli: CommandLine, argv: list[str]) -> None:
     cli("run", *argv, "img", "echo", code=125)
+    if argv[0] != "--detach-keys":
+        cli("create", *argv, "img", "echo", code=125)
     assert re.fullmatch(r"bulle: [^\n]+\n", cli.err)
     assert cli.engine.containers.by_id == {}
 
@@ -279,6 +282,10 @@ class TestRun:
         assert len(cli.engine.images.pulled) == 2
 
     def test_image_that_is_nowhere(self, cli: CommandLine) -> None:
+        cli("create", "nosuch", "echo", code=1)
+        cli("run", "--stop-signal", "NOSUCH", "img", "echo", code=125)
+        cli("create", "--stop-signal", "NOSUCH", "img", "echo", code=1)
+        cli("container", "run", "nosuch", "echo", code=125)
         cli("run", "nosuch", "echo", code=125)
         assert cli.err.splitlines()[-1] == "bulle: no such image: nosuch: the registry does not know it"
         cli("run", "--pull", "never", "remote", "echo", code=125)
@@ -317,6 +324,8 @@ class TestRun:
         assert cli.err.startswith("bulle: there is no space left: No space left on device (/var/lib/bulle); ")
 
     def test_mistake_of_ours_shows_no_traceback(self, cli: CommandLine) -> None:
+        cli("create", "--name", "a", "img", "mistake")
+        cli("start", "-a", "a", code=1)
         cli("run", "img", "mistake", code=125)
         assert "internal error (RuntimeError: a mistake)" in cli.err
         assert main.run(["--debug", "run", "img", "mistake"], lambda home: cli.engine) == 125
@@ -359,7 +368,7 @@ class TestLife:
     def test_several_at_once(self, cli: CommandLine) -> None:
         cli("create", "--name", "a", "img", "sleep")
         cli("create", "--name", "b", "img", "sleep")
-        assert cli("start", "a", "nosuch", "b", code=125) == "a\nb\n"
+        assert cli("start", "a", "nosuch", "b", code=1) == "a\nb\n"
         assert cli.err == "bulle: no such container: nosuch\n"
         assert cli("stop", "-t", "3", "-s", "INT", "a", "b") == "a\nb\n"
         assert cli.engine.containers.get("a").stopped_with == (3, "INT")
@@ -368,18 +377,18 @@ class TestLife:
 
     def test_rm(self, cli: CommandLine) -> None:
         cli("run", "-d", "--name", "a", "img", "sleep")
-        cli("rm", "a", code=125)
+        cli("rm", "a", code=1)
         assert "use -f" in cli.err
         assert cli("rm", "-fv", "a") == "a\n"
         assert cli("rm", "-f", "a") == ""
-        cli("rm", "a", code=125)
+        cli("rm", "a", code=1)
 
     def test_kill(self, cli: CommandLine) -> None:
         cli("run", "-d", "--name", "a", "img", "sleep")
         cli("kill", "-s", "SIGUSR1", "a")
         cli("container", "kill", "a")
         assert cli.engine.containers.get("a").signals == [10, 9]
-        cli("kill", "-s", "NOSUCH", "a", code=125)
+        cli("kill", "-s", "NOSUCH", "a", code=1)
         assert "'NOSUCH' is not a signal" in cli.err
 
     def test_start_attached(self, cli: CommandLine) -> None:
@@ -388,7 +397,11 @@ class TestLife:
             assert cli("start", "-ai", "a") == "typed"
         cli("create", "--name", "b", "img", "exit", "9")
         cli("start", "-a", "b", code=9)
-        cli("start", "-a", "a", "b", code=125)
+        cli("start", "-a", "a", "b", code=1)
+        cli("create", "--name", "c", "img", "nosuch")
+        cli("start", "c", code=1)
+        cli("start", "-a", "c", code=1)
+        assert cli.err == "bulle: nosuch: command not found\n"
 
     def test_exec(self, cli: CommandLine) -> None:
         cli("run", "-d", "--name", "a", "img", "sleep")
@@ -399,11 +412,19 @@ class TestLife:
             assert cli("exec", "-i", "a", "cat") == "piped"
         cli("exec", "a", "exit", "4", code=4)
         cli("exec", "a", "nosuch", code=127)
+        cli("exec", "-d", "a", "nosuch", code=1)
+        cli("exec", "-u", "nobody-here", "a", "echo", code=126)
+        cli("exec", "-e", "=x", "a", "echo", code=125)
+        cli("exec", "--env-file", "/nonexistent", "a", "echo", code=1)
+        cli("exec", "nosuch", "echo", code=1)
+        cli("stop", "a")
+        cli("exec", "a", "echo", code=1)
+        cli("start", "a")
         assert cli("exec", "-d", "a", "echo") == ""
 
     def test_attach(self, cli: CommandLine) -> None:
         cli("create", "--name", "a", "img", "echo", "x")
-        cli("attach", "a", code=125)
+        cli("attach", "a", code=1)
         assert "stopped container" in cli.err
         cli("start", "a")
         assert cli("attach", "a") == "x\n"
@@ -419,7 +440,7 @@ class TestLife:
         assert cli("logs", "-n", "all", "a") == "x\n"
         assert cli("logs", "--since", "10m", "a") == "x\n"
         assert cli("logs", "--until", "10m", "a") == ""
-        cli("logs", "--since", "soon", "a", code=125)
+        cli("logs", "--since", "soon", "a", code=1)
 
     def test_top(self, cli: CommandLine) -> None:
         cli("run", "-d", "--name", "a", "img", "sleep")
@@ -480,7 +501,7 @@ class TestPs:
 
     @pytest.mark.parametrize("wrong", ["colour=red", "status=happy", "status", "exited=x", "name=[", "before=nosuch"])
     def test_wrong_filters(self, several: CommandLine, wrong: str) -> None:
-        several("ps", "-f", wrong, code=125)
+        several("ps", "-f", wrong, code=1 if "=" in wrong else 125)
 
     def test_formats(self, several: CommandLine) -> None:
         rows = [json.loads(line) for line in several("ps", "-a", "--format", "json").splitlines()]
@@ -489,14 +510,14 @@ class TestPs:
         assert list(rows[1]) == sorted(rows[1])
         table = several("ps", "--format", 'table {{.Names}}\\t{{.Label "tier"}}\\t{{upper .State}}')
         assert table == "NAMES     tier      STATE\nsecond    db        RUNNING\n"
-        several("ps", "--format", "{{.Nosuch}}", code=125)
+        several("ps", "--format", "{{.Nosuch}}", code=1)
         assert several.err == 'bulle: template parsing error: there is no field ".Nosuch" here\n'
-        several("ps", "--format", "{{.Names", code=125)
+        several("ps", "--format", "{{.Names", code=1)
 
     def test_a_name_cannot_drive_the_terminal(self, cli: CommandLine) -> None:
         cli("create", "img", "echo", "\x1b[31mred")
         assert "\x1b" not in cli("ps", "-a")
-        cli("rm", "\x1b[2J", code=125)
+        cli("rm", "\x1b[2J", code=1)
         assert "\x1b" not in cli.err
 
     def test_unknown_exit_code(self, cli: CommandLine) -> None:
@@ -547,14 +568,14 @@ class TestImages:
     def test_pull_prints_only_its_result_on_a_pipe(self, cli: CommandLine) -> None:
         assert cli("pull", "remote") == "docker.io/library/remote:latest\n"
         assert cli.err == ""
-        cli("pull", "nosuch", code=125)
+        cli("pull", "nosuch", code=1)
 
     def test_load(self, cli: CommandLine, tmp_path: Path) -> None:
         (tmp_path / "archive").write_text("one two:v2")
         assert cli("load", "-i", str(tmp_path / "archive")) == "Loaded image: one:latest\nLoaded image: two:v2\n"
         (tmp_path / "archive").write_text("")
         assert cli("load", "-q", "-i", str(tmp_path / "archive")).startswith("Loaded image ID: sha256:")
-        cli("load", "-i", "/nonexistent", code=125)
+        cli("load", "-i", "/nonexistent", code=1)
         assert cli.err == "bulle: open /nonexistent: no such file or directory\n"
 
     def test_save(self, cli: CommandLine, tmp_path: Path) -> None:
@@ -562,13 +583,15 @@ class TestImages:
         target = tmp_path / "out.tar"
         assert cli("save", "--format", "oci-archive", "-o", str(target), "img") == ""
         assert target.read_text().startswith("oci-archive:sha256:")
-        cli("save", "-o", str(tmp_path / "other"), "nosuch", code=125)
+        cli("save", "-o", str(tmp_path / "other"), "nosuch", code=1)
         assert [one.name for one in tmp_path.iterdir()] == ["out.tar"]
 
     def test_tag_and_rmi(self, cli: CommandLine) -> None:
         cli("tag", "img", "other:v1")
         assert cli("images", "--format", "{{.Repository}}:{{.Tag}}") == "img:latest\nother:v1\n"
-        assert cli("rmi", "img", "nosuch", code=125).startswith("Untagged: img\nDeleted: sha256:1aaa")
+        assert cli("rmi", "img", "nosuch", code=1).startswith("Untagged: img\nDeleted: sha256:1aaa")
+        assert cli("rmi", "-f", "nosuch") == ""
+        assert cli.err == "bulle: no such image: nosuch\n"
 
 
 class TestInspect:
@@ -585,11 +608,11 @@ class TestInspect:
         assert several("inspect", "-f", "{{range .Mounts}}{{.Source}}:{{.RW}}{{end}}", "second") == "/data:true\n"
 
     def test_missing(self, several: CommandLine) -> None:
-        assert json.loads(several("inspect", "first", "nosuch", code=125))[0]["Name"] == "/first"
+        assert json.loads(several("inspect", "first", "nosuch", code=1))[0]["Name"] == "/first"
         assert several.err == "bulle: no such object: nosuch\n"
-        several("inspect", "--type", "image", "first", code=125)
-        several("image", "inspect", "first", code=125)
-        several("container", "inspect", "img", code=125)
+        several("inspect", "--type", "image", "first", code=1)
+        several("image", "inspect", "first", code=1)
+        several("container", "inspect", "img", code=1)
 
 
 class TestSystem:
@@ -615,15 +638,16 @@ class TestSystem:
 
     def test_engine_is_closed_once(self, cli: CommandLine) -> None:
         cli("ps")
-        cli("rm", "nosuch", code=125)
+        cli("rm", "nosuch", code=1)
         assert cli.engine.closed == 2
 
     def test_engine_that_cannot_be_opened(self, capfd: pytest.CaptureFixture[str]) -> None:
         def opener(home: Path | None) -> FakeEngine:
             raise BulleError("the state cannot be read", "permission denied\nby \x07someone", "use --home")
 
-        assert main.run(["ps"], opener) == 125
+        assert main.run(["ps"], opener) == 1
         assert capfd.readouterr().err == "bulle: the state cannot be read: permission denied by \\x07someone; use --home\n"
+        assert main.run(["run", "img"], opener) == 125
 
 
 def completions(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], line: str) -> list[str]:

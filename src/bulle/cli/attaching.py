@@ -13,7 +13,7 @@ from bulle.cli.running import exit_code_of, follow_container
 from bulle.cli.session import Session, warn_of
 from bulle.cli.terminal import follow, proxy, window_size
 from bulle.cli.verb import verb
-from bulle.errors import Conflict, InvalidInput
+from bulle.errors import CommandNotExecutable, Conflict, InvalidInput, NotFound
 from bulle.model.container import ExecOptions
 
 
@@ -61,7 +61,11 @@ def execute(
         columns=columns,
     )
     found = session.engine.containers.get(container)
-    attachment = found.execute(options, detach=detach)
+    try:
+        attachment = found.execute(options, detach=detach)
+    except (InvalidInput, NotFound) as error:
+        # The container is there and runs: what is wrong is the command's user or directory, and so it cannot be executed.
+        raise CommandNotExecutable(*error.args) from error
     warn_of(found.notes)
     if attachment is None:
         return 0

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from bulle.cli.option_types import Choice, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
+from bulle.cli.verb import WrongValue
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, VolumeOption
 from bulle.model.run_plan import ResourceLimit
@@ -82,7 +83,14 @@ def container_flags(function: Decorated) -> Decorated:
 
 
 def options_from(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> ContainerOptions:
-    """The typed options; raises InvalidInput (or NotFound for a file that is not there) before anything has been touched."""
+    """The typed options; raises WrongValue before anything has been touched."""
+    try:
+        return _options(flags, image, command)
+    except (InvalidInput, NotFound) as error:
+        raise WrongValue(*error.args) from error
+
+
+def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> ContainerOptions:
     binds, tmpfs = _mounts(flags["mount"])
     return ContainerOptions(
         image=image,
@@ -155,7 +163,7 @@ def environment(files: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
             entries.append(line)
     for entry in given:
         if not entry.partition("=")[0]:
-            raise InvalidInput(f"invalid environment variable: '{entry}'")
+            raise WrongValue(f"invalid environment variable: '{entry}'")
         entries.append(entry)
     return tuple(entry if "=" in entry else f"{entry}={os.environ[entry]}" for entry in entries if "=" in entry or entry in os.environ)
 

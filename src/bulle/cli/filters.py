@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bulle.cli import human
+from bulle.cli.verb import WrongValue
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
 
@@ -22,13 +23,13 @@ _STATUSES = ("created", "restarting", "running", "removing", "paused", "exited",
 
 
 def parse(texts: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
-    """The values by key; raises InvalidInput for what is no filter."""
+    """The values by key; raises WrongValue for what is no filter, InvalidInput for one that is not known."""
     values: dict[str, list[str]] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         key = key.strip().lower()
         if not equals:
-            raise InvalidInput(f"invalid argument '{text}' for --filter", "", "write it as name=value")
+            raise WrongValue(f"invalid argument '{text}' for --filter", "", "write it as name=value")
         if key not in keys:
             raise InvalidInput(f"invalid filter '{key}'", "", f"it is one of {', '.join(keys)}")
         values.setdefault(key, []).append(value.strip())

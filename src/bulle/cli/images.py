@@ -11,10 +11,10 @@ import click
 from bulle.cli import filters, human
 from bulle.cli.option_types import Suggestion, complete_images
 from bulle.cli.processes import FORMAT_HELP, SHORT_ID
-from bulle.cli.session import Session, note, write
+from bulle.cli.session import Session, complain, note, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
-from bulle.errors import InvalidInput
+from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
 
 if TYPE_CHECKING:
@@ -122,4 +122,14 @@ def tag(session: Session, source: str, target: str) -> int:
 @click.pass_obj
 def remove(session: Session, names: Sequence[str], force: bool, no_prune: bool) -> int:
     """Remove one or more images."""
-    return session.for_each(names, lambda name: "\n".join(session.engine.images.remove(name, force=force)))
+
+    def act(name: str) -> str | None:
+        try:
+            return "\n".join(session.engine.images.remove(name, force=force))
+        except NotFound as error:
+            if not force:
+                raise
+            complain(str(error))
+            return None  # as in Docker: said, but with `rmi -f` no failure
+
+    return session.for_each(names, act)

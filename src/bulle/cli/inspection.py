@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from bulle.cli.option_types import Choice, Suggestion, complete_containers, complete_images
-from bulle.cli.session import Session, complain, write
+from bulle.cli.session import Reported, Session, complain, write
 from bulle.cli.verb import verb
 from bulle.errors import BulleError, NotFound
 
@@ -69,7 +69,7 @@ def _inspect_all(names: Sequence[str], form: str, find: Callable[[str], Mapping[
 
     template = Template(form) if form not in {"", "json"} else None
     found: list[Mapping[str, object]] = []
-    exit_code = 0
+    first: BulleError | None = None
     for name in names:
         try:
             found.append(find(name))
@@ -77,8 +77,10 @@ def _inspect_all(names: Sequence[str], form: str, find: Callable[[str], Mapping[
                 write(template.execute(found[-1]) + "\n")
         except BulleError as error:
             complain(str(error))
-            exit_code = exit_code or error.exit_code
+            first = first or error
     if template is None:
         encoded = msgspec.json.encode(found)
         write((encoded if form == "json" else msgspec.json.format(encoded, indent=4)).decode() + "\n")
-    return exit_code
+    if first is not None:
+        raise Reported(first)
+    return 0

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bulle.cli.session import Session, complain, note, open_default_engine, write
+from bulle.cli.session import Reported, Session, complain, note, open_default_engine, write
 from bulle.cli.terminal import Interrupted
-from bulle.cli.verb import Verb, VerbGroup
-from bulle.errors import BulleError, StorageFull
+from bulle.cli.verb import INVOKED, Verb, VerbGroup, WrongFlag, WrongValue
+from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, StorageFull
 from bulle.version import VERSION
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "bulle"
 COMPLETION_VARIABLE = "_BULLE_COMPLETE"
-USAGE_EXIT_CODE = 125
+FAILED = 1
+WRONG_FLAG = 125
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 CONTAINER_VERBS = {
@@ -99,6 +100,7 @@ def _root(home: str | None, debug: bool, version: bool) -> None:
         write(f"Bulle version {VERSION}\n")
         context.exit()
     session.debug = debug
+    session.meta = context.meta
     if home is not None:
         session.home = Path(home).absolute()
 
@@ -138,7 +140,7 @@ def run(argv: Sequence[str], open_engine: Callable[[Path | None], Engine] = open
             import traceback
 
             traceback.print_exception(error)
-        return _report(error)
+        return _report(error, session)
     finally:
         try:
             session.close()
@@ -158,26 +160,52 @@ def _invoke(argv: list[str], session: Session) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _report(error: BaseException) -> int:
+def exit_code_of_failure(error: BaseException, verb: str, *, detached: bool) -> int:
+    """Docker's rule, verb by verb: which number says that the command line failed, and not the workload.
+
+    ``run`` has the error's own: 125, and 126 or 127 for a command that cannot be executed or found. So has ``exec`` for its command, unless it
+    only leaves it behind (``-d``). A flag that does not exist or a value that it cannot have is 125 everywhere; all else is 1.
+    """
+    if isinstance(error, (WrongFlag, WrongValue)):
+        return WRONG_FLAG
+    if isinstance(error, click.ClickException):
+        return FAILED
+    if verb == "exec" and not detached and isinstance(error, (CommandNotExecutable, CommandNotFound)):
+        return error.exit_code
+    if verb == "run":
+        return error.exit_code if isinstance(error, BulleError) else BulleError.exit_code
+    return FAILED
+
+
+def _exit_code(error: BaseException, session: Session) -> int:
+    invoked = session.meta.get(INVOKED)
+    if invoked is None:
+        return exit_code_of_failure(error, "", detached=False)
+    return exit_code_of_failure(error, invoked.command.name or "", detached=bool(invoked.params.get("detach")))
+
+
+def _report(error: BaseException, session: Session) -> int:
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else USAGE_EXIT_CODE
+        return error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return 130
     if isinstance(error, Interrupted):
         return 128 + error.number
     if isinstance(error, BrokenPipeError):
         return _pipe_closed()
-    if isinstance(error, click.ClickException):
-        return _report_usage(error)
+    if isinstance(error, Reported):
+        return _exit_code(error.error, session)
     if isinstance(error, OSError):
         error = _explained(error)
-    if isinstance(error, BulleError):
+    if isinstance(error, click.ClickException):
+        _say_usage(error)
+    elif isinstance(error, BulleError):
         complain(str(error))
-        return error.exit_code
-    complain(f"internal error ({type(error).__name__}: {error}); this is a mistake in Bulle, `bulle --debug …` shows where")
-    return USAGE_EXIT_CODE
+    else:
+        complain(f"internal error ({type(error).__name__}: {error}); this is a mistake in Bulle, `bulle --debug …` shows where")
+    return _exit_code(error, session)
 
 
 def _explained(error: OSError) -> BulleError:
@@ -187,13 +215,12 @@ def _explained(error: OSError) -> BulleError:
     return BulleError(f"{error.strerror or error}{place}")
 
 
-def _report_usage(error: click.ClickException) -> int:
+def _say_usage(error: click.ClickException) -> None:
     complain(error.format_message().rstrip("."))
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:
         pieces = " ".join(context.command.collect_usage_pieces(context))
         note(f"\nUsage:  {context.command_path} {pieces}\n\nRun '{context.command_path} --help' for more information")
-    return USAGE_EXIT_CODE
 
 
 def _pipe_closed() -> int:

@@ -92,7 +92,7 @@ class Signal(click.ParamType[str]):
             return name
         if f"SIG{name}" in signal.Signals.__members__:
             return name
-        raise click.BadParameter(f"'{value}' is not a signal", ctx, param)
+        raise InvalidInput(f"invalid signal: '{value}' is not a signal", "", "see `kill -l` for names")
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names of the signals."""
@@ -109,7 +109,7 @@ class Time(click.ParamType[int]):
         try:
             return human.parse_time_ns(value)
         except InvalidInput as error:
-            raise click.BadParameter(str(error), ctx, param) from None
+            raise InvalidInput(f'invalid value for "{param.name if param else self.name}"', str(error)) from None
 
 
 class Choice(click.ParamType[str]):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bulle.errors import BulleError
 from bulle.spawner import child
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from bulle.engine import Engine
 
 Item = TypeVar("Item")
+
+
+class Reported(Exception):
+    """What failed was said already, once for each of several items; ``error`` is the first of them, for the exit code."""
+
+    def __init__(self, error: BulleError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def open_default_engine(home: Path | None) -> Engine:
@@ -36,6 +44,8 @@ class Session:
     open_engine: Callable[[Path | None], Engine] = open_default_engine
     home: Path | None = None
     debug: bool = False
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What click found on the command line so far; see :data:`bulle.cli.verb.INVOKED`."""
     _engine: Engine | None = field(default=None, repr=False)
 
     @property
@@ -56,18 +66,20 @@ class Session:
             engine.close()
 
     def for_each(self, items: Iterable[Item], act: Callable[[Item], str | None]) -> int:
-        """Do ``act`` to every item as Docker does: print what it returns, say what failed, go on; returns the exit code of the first failure."""
-        exit_code = 0
+        """Do ``act`` to every item as Docker does: print what it returns, say what failed, go on. Returns 0; raises Reported if one failed."""
+        first: BulleError | None = None
         for item in items:
             try:
                 text = act(item)
             except BulleError as error:
                 complain(str(error))
-                exit_code = exit_code or error.exit_code
+                first = first or error
                 continue
             if text is not None:
                 write(text + "\n")
-        return exit_code
+        if first is not None:
+            raise Reported(first)
+        return 0
 
 
 def write(text: str) -> None:

@@ -15,12 +15,26 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from bulle.errors import InvalidInput
+
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
 
+INVOKED = "bulle.invoked"
+"""Where in ``Context.meta`` the context is of the verb that stands on the command line."""
+
+
 class WrongUsage(click.UsageError):
-    """A command line that cannot be right; ``main`` shows it with the verb's usage line and exit code 125."""
+    """A command line that cannot be right; ``main`` shows it with the verb's usage line."""
+
+
+class WrongFlag(WrongUsage):
+    """A flag that does not exist, or a value that it cannot have."""
+
+
+class WrongValue(InvalidInput):
+    """A flag's value that cannot be right, found when all flags were read; one sentence, without the usage line."""
 
 
 def flag_name(option: click.Option) -> str:
@@ -151,13 +165,14 @@ class Verb(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Fill ``ctx.params``; raises WrongUsage."""
+        ctx.meta[INVOKED] = ctx
         ctx._opt_prefixes.update(("-", "--"))  # click's parser would say so; completion asks
         flags = self.flags(ctx)
         try:
             line = flags.walk(args, interspersed=self.interspersed)
         except _Unknown as unknown:
             if not ctx.resilient_parsing:
-                raise WrongUsage(str(unknown), ctx) from None
+                raise WrongFlag(str(unknown), ctx) from None
             line = _Line(positional=[text for text in args if not text.startswith("-")])
         ctx.params.update(flags.defaults)
         _store(ctx, line)
@@ -189,7 +204,7 @@ def _store(ctx: click.Context, line: _Line) -> None:
             try:
                 converted = option.type.convert(value, option, ctx)
             except click.BadParameter as error:
-                raise WrongUsage(f'invalid argument "{value}" for "{flag_name(option)}" flag: {error.message}', ctx) from None
+                raise WrongFlag(f'invalid argument "{value}" for "{flag_name(option)}" flag: {error.message}', ctx) from None
         ctx.params[name] = (*ctx.params.get(name, ()), converted) if option.multiple else converted
         ctx.set_parameter_source(name, ParameterSource.COMMANDLINE)
 
@@ -246,7 +261,7 @@ class VerbGroup(Verb, click.Group):
             line = flags.walk(args, interspersed=False)
         except _Unknown as unknown:
             if not ctx.resilient_parsing:
-                raise WrongUsage(str(unknown), ctx) from None
+                raise WrongFlag(str(unknown), ctx) from None
             line = _Line(positional=[text for text in args if not text.startswith("-")])
         ctx.params.update(flags.defaults)
         _store(ctx, line)
