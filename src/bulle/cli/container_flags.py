@@ -27,7 +27,7 @@ _LIMITS = frozenset(
     "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack as".split()  # noqa: SIM905 - reads as the manual's list
 )
 
-_ISOLATION = Suggestion("level", "container", "chroot", "vm")
+_ISOLATION = Suggestion("level", "container", "chroot")
 _NETWORK = Suggestion("network", "none", "host")
 _CAPABILITY = Text("capability")
 

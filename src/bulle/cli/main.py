@@ -108,7 +108,7 @@ def _root(home: str | None, debug: bool, version: bool) -> None:
 ROOT = VerbGroup(
     PROGRAM,
     callback=_root,
-    help="Run the same image as a private root, a container or a virtual machine, from one command.",
+    help="Run the same image as a private root or a container, from one command.",
     verbs=VERBS,
     params=[
         click.Option(["--home"], metavar="DIR", help="Where images and containers are kept (default: $BULLE_HOME, else the user's own place)."),
