@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from bulle.spawner.child import Entry
@@ -59,9 +60,10 @@ def configure(home: str) -> Configuration:
         entries=ENTRIES,
         interpreter=interpreter_directory(),
         package=os.fsencode(Path(__file__).resolve().parent),
-        spare={"command": 2, "monitor": 1},
+        spare={"command": 1, "run": 1, "monitor": 1},
+        kind=kind_of,
         watchers={"start": supervisor.watch},
-        rehearsals={"command": partial(rehearse_command, home)},
+        rehearsals={"command": partial(rehearse_command, home), "run": partial(rehearse_run, home), "monitor": rehearse_monitor},
         enter_scope=enter_scope,
         process_to_join=partial(living_monitor, place),
         prepare=partial(prepare, place),
@@ -76,6 +78,24 @@ def rehearse_command(home: str) -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- lives as long as the process, or until the caller's streams take its place
     for argv in (["ps"], ["run", "--dry-run", "--rm", "--pull", "never", "--network", "none", "host", "true"]):
         run_command(argv, [], None)
+
+
+def kind_of(entry: str, argv: Sequence[bytes]) -> str:
+    """Commands that start a container get a child that has a shell for it."""
+    return "run" if entry == "command" and argv[:1] == [b"run"] else entry
+
+
+def rehearse_run(home: str) -> None:
+    """As :func:`rehearse_command`, and make ready for a start."""
+    rehearse_command(home)
+    rehearse_monitor()
+
+
+def rehearse_monitor() -> None:
+    """Make ready for a start."""
+    from bulle.isolation.namespaces import NamespaceDriver
+
+    NamespaceDriver.open_shell()
 
 
 def _idle_s() -> float:

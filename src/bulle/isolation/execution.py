@@ -20,7 +20,7 @@ from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, Inva
 from bulle.isolation import identity, inside
 from bulle.isolation.channel import Channel
 from bulle.isolation.driver import Stdio
-from bulle.isolation.launch import Kit
+from bulle.isolation.launch import ChildKit
 from bulle.linux import capabilities, mount, process, seccomp
 from bulle.model.run_plan import Process
 
@@ -31,7 +31,7 @@ _TIOCSPTLCK = 0x40045431  # ioctl_tty(2); termios has them only since Python 3.1
 _TIOCGPTPEER = 0x5441
 
 
-def become(wanted: Process, channel: Channel, kit: Kit, *, read_only_root: bool = False, dev: int = -1) -> None:
+def become(wanted: Process, channel: Channel, kit: ChildKit, *, read_only_root: bool = False, dev: int = -1) -> None:
     """Turn this process into the command; never returns. Whatever goes wrong is told on the channel, then the process exits.
 
     ``dev`` is the mount of /dev that was just made (-1 for exec into a running container).
@@ -197,7 +197,7 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _drop_privileges(wanted: Process, user: identity.Identity, kit: Kit) -> None:
+def _drop_privileges(wanted: Process, user: identity.Identity, kit: ChildKit) -> None:
     """Bounding set, filter, ids, capabilities, in the only order that works with and without no_new_privs."""
     keep = frozenset(wanted.capabilities) - kit.withheld
     filter_program = kit.filter_program

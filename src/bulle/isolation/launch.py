@@ -26,8 +26,25 @@ _DEVICE_CAPABILITIES = frozenset({"CAP_MKNOD"})
 
 
 @dataclass(frozen=True)
+class ChildKit:
+    """What a child needs until it executes its command; ``program_fd`` is the small init to go through, -1 for none."""
+
+    stdio: Stdio
+    filter_program: bytes | None
+    program_fd: int
+    controllers: tuple[str, ...]
+    """Of its own control group, which it may look at."""
+    withheld: frozenset[str] = frozenset()
+    """Capabilities that it does not get although they were asked for, because this machine cannot contain them."""
+
+    def without(self, *capabilities: str) -> ChildKit:
+        """The same, with more capabilities withheld."""
+        return replace(self, withheld=self.withheld | set(capabilities))
+
+
+@dataclass(frozen=True)
 class Kit:
-    """What a child inherits from the driver's process: its control group, compiled filter, the program to go through (-1 for none) and streams."""
+    """What the driver's process prepares for a child: its control group, compiled filter, the program to go through (-1 for none) and streams."""
 
     group: ControlGroup
     filter_program: bytes | None
@@ -35,7 +52,6 @@ class Kit:
     stdio: Stdio
     new_group: bool
     withheld: frozenset[str] = frozenset()
-    """Capabilities that the process does not get although they were asked for, because this machine cannot contain them."""
 
     @classmethod
     def to_start(cls, plan: RunPlan, stdio: Stdio, cache_directory: Path | None, *, own_processes: bool) -> Kit:
@@ -66,9 +82,9 @@ class Kit:
         withheld = _DEVICE_CAPABILITIES if _makes_devices(plan) and not ruled else frozenset[str]()
         return cls(group, *_programs(plan, wanted, cache_directory), stdio, False, withheld)
 
-    def without(self, *capabilities: str) -> Kit:
-        """The same, with capabilities withheld from the process."""
-        return replace(self, withheld=self.withheld | set(capabilities))
+    def for_child(self) -> ChildKit:
+        """The child's part of it."""
+        return ChildKit(self.stdio, self.filter_program, self.program_fd, self.group.controllers, self.withheld)
 
     def close(self) -> None:
         """Close what this process does not need any more."""
@@ -89,17 +105,16 @@ def _programs(plan: RunPlan, wanted: Process, cache_directory: Path | None) -> t
 
 def start(
     kit: Kit,
-    flags: int,
-    child: Callable[[Channel], None],
+    begin: Callable[[], tuple[Workload, Channel]],
     prepare: Callable[[Workload, Channel], None] | None = None,
     meanwhile: Callable[[Workload], None] | None = None,
 ) -> Workload:
-    """Run ``child`` in a new process and new namespaces while ``prepare``, then ``meanwhile`` work here; returns once it has executed its command.
+    """Have ``begin`` bring the child about, prepare what it needs, do something else meanwhile; returns once it has executed its command.
 
     Raises what either side says went wrong; then the process is gone, and its control group if the kit made it.
     """
     try:
-        workload, channel = _fork(kit, flags, child)
+        workload, channel = begin()
         try:
             if prepare is not None:
                 prepare(workload, channel)
@@ -122,6 +137,13 @@ def start(
     return workload
 
 
+def begin_session() -> None:
+    """A session and a session keyring of its own."""
+    os.setsid()
+    with suppress(OSError):  # a filter around the engine may forbid it; there is nothing of the caller's in the keyring then
+        process.keyctl(_KEYCTL_JOIN_SESSION_KEYRING)
+
+
 def hide() -> None:
     """Until execve a child holds the engine's memory: nobody in the container may trace it or look at it through /proc.
 
@@ -130,15 +152,14 @@ def hide() -> None:
     process.prctl(process.PR_SET_DUMPABLE, 0)
 
 
-def _fork(kit: Kit, flags: int, child: Callable[[Channel], None]) -> tuple[Workload, Channel]:
+def fork(kit: Kit, flags: int, child: Callable[[Channel], None]) -> tuple[Workload, Channel]:
+    """Run ``child`` in a new process, in new namespaces and the kit's control group."""
     ours, theirs = Channel.pair()
     pid, pidfd = namespaces.clone3(flags, kit.group.clone_into_fd)
     if pid == 0:
         try:
             ours.close()
-            os.setsid()
-            with suppress(OSError):  # a filter around the engine may forbid it; there is nothing of the caller's in the keyring then
-                process.keyctl(_KEYCTL_JOIN_SESSION_KEYRING)
+            begin_session()
             kit.group.attach_self()
             child(theirs)
         except BaseException as error:  # noqa: BLE001 -- the channel is the only way to tell

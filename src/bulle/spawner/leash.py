@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from bulle.spawner.protocol import DESCRIPTOR_LIMIT, receive_with_descriptors
 
 HOLD = b"H"
+DROP = b"D"
 RELEASE = b"R"
 RECOVER_AS = b"A"
 _LONGEST = 1 << 18  # bytes of one message
@@ -37,6 +38,11 @@ class Leash:
         # SEQPACKET: once sent it is kept by the kernel, also when this process dies at once. Without a spawner there is nobody to hold it.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.sendmsg([HOLD], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))])
+
+    def drop(self) -> None:
+        """Have everything closed that is held; this child goes on."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send(DROP)
 
     def recover_as(self, entry: str, argv: Sequence[str]) -> None:
         """Say what is to be forked if this process, an attached one, dies without release: another entry, with an argv of its own."""
@@ -78,6 +84,8 @@ class Tether:
                 os.close(descriptor)
             if data == RELEASE:
                 self.released = True
+            elif data == DROP:
+                self._let_go()
             elif data.startswith(RECOVER_AS):
                 self.recover_as = data[1:].split(b"\0")
                 self.released = False
@@ -87,6 +95,9 @@ class Tether:
     def close(self) -> None:
         """Let go of everything."""
         self.connection.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         for descriptor in self.held:
             os.close(descriptor)
         self.held = []

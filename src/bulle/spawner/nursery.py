@@ -26,6 +26,7 @@ class Nursery:
         self._may_yield = may_yield
         self._entries = dict(configuration.entries)
         self._spare = configuration.spare
+        self._kind = configuration.kind
         self._rehearsals = configuration.rehearsals
         self._watchers = configuration.watchers
         self._blanks: dict[int, tuple[str, socket.socket]] = {}
@@ -69,8 +70,9 @@ class Nursery:
         content = assignment.pack()
         if len(content) > BLANK_LIMIT:
             return 0
-        for pid, (entry, control) in self._blanks.items():
-            if entry != assignment.entry:
+        wanted = self._kind(assignment.entry, assignment.argv)
+        for pid, (kind, control) in self._blanks.items():
+            if kind != wanted:
                 continue
             try:
                 if control.recv(len(READY)) != READY:

@@ -46,12 +46,13 @@ class ChrootDriver(Driver):
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=False)
         parent = CLONE_PARENT if sibling else 0
         if not _may_mount():
+
+            def copy(_workload: Workload, channel: Channel) -> None:
+                _copy_layers(plan)
+                channel.send_descriptors([])
+
             return launch.start(
-                kit,
-                parent,
-                lambda channel: _child_in_copy(plan, channel, plan.process, kit),
-                lambda _workload, channel: _copy(plan, channel),
-                meanwhile,
+                kit, lambda: launch.fork(kit, parent, lambda channel: _child_in_copy(plan, channel, plan.process, kit.for_child())), copy, meanwhile
             )
 
         def prepare(workload: Workload, channel: Channel) -> None:
@@ -61,16 +62,24 @@ class ChrootDriver(Driver):
                 channel.send_descriptors(mounts.descriptors())
             mounts.close()
 
-        return launch.start(kit, CLONE_NEWNS | parent, lambda channel: _child(plan, channel, kit), prepare, meanwhile)
+        flags = CLONE_NEWNS | parent
+        return launch.start(kit, lambda: launch.fork(kit, flags, lambda channel: _child(plan, channel, kit.for_child())), prepare, meanwhile)
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """One more process in the same private root."""
         kit = launch.Kit.to_join(plan, process, stdio, self.cache_directory)
-        if not _may_mount():
-            return launch.start(
-                kit, 0, lambda channel: _child_in_copy(plan, channel, process, kit), lambda _workload, channel: channel.send_descriptors([])
-            )
-        return launch.start(kit, 0, lambda channel: _join(channel, process, kit, pid))
+
+        def child(channel: Channel) -> None:
+            if _may_mount():
+                _join(channel, process, kit.for_child(), pid)
+            else:
+                _child_in_copy(plan, channel, process, kit.for_child())
+
+        def prepare(_workload: Workload, channel: Channel) -> None:
+            if not _may_mount():
+                channel.send_descriptors([])
+
+        return launch.start(kit, lambda: launch.fork(kit, 0, child), prepare)
 
     def processes(self, plan: RunPlan, pid: int) -> list[int]:
         """By control group where there is one, else the first process's session, which its children inherit."""
@@ -109,7 +118,7 @@ def processes_of_session(pid: int) -> list[int]:
     return sorted(found)
 
 
-def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
+def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     """In a mount namespace of its own."""
     launch.hide()
     mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
@@ -118,7 +127,7 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
     execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
 
 
-def _child_in_copy(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.Kit) -> None:
+def _child_in_copy(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.ChildKit) -> None:
     """Where nobody may mount: a plain chroot(2), once the copy is there."""
     launch.hide()
     channel.receive_descriptors()
@@ -128,18 +137,13 @@ def _child_in_copy(plan: RunPlan, channel: Channel, wanted: Process, kit: launch
     execution.become(wanted, channel, kit.without("CAP_SYS_CHROOT"))
 
 
-def _join(channel: Channel, wanted: Process, kit: launch.Kit, pid: int) -> None:
+def _join(channel: Channel, wanted: Process, kit: launch.ChildKit, pid: int) -> None:
     """In the mount namespace of the running workload, whose root is the private one."""
     launch.hide()
     pidfd = os.pidfd_open(pid)
     namespaces.setns(pidfd, CLONE_NEWNS)
     os.close(pidfd)
     execution.become(wanted, channel, kit)
-
-
-def _copy(plan: RunPlan, channel: Channel) -> None:
-    _copy_layers(plan)
-    channel.send_descriptors([])
 
 
 def _copy_layers(plan: RunPlan) -> None:

@@ -19,11 +19,13 @@ from bulle.isolation import execution, inside, launch, root_filesystem, rootless
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import ControlGroup, available
 from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
+from bulle.isolation.namespaces import shell
 from bulle.linux import loopback, mount, namespaces, user_namespace
 from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT
 from bulle.model.run_plan import Process, RunPlan
 
 _ALWAYS = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC
+SHELL_FLAGS = _ALWAYS | CLONE_NEWUSER | CLONE_NEWNET
 
 
 def namespace_flags(plan: RunPlan) -> int:
@@ -51,9 +53,22 @@ class NamespaceDriver(Driver):
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=True)
         # The child makes its network namespace itself, which takes long, while its mounts are made here.
         flags = namespace_flags(plan) & ~CLONE_NEWNET | (CLONE_PARENT if sibling else 0)
-        return launch.start(
-            kit, flags, lambda channel: _child(plan, channel, kit), lambda workload, channel: _prepare(plan, workload, channel), meanwhile
-        )
+
+        def begin() -> tuple[Workload, Channel]:
+            taken = shell.take_shell()
+            if taken is not None:
+                if not sibling and namespace_flags(plan) == SHELL_FLAGS and shell.send_errand(taken, plan, kit):
+                    return taken.workload, taken.channel
+                if sibling or namespace_flags(plan) != SHELL_FLAGS:
+                    shell.discard(taken)
+            return launch.fork(kit, flags, lambda channel: _child(plan, channel, kit.for_child()))
+
+        return launch.start(kit, begin, lambda workload, channel: _prepare(plan, workload, channel), meanwhile)
+
+    @staticmethod
+    def open_shell() -> None:
+        """Make ready, in this process, for the next start; for a process that nobody waits for, and that has one thread."""
+        shell.open_shell(SHELL_FLAGS, _enter)
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """Join every namespace of the container by its first process's pidfd, then fork once more to stand in its pid namespace."""
@@ -63,7 +78,7 @@ class NamespaceDriver(Driver):
             raise BulleError("the container is not running", "its first process ended", "start it first") from error
         try:
             kit = launch.Kit.to_join(plan, process, stdio, self.cache_directory)
-            return launch.start(kit, 0, lambda channel: _join(plan, channel, process, kit, pidfd))
+            return launch.start(kit, lambda: launch.fork(kit, 0, lambda channel: _join(plan, channel, process, kit.for_child(), pidfd)))
         finally:
             os.close(pidfd)
 
@@ -126,13 +141,18 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel) -> None:
     mounts.close()
 
 
-def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
+def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     """In the new namespaces, still with the engine's memory: everything until execve."""
-    own_network = plan.network.mode != "host"
-    namespaces.unshare(CLONE_NEWCGROUP | (CLONE_NEWNET if own_network else 0))
-    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
-    if own_network:
+    if plan.network.mode != "host":
+        namespaces.unshare(CLONE_NEWNET)
         loopback.bring_up()
+    mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
+    _enter(plan, channel, kit)
+
+
+def _enter(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
+    """From the bare namespaces to the command."""
+    namespaces.unshare(CLONE_NEWCGROUP)
     descriptors = channel.receive_descriptors()
     launch.hide()
     if plan.security.user_namespace == "own":
@@ -140,12 +160,12 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.Kit) -> None:
     if not descriptors:
         descriptors = rootless.detached_mounts(plan).descriptors()
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
-    dev = inside.enter_root(plan, mounts, own_network, own_ipc=True, controllers=kit.group.controllers)
+    dev = inside.enter_root(plan, mounts, plan.network.mode != "host", own_ipc=True, controllers=kit.controllers)
     socket.sethostname(plan.hostname)
     execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
 
 
-def _join(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.Kit, pidfd: int) -> None:
+def _join(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.ChildKit, pidfd: int) -> None:
     """The process in between: enters the namespaces and forks the one that the pid namespace counts, as a child of our own parent."""
     launch.hide()
     try:
