@@ -245,3 +245,12 @@ def test_save_and_load(host: BulleCommand, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("bulle: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_images_are_named_as_they_were_asked_for(host: BulleCommand, tmp_path: Path) -> None:
+    for name in ("x:1", "deb:nosuch+vim", f"dir:{tmp_path}"):
+        for arguments in (("rmi", name), ("rmi", "-f", name), ("image", "inspect", name)):
+            assert host(*arguments).stderr == f"bulle: no such image: {name}\n"
+    (tmp_path / "file").write_text("content")
+    host("pull", f"dir:{tmp_path}", check=True)
+    assert host("rmi", f"dir:{tmp_path}", check=True).stdout.startswith(f"Untagged: {tmp_path.name}:latest\nDeleted: ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from builtins import list as list_
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -72,17 +72,23 @@ class Images:
 
     def get(self, name: str) -> Image:
         """By name, id or unambiguous beginning of an id; also by the text that it was pulled by (``deb:bookworm+vim``). Raises NotFound."""
+        return self._find(name)[0]
+
+    def _find(self, name: str) -> tuple[Image, str]:
+        """The image, and the name under which the store knows it."""
         try:
-            return self._store.images.get(name)
+            return self._store.images.get(name), name
         except (NotFound, InvalidReference):
             if ":" not in name:
                 raise
             from bulle.registry.sources import source_reference  # rarely needed
 
             reference = source_reference(name)
-            if reference is None or reference.canonical == name:
+            if reference is None:
                 raise
-            return self._store.images.get(reference.canonical)
+            with suppress(NotFound):
+                return self._store.images.get(reference.canonical), reference.canonical
+            raise  # it names what was asked for
 
     def tag(self, source: str, target: str) -> None:
         """Give an image one more name."""
@@ -93,13 +99,13 @@ class Images:
 
         Raises Conflict when a container was made from it; ``force`` does it all the same unless that container runs.
         """
-        image = self.get(name)
+        image, known_as = self._find(name)
         for container in self._containers.of_image(image.id) if force else ():
             if current_state(container.plan.state_host_path).status == "running":
                 raise Conflict(
                     f"image {name} cannot be removed", f"container {container.name} runs on it", f"stop it with `bulle stop {container.name}`"
                 )
-        lines = self._store.images.remove(name, force)
+        lines = self._store.images.remove(known_as, force)
         self._store.gc()
         return lines
 
