@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from bulle.linux import scheduling
 from bulle.spawner.caller import Takeover
 from bulle.spawner.leash import Leash
 from bulle.spawner.protocol import Reply, pack_reply, receive_with_descriptors
@@ -112,13 +113,13 @@ def _rehearse(rehearse: Callable[[], object], may_yield: bool) -> None:
     try:
         # In time that nobody else wants: the command before may still be running.
         if may_yield:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            scheduling.step_back()
         rehearse()
     except BaseException:  # noqa: BLE001 -- a rehearsal may fail as it likes
         pass
     finally:
         if may_yield:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            scheduling.step_forward()
         os.dup2(error, 2)
         os.close(error)
         os.close(null)

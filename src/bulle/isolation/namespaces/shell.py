@@ -21,7 +21,7 @@ import msgspec
 from bulle.isolation import launch
 from bulle.isolation.channel import Channel
 from bulle.isolation.driver import Stdio, Workload
-from bulle.linux import loopback, mount, namespaces
+from bulle.linux import loopback, mount, namespaces, scheduling
 from bulle.model.run_plan import RunPlan
 
 _LONGEST = 128 << 10  # bytes of a plan that goes as one message
@@ -62,6 +62,8 @@ def open_shell(flags: int, run: Callable[[RunPlan, Channel, launch.ChildKit], No
             os.closerange(3, theirs.fileno())
             os.closerange(theirs.fileno() + 1, 1 << 30)
             launch.begin_session()
+            if os.sched_getscheduler(0) == os.SCHED_IDLE:
+                scheduling.step_back()  # also as the session that this now is
             namespaces.unshare(namespaces.CLONE_NEWNET)
             mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
             loopback.bring_up()
@@ -84,9 +86,12 @@ def take_shell() -> Shell | None:
     if shell.circumstances != _circumstances():
         discard(shell)
         return None
-    with suppress(OSError):
-        if os.sched_getscheduler(shell.workload.pid) != os.sched_getscheduler(0):
-            os.sched_setscheduler(shell.workload.pid, os.sched_getscheduler(0), os.sched_param(0))
+    if os.sched_getscheduler(shell.workload.pid) == os.SCHED_IDLE:
+        try:
+            scheduling.step_forward(shell.workload.pid)
+        except OSError:
+            discard(shell)
+            return None
     return shell
 
 
