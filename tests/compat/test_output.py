@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bulle.version import VERSION
 from bulle_testing.peers import Docker, docker_archive, pack
 from conftest import BulleCommand
 
@@ -80,6 +81,11 @@ def test_listings_are_docker_s(both: dict[str, Say]) -> None:
     same(both, "top", "web", "-o", "pid,comm", change=lambda text: re.sub(r"\d+ +", "", text))
     same(both, "logs", "web", change=lambda text: sorted(text.split()))
     same(both, "logs", "-t", "web", change=lambda text: sorted(re.sub(r"\S+Z ", "TIME ", text).split("\n")))
+
+
+def test_version_has_docker_s_parts(both: dict[str, Say], bulle: BulleCommand) -> None:
+    same(both, "version", "--format", "{{.Server.Os}} {{.Server.Arch}} {{.Server.KernelVersion}} {{.Client.Os}} {{.Client.Arch}}")
+    assert bulle("version", "--format", "{{.Client.Version}} {{.Server.Version}}", check=True).stdout == f"{VERSION} {VERSION}\n"
 
 
 def test_documents_have_docker_s_values(both: dict[str, Say]) -> None:

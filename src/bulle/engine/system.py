@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 
 
 def version_document() -> dict[str, Any]:
-    """Versions of Bulle, Python and the kernel."""
-    return {
-        "Version": VERSION,
-        "PythonVersion": platform.python_version(),
-        "KernelVersion": platform.release(),
-        "Os": "linux",
-        "Arch": platform.machine(),
-    }
+    """Versions of Bulle, Python and the kernel; also as the two parts that templates written for Docker ask for, though there is one program."""
+    from bulle.registry.documents import this_platform  # rarely asked for
+
+    here = {"Version": VERSION, "PythonVersion": platform.python_version(), "KernelVersion": platform.release(), "Os": "linux"}
+    part = here | {"Arch": this_platform().architecture}
+    return here | {"Arch": platform.machine(), "Client": part, "Server": part}
 
 
 def info_document(engine: Engine) -> dict[str, Any]:
