@@ -61,7 +61,7 @@ class Machine:
         self.engine = bulle.Engine(home)
         self.environment = places.environment(home)
 
-    def command(self, *arguments: str | Path, input: str | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:  # noqa: A002
+    def command(self, *arguments: str | Path, input: str | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run the command in this home to its end."""
         stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
         line = [*places.command_line(), *map(str, arguments)]
@@ -71,7 +71,7 @@ class Machine:
         """Start the command without waiting; the test ends it."""
         return subprocess.Popen([*places.command_line(), *map(str, arguments)], **{"env": self.environment, **options})
 
-    def run(self, level: Level, *command: str, image: str = "busybox", input: bytes = b"", **options: Any) -> bulle.CompletedRun:  # noqa: A002
+    def run(self, level: Level, *command: str, image: str = "busybox", input: bytes = b"", **options: Any) -> bulle.CompletedRun:
         """One command in one container of that level."""
         return bulle.run(image, command, home=self.home, input=input, **{**level.options, **options})
 
@@ -96,7 +96,7 @@ class Machine:
             with suppress(bulle.BulleError):
                 container.remove(force=True)
 
-    def execute(self, container: bulle.Container, *command: str, input: bytes | None = None, **options: Any) -> bulle.CompletedRun:  # noqa: A002
+    def execute(self, container: bulle.Container, *command: str, input: bytes | None = None, **options: Any) -> bulle.CompletedRun:
         """``exec`` to its end."""
         wanted = bulle.ExecOptions(command=command, interactive=input is not None, **options)
         attachment = container.execute(wanted)

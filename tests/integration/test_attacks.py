@@ -1,7 +1,8 @@
-"""Attacks on a running engine, tried for real on every level that must withstand them: what an image, a program inside or a caller's input could do to the
-host. Each test names the number of its attack class; each fails when its defence is taken away.
+"""Attacks on a running engine, tried for real on every level that must withstand them: what an image, a program inside or a caller's input could do
+to the host. Each test names the number of its attack class; each fails when its defence is taken away.
 
-Malicious images are archives made here, byte by byte. What a private root cannot hold by definition (the host's processes and network) is not asked of it.
+Malicious images are archives made here, byte by byte. What a private root cannot hold by definition (the host's processes and network) is not asked
+of it.
 """
 
 from __future__ import annotations
@@ -157,7 +158,10 @@ def listing(place: Machine) -> list[tuple[str, tuple[str, ...]]]:
 
 
 HOSTILE_LAYERS: dict[str, Callable[[str], list[LayerTar]]] = {
-    "1 symlink, then a file through it": lambda v: [LayerTar().symlink("lib/x", v), LayerTar().add("lib/x/new", content=b"1").add("lib/x/keep", content=b"2")],
+    "1 symlink, then a file through it": lambda v: [
+        LayerTar().symlink("lib/x", v),
+        LayerTar().add("lib/x/new", content=b"1").add("lib/x/keep", content=b"2"),
+    ],
     "1 the same in one layer": lambda v: [LayerTar().symlink("x", v).add("x/keep", content=b"2").directory("x/new", mode=0o777)],
     "1 etc itself": lambda v: [LayerTar().add("etc/.wh..wh..opq").symlink("etc", v), LayerTar().add("etc/hosts", content=b"1")],
     "1 a relative climb": lambda v: [LayerTar().symlink("x", "../" * 30 + v.lstrip("/")), LayerTar().add("x/new", content=b"1")],
@@ -175,7 +179,9 @@ HOSTILE_LAYERS: dict[str, Callable[[str], list[LayerTar]]] = {
 
 
 @pytest.mark.parametrize("attack", HOSTILE_LAYERS)
-def test_layers_do_not_reach_the_host(either: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path, attack: str) -> None:
+def test_layers_do_not_reach_the_host(
+    either: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path, attack: str
+) -> None:
     def act() -> None:
         image = load(either, busybox_layer, *(bytes(tar) for tar in HOSTILE_LAYERS[attack](str(victim))))
         script = "for f in /x/run /etc/run /lib/x/run /bin/y /y; do echo run > $f; done; rm -rf /x/keep /etc/keep /lib/x/keep; true"
@@ -200,7 +206,9 @@ def test_climbing_names_are_refused_by_load(module_machine: Machine, tmp_path: P
 
 @pytest.mark.parametrize("name", ["dev", "proc", "sys"])
 @pytest.mark.parametrize("kind", ["link", "relative link", "file", "fifo"])
-def test_system_directories_that_are_none(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path, name: str, kind: str) -> None:
+def test_system_directories_that_are_none(
+    place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path, name: str, kind: str
+) -> None:
     """Attack 5: a mount must not follow what the image has put there."""
     layer = LayerTar().add(f".wh.{name}")
     over = LayerTar()
@@ -215,11 +223,15 @@ def test_system_directories_that_are_none(place: Machine, level: Level, load: Ca
         place.run(level, "true", image=image)
 
 
-def test_masks_are_real_although_the_image_brings_its_own_dev_null(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path) -> None:
+def test_masks_are_real_although_the_image_brings_its_own_dev_null(
+    place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path
+) -> None:
     """Attack 8."""
-    layer = LayerTar().symlink("dev/null", f"{victim}/keep").add("dev/zero", content=b"mine").symlink("dev/pts", str(victim)).symlink("dev/shm", str(victim))
+    layer = LayerTar().symlink("dev/null", f"{victim}/keep").add("dev/zero", content=b"mine")
+    layer = layer.symlink("dev/pts", str(victim)).symlink("dev/shm", str(victim))
     image = load(place, busybox_layer, bytes(layer))
-    script = "for f in /proc/kcore /proc/keys /proc/timer_list; do [ -e $f ] && { stat -c '%t:%T' $f; wc -c < $f; }; done; ls -A /sys/firmware | wc -l; stat -c %t:%T /dev/null; head -c1 /dev/zero | od -An -tx1"
+    script = "for f in /proc/kcore /proc/keys /proc/timer_list; do [ -e $f ] && { stat -c '%t:%T' $f; wc -c < $f; }; done"
+    script += "; ls -A /sys/firmware | wc -l; stat -c %t:%T /dev/null; head -c1 /dev/zero | od -An -tx1"
     done = place.run(level, "sh", "-c", script, image=image)
     *masks, firmware, null, zero = done.stdout.decode().split()
     assert masks and set(masks) == {"1:3", "0"}, done
@@ -232,7 +244,8 @@ def test_proc_is_procfs_and_closed(place: Machine, level: Level, features: froze
     """Attack 10: what is written to /proc reaches procfs or nothing; the host's settings are read-only."""
     types = place.shell(level, "stat -f -c %T /proc /proc/self /sys /dev/pts; awk '$2==\"/proc\"||$2==\"/sys\" {print $3}' /proc/mounts")
     assert types.split() == ["proc", "proc", "sysfs", "devpts", "proc", "sysfs"], types
-    script = "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/sys/vm/drop_caches /proc/irq/default_smp_affinity; do echo $f >> $f; done; true"
+    files = "/proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/sys/vm/drop_caches /proc/irq/default_smp_affinity"
+    script = f"for f in {files}; do echo $f >> $f; done; true"
     done = place.run(level, "sh", "-c", "echo > /dev/null; " + script)
     refusals = re.findall("Read-only file system|Permission denied|nonexistent", done.stderr.decode())
     assert len(refusals) == 5, done.stderr
@@ -247,7 +260,8 @@ def features(place: Machine, level: Level) -> frozenset[Feature]:
 
 def test_control_groups_are_read_only(place: Machine, level: Level) -> None:
     """Attack 27, last part."""
-    script = "grep cgroup /proc/mounts; mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x; find /sys/fs/cgroup -name cgroup.procs -maxdepth 3 | while read f; do echo 1 > $f; done; mount -o remount,rw /sys/fs/cgroup; true"
+    script = "grep cgroup /proc/mounts; mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x; find /sys/fs/cgroup -name cgroup.procs -maxdepth 3"
+    script += " | while read f; do echo 1 > $f; done; mount -o remount,rw /sys/fs/cgroup; true"
     done = place.run(level, "sh", "-c", script, memory_bytes=64 << 20)
     for line in done.stdout.decode().splitlines():
         assert "ro" in line.split()[3].split(","), line
@@ -274,7 +288,8 @@ MAGIC = [*(f"/proc/self/fd/{number}" for number in range(40)), "/proc/self/cwd/x
 
 def test_working_directory_through_magic_links(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes) -> None:
     """Attack 7: a descriptor that is still open must not become the working directory, from the command line, the image or exec."""
-    image = load(place, busybox_layer, bytes(LayerTar().symlink("way", "/proc/self/fd/7").symlink("ways", "/proc/self")), config={"WorkingDir": "/way"})
+    layer = bytes(LayerTar().symlink("way", "/proc/self/fd/7").symlink("ways", "/proc/self"))
+    image = load(place, busybox_layer, layer, config={"WorkingDir": "/way"})
     with pytest.raises(BulleError, match="/way"):
         place.run(level, "pwd", image=image)
     with place.running(level, image=image, working_directory="/") as container:
@@ -356,7 +371,9 @@ def test_volume_target_swapped_during_start(place: Machine, level: Level, victim
     assert sorted(os.listdir(source)) == ["mine"]
 
 
-def test_volume_targets_through_links(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path, tmp_path: Path) -> None:
+def test_volume_targets_through_links(
+    place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path, tmp_path: Path
+) -> None:
     """Directories and files, existing and not, through links of the image that lead out of the root."""
     layer = LayerTar().symlink("out", str(victim)).symlink("climb", "../" * 30 + str(victim).lstrip("/")).symlink("tofile", f"{victim}/keep")
     layer.symlink("magic", "/proc/self/root/tmp").symlink("attr", "/proc/self/attr").symlink("dangling", f"{victim}/made")
@@ -440,7 +457,7 @@ def test_program_swapped_for_the_engines_own(place: Machine, level: Level, tmp_p
 
 
 def test_nothing_of_the_engine_is_seen_while_it_enters(place: Machine, level: Level, attacker: str) -> None:
-    """Attack 12 from inside: while commands enter the container, a program in it looks at all processes for the interpreter, the environment and open files."""
+    """Attack 12 from inside: while commands enter the container, a program in it looks at all processes for the interpreter, environment, files."""
     volume = (bulle.VolumeOption(attacker, "/attacker", True),)
     # In a user namespace of its own the right to trace reaches no further than the container; elsewhere it is given for the host, so not here.
     own_users = place.create(level, "true")
@@ -465,9 +482,15 @@ def test_host_processes_stay_closed_without_the_right_to_trace(place: Machine, l
     """Also where processes are shared: no environment, executable or root of the engine's processes can be opened."""
     marker = f"BULLE_MARK_{time.monotonic_ns()}"
     environment = place.environment | {marker: "secret"}
-    script = f"cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c {marker}; for p in /proc/[0-9]*; do ls $p/root/{place.home.name} $p/cwd/bulle.db; done 2>/dev/null; true"
+    script = f"cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c {marker}"
+    script += f"; for p in /proc/[0-9]*; do ls $p/root/{place.home.name} $p/cwd/bulle.db; done 2>/dev/null; true"
     done = subprocess.run(
-        [*_command(place), "run", "--rm", *level.flags, "busybox", "sh", "-c", script], env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        [*_command(place), "run", "--rm", *level.flags, "busybox", "sh", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stdout) == (0, "0\n"), done
 
@@ -481,12 +504,14 @@ def _command(place: Machine) -> list[str]:
 # 13: users
 
 
-BAD_PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwrap:x:4294967296:0::/:\nminus:x:-1:0::/:\nnobody:x:4294967295:4294967295::/:\nodd:x:0x10:0::/:\ngroup:x:7:4294967296::/:\n"
+BAD_PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwrap:x:4294967296:0::/:\nminus:x:-1:0::/:\n"
+BAD_PASSWD += b"nobody:x:4294967295:4294967295::/:\nodd:x:0x10:0::/:\ngroup:x:7:4294967296::/:\n"
 
 
 def test_users_never_wrap_around_to_root(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes) -> None:
     """Attack 13: by flag, by the image's USER, by its passwd and group files."""
-    passwd = bytes(LayerTar().add("etc/passwd", content=BAD_PASSWD).add("etc/group", content=b"root:x:0:\nwrap:x:4294967296:wrap\nhalf:x:4294967297:root\n"))
+    groups = b"root:x:0:\nwrap:x:4294967296:wrap\nhalf:x:4294967297:root\n"
+    passwd = bytes(LayerTar().add("etc/passwd", content=BAD_PASSWD).add("etc/group", content=groups))
     for user in ("4294967296", "4294967295", "18446744073709551616", "0:4294967296", "wrap", "minus", "nobody", "odd", "group", "0:wrap"):
         image = load(place, busybox_layer, passwd, config={"User": user})
         with pytest.raises(BulleError):
@@ -680,7 +705,8 @@ def test_dangerous_calls_are_refused_in_a_container(place: Machine, level: Level
         arguments.append(json.dumps([(f"{name} {values}", compat[name], values) for name, values in DANGEROUS if name in compat]))
     command = ("/usr/bin/python3", "-I", "-S", "-c", SYSCALL_SCRIPT, *arguments)
     with place.running(level, image="host") as container:
-        for done in (place.run(level, *command, image="host"), place.run(level, *command, image="host", user="1000"), place.execute(container, *command)):
+        as_user = place.run(level, *command, image="host", user="1000")
+        for done in (place.run(level, *command, image="host"), as_user, place.execute(container, *command)):
             assert done.exit_code == 0, done.stderr
             answers = json.loads(done.stdout)
             assert len(answers) >= len(DANGEROUS)
@@ -731,7 +757,8 @@ def test_the_root_has_no_way_up(place: Machine, level: Level, attacker: str, tmp
     marker.write_text("host")
     marker.chmod(0o644)
     process = "1" if Feature.OWN_PROCESSES in features else "self"
-    script = f"for p in / /proc/{process}/root /proc/self/root /proc/self/cwd /proc/{process}/cwd; do cat $p/{marker} $p/../../../..{marker}; done 2>&1 | grep -v 'can.t open'; ls /proc/1/root/{tmp_path.parent}; true"
+    ways = f"/ /proc/{process}/root /proc/self/root /proc/self/cwd /proc/{process}/cwd"
+    script = f"for p in {ways}; do cat $p/{marker} $p/../../../..{marker}; done 2>&1 | grep -v 'can.t open'; ls /proc/1/root/{tmp_path.parent}; true"
     done = place.run(level, "sh", "-c", script)
     assert b"host" not in done.stdout and b"marker" not in done.stdout, done
     volume = (bulle.VolumeOption(attacker, "/attacker", True),)
@@ -754,13 +781,15 @@ def test_devices_of_the_host_cannot_be_made(place: Machine, level: Level) -> Non
     """A device node made inside, or brought by the image, opens nothing."""
     if os.geteuid() != 0:
         pytest.skip("an ordinary user can make no device node anyway")
-    script = "mknod /disk b 8 0; mknod /mem c 1 1; mknod /kmsg c 1 11; for f in /disk /mem /kmsg; do dd if=$f of=/dev/null bs=1 count=1 && echo opened $f; done; true"
+    script = "mknod /disk b 8 0; mknod /mem c 1 1; mknod /kmsg c 1 11"
+    script += "; for f in /disk /mem /kmsg; do dd if=$f of=/dev/null bs=1 count=1 && echo opened $f; done; true"
     done = place.run(level, "sh", "-c", script)
     assert b"opened" not in done.stdout, done
 
 
 def test_device_nodes_of_an_image_are_closed(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes) -> None:
-    layer = LayerTar().add("kmsg", tarfile.CHRTYPE, devmajor=1, devminor=11, mode=0o666).add("mem", tarfile.CHRTYPE, devmajor=1, devminor=1, mode=0o666)
+    layer = LayerTar().add("kmsg", tarfile.CHRTYPE, devmajor=1, devminor=11, mode=0o666)
+    layer = layer.add("mem", tarfile.CHRTYPE, devmajor=1, devminor=1, mode=0o666)
     image = load(place, busybox_layer, bytes(layer))
     done = place.run(level, "sh", "-c", "for f in /kmsg /mem; do dd if=$f of=/dev/null bs=1 count=1 && echo opened $f; done; true", image=image)
     assert b"opened" not in done.stdout, done
@@ -771,7 +800,8 @@ def test_terminal_output_of_a_container_comes_from_its_own_terminals(place: Mach
     if Feature.TERMINAL not in features:
         pytest.skip("no terminals here")
     with place.running(level, cap_add=("SYS_ADMIN",), security_options=("seccomp=unconfined",)) as container:
-        place.execute(container, "sh", "-c", "umount /dev/pts; rm -rf /dev/pts; mkdir /dev/pts; mkfifo /dev/pts/ptmx; ln -sf /proc/self/fd/1 /dev/console")
+        script = "umount /dev/pts; rm -rf /dev/pts; mkdir /dev/pts; mkfifo /dev/pts/ptmx; ln -sf /proc/self/fd/1 /dev/console"
+        place.execute(container, "sh", "-c", script)
         try:
             attachment = container.execute(bulle.ExecOptions(command=("true",), terminal=True))
         except BulleError:
