@@ -99,6 +99,29 @@ def test_documents_have_docker_s_values(both: dict[str, Say]) -> None:
     assert differing == {}
 
 
+def test_command_and_entrypoint_are_those_of_the_image_unless_given(both: dict[str, Say], tmp_path: Path) -> None:
+    layer, names = tmp_path / "layer", ["begin:1", "shell:1", "bare:1"]
+    layer.mkdir()
+    for name, config in zip(names, ({"Entrypoint": ["echo", "x"]}, {"Entrypoint": ["sh"], "Cmd": ["-c", "true"]}, {"Entrypoint": None}), strict=True):
+        docker_archive(tmp_path / "image", [pack(layer)], tags=[name], config=config)
+        for say in both.values():
+            say("load", "-i", str(tmp_path / "image"))
+    try:
+        for name in names:
+            for flags in ((), ("--entrypoint", "id"), ("--entrypoint", "")):
+                for command in ((), ("a", "b")):
+                    said = {}
+                    for engine, say in both.items():
+                        say("create", "--name", "one", "--network", "none", *flags, name, *command)
+                        said[engine] = say("inspect", "-f", "{{json .Config.Entrypoint}} {{json .Config.Cmd}} {{.Path}} {{.Args}}", "one")
+                        say("rm", "-f", "one")
+                    if flags != ("--entrypoint", "") or command:
+                        assert said["Bulle"] == said["Docker"], (name, flags, command)
+    finally:
+        for say in both.values():
+            say("rmi", *names)
+
+
 FAILURES = (
     "start nosuch", "start -a missing", "start missing", "stop nosuch", "kill nosuch", "kill -s NOSUCH web", "kill ended", "rm nosuch",
     "rm -f nosuch", "rm web", "logs nosuch", "logs --since soon web", "exec nosuch true", "exec ended true", "exec web /tmp", "exec -d web nosuch",

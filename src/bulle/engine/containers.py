@@ -279,7 +279,7 @@ class Containers:
     def create(self, options: ContainerOptions) -> Container:
         """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says."""
         image = self._image(options)
-        options = msgspec.structs.replace(options, labels={**(image.config.config.labels or {}), **options.labels})
+        kept = planning.with_image(options, image.config.config or ExecutionConfig())
         if planning.has_own_users(options) and self._store.layers.has_large_ids(image.layers):
             raise Unavailable(
                 f"image {options.image} has files of users beyond id 65535", "a container has 65536 ids of its own", "run it with --userns=host"
@@ -292,7 +292,7 @@ class Containers:
             own = planning.has_own_users(options)
             first = identities.free_range(self._home, taken) if own and os.geteuid() == 0 else None
             plan = self._compose(options, image, identifier, first)
-            return ContainerRecord(identifier, options.name or names.random_name(), image.id, time.time_ns(), first, options, plan)
+            return ContainerRecord(identifier, options.name or names.random_name(), image.id, time.time_ns(), first, kept, plan)
 
         record = self._insert(build, bool(options.name))
         try:

@@ -52,7 +52,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
             "Cmd": list(options.command) or None,
             "Image": options.image,
             "WorkingDir": plan.process.working_directory,
-            "Entrypoint": list(options.entrypoint) if options.entrypoint is not None else None,
+            "Entrypoint": list(options.entrypoint or ()) or None,
             "Labels": options.labels,
             "StopSignal": plan.stop_signal,
             "StopTimeout": plan.stop_timeout_s,

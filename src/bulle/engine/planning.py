@@ -83,6 +83,14 @@ def hostname(options: ContainerOptions, container_id: str) -> str:
     return options.hostname or (socket.gethostname() if options.network == "host" else container_id[:12])
 
 
+def with_image(options: ContainerOptions, config: ExecutionConfig) -> ContainerOptions:
+    """The options as they are kept and shown: with the labels, entrypoint and command of the image where they do not say otherwise."""
+    entrypoint, command = options.entrypoint, options.command
+    if entrypoint is None:
+        entrypoint, command = config.entrypoint, command or config.cmd or ()
+    return replace(options, labels={**(config.labels or {}), **options.labels}, entrypoint=entrypoint, command=command)
+
+
 def has_own_users(options: ContainerOptions) -> bool:
     """Whether the container gets a user namespace of its own: always, except for root's --privileged and --userns=host, and bare private roots."""
     if options.user_namespace not in ("", "own", "host"):
