@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL
 
@@ -37,6 +37,7 @@ from bulle.spawner import child, client
 from bulle.store import Image, Store
 
 _STOP_MARGIN_S = 10.0
+_RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
 HOSTS = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
 fe00::\tip6-localnet
@@ -70,6 +71,8 @@ class Container:
         state = current_state(self.directory)
         if state.status == "running" and not is_monitor_alive(state) and is_process_alive(state):
             self._recover()
+        elif state.status == "exited" and read_state(self.directory).status == "running":
+            return self._recorded_end(state)
         return state
 
     def start(self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attachment | None:
@@ -103,11 +106,13 @@ class Container:
 
     def attach(self, *, output: bool = True, stdin: bool = False) -> Attachment:
         """A connection to the running container; Conflict if it does not run."""
-        for _ in range(2):
+        deadline = time.monotonic() + _RECORDING_PATIENCE_S
+        while True:
             attachment = Attachment.connect(self.directory, output=output, stdin=stdin)
             if attachment is not None:
                 return attachment
-            if self.state().status != "running":
+            # It may be about to get a new monitor.
+            if self.state().status != "running" or time.monotonic() > deadline:
                 break
             time.sleep(0.05)
         raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
@@ -262,8 +267,20 @@ class Container:
         self.notes = attachment.notes
         return attachment
 
+    def _recorded_end(self, lost: ContainerState) -> ContainerState:
+        """How a container ended that ended while its monitor was dead: a new one records what is still known, and cleans up."""
+        with suppress(BulleError):
+            self._recover()
+            deadline = time.monotonic() + _RECORDING_PATIENCE_S
+            while time.monotonic() < deadline:
+                state = read_state(self.directory)
+                if state.status != "running":
+                    return state
+                time.sleep(0.005)
+        return lost
+
     def _recover(self) -> None:
-        supervisor.hand_over(Order(str(self._home), self.plan, False, self.options.interactive, self.options.auto_remove), -1)
+        supervisor.hand_over(Order(str(self._home), self.plan, False, self.options.interactive, self.options.auto_remove), [])
 
 
 class Containers:

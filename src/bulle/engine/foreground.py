@@ -38,6 +38,7 @@ class Foreground:
             leash.release()
             raise
         self._supervisor = self._watch.supervisor()
+        self._supervisor.input_ended = leash.drop
         self.notes = tuple(self._watch.workload.notes)
 
     def pump(self, stdin_fd: int, stdout_fd: int, stderr_fd: int, detach_keys: bytes = b"") -> Outcome:
@@ -78,7 +79,7 @@ class Foreground:
             return
         self._supervisor.close_log()
         os.close(watch.lock)
-        supervisor.hand_over(self._order, watch.workload.terminal)
+        supervisor.hand_over(self._order, self._supervisor.kept)
         self._leash.release()
 
     def _finish(self, finish: bytes) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from bulle.isolation.control_group import ControlGroup
@@ -16,6 +16,7 @@ from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
 
 _YOUNG_S = 60.0
+_REMOVALS = 50
 
 
 def forget(database: Database, plan: RunPlan) -> None:
@@ -31,8 +32,15 @@ def remove_directory(plan: RunPlan) -> None:
         mappings = (plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
         if mappings[0]:
             user_namespace.call(*mappings, lambda: shutil.rmtree(directory, ignore_errors=True))
-    with suppress(FileNotFoundError):
-        shutil.rmtree(directory)
+    for _ in range(_REMOVALS):
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            time.sleep(0.01)  # a monitor that was being started anew wrote there meanwhile; it finds nothing to do and ends
 
 
 def collect(home: Path, database: Database) -> None:

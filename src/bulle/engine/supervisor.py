@@ -40,6 +40,7 @@ from bulle.spawner.leash import Leash
 from bulle.store import Store
 
 RECOVER = "--recover"
+_PRECEDENCE_S = 0.5
 _HAS_TERMINAL, _HAS_STDIN, _ATTACH = 1, 2, 4
 _PREDECESSOR_PATIENCE_S = 15.0  # longer than a monitor waits for clients that do not take their output
 
@@ -115,11 +116,20 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
     words, descriptors, _flags, _address = socket.recv_fds(line, 16, 8)
     line.close()
     os.waitpid(starter, 0)
-    held: Leash | None = None
+    taken: list[Leash | None] = []
+
+    def own_leash() -> Leash | None:
+        if not taken:
+            taken.append(leash())
+        return taken[0]
+
+    def input_ended() -> None:
+        if (held := own_leash()) is not None:
+            held.drop()
+
     try:
         if not words:  # it told the caller why, or was killed: then what it left is found as after any crash
-            held = leash()
-            _recover(_orders.decode(argv()[0]), (), held)
+            _recover(_orders.decode(argv()[0]), (), own_leash())
             return
         # The lock, the first descriptor, only has to stay open.
         _lock_descriptor, pidfd, listener, log, *rest = descriptors
@@ -127,14 +137,14 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
         terminal = rest[0] if words[0] & _HAS_TERMINAL else -1
         streams = Streams() if terminal >= 0 else Streams(rest[2] if words[0] & _HAS_STDIN else -1, rest[0], rest[1])
         watching = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(log), listener)
+        watching.input_ended = input_ended
         if caller >= 0:
             watching.add_client(socket.socket(fileno=caller), Hello(True, True))
         status = watching.run()
         order = _orders.decode(argv()[0])
         _finish(order, driver_for(order.plan.isolation, Path(order.home)), watching, status)
     finally:
-        held = held or leash()
-        if held is not None:
+        if (held := own_leash()) is not None:
             held.release()
 
 
@@ -220,8 +230,10 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
         raise failure from error
     if workload.terminal >= 0:
         os.set_blocking(workload.terminal, False)
-        if leash is not None:
-            leash.hold(workload.terminal)
+    if leash is not None:
+        for kept in (workload.terminal, streams.stdout, streams.stderr, streams.stdin):
+            if kept >= 0:
+                leash.hold(kept)
     log, listener = opened
     return Watch(order, driver, workload, streams, log, listener, lock)
 
@@ -235,6 +247,8 @@ def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
         return
     _send(caller, event("started", pid=started.workload.pid, notes=tuple(started.workload.notes)))
     watching = started.supervisor()
+    if leash is not None:
+        watching.input_ended = leash.drop
     watching.add_client(caller, Hello(True, True))
     _finish(order, started.driver, watching, watching.run())
 
@@ -255,14 +269,21 @@ def _start_for_parent(order: Order, caller: int, parent: socket.socket, leash: L
     socket.send_fds(parent, [bytes([words])], passed)
 
 
-def hand_over(order: Order, terminal: int) -> None:
-    """Have a monitor forked that takes over a running container whose lock is free; ``terminal`` is the master of its terminal, or -1."""
+def hand_over(order: Order, kept: Sequence[int]) -> None:
+    """Have a monitor forked that takes over a running container whose lock is free.
+
+    ``kept`` is the master of its terminal, or our ends of its outputs and perhaps its input; empty where nothing but names is left.
+    """
     argv = [msgspec.json.encode(order).decode(), RECOVER]
-    client.submit(Path(order.home), "monitor", argv, [terminal] if terminal >= 0 else [], local=main)
+    client.submit(Path(order.home), "monitor", argv, list(kept), local=main)
 
 
 def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     directory = order.plan.state_host_path
+    has_terminal = order.plan.process.terminal
+    if not held and (has_terminal or order.interactive):
+        # The spawner may have a copy of the terminal or input, and be about to fork a monitor with it: that one goes first.
+        time.sleep(_PRECEDENCE_S)
     try:
         lock = _lock(directory)
     except FileNotFoundError:
@@ -272,17 +293,23 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
         return
     driver = driver_for(order.plan.isolation, Path(order.home))
     pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.boot_id == process.boot_id() else None
+    if has_terminal:
+        terminal, streams = held[0] if held else -1, Streams()
+    else:
+        terminal, streams = -1, Streams(held[2] if len(held) > 2 else -1, *held[:2]) if held else open_fifos(directory, -1)
     if pidfd is None:
-        _finish(order, driver, None, _orphan_status(order.home, state.pid))
+        supervisor.Supervisor(-1, streams, terminal, LogWriter(open_log(directory))).drain()
+        _finish(order, driver, None, _kept_status(order.home, state))
         return
-    terminal = held[0] if held else -1
-    if leash is not None and terminal >= 0:
-        leash.hold(terminal)
-    streams = Streams() if order.plan.process.terminal else open_fifos(directory, order.interactive)
+    if leash is not None:
+        for descriptor in held:
+            leash.hold(descriptor)
     state = msgspec.structs.replace(state, monitor_pid=os.getpid(), monitor_start_ticks=process.start_ticks(os.getpid()))
     write_state(directory, state)
     watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(open_log(directory)), supervisor.listen(directory))
-    watch.kept_status = lambda: _orphan_status(order.home, state.pid)
+    watch.kept_status = lambda: _kept_status(order.home, state)
+    if leash is not None:
+        watch.input_ended = leash.drop
     _finish(order, driver, watch, watch.run())
 
 
@@ -356,6 +383,12 @@ def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
     else:
         with suppress(OSError):
             write_state(order.plan.state_host_path, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=time.time_ns()))
+
+
+def _kept_status(home: str, state: ContainerState) -> int:
+    """The wait status of a workload that was not ours to reap: of the zombie that nobody has reaped yet, else what the spawner kept; or -1."""
+    status = process.zombie_status(state.pid, state.pid_start_ticks)
+    return status if status >= 0 else _orphan_status(home, state.pid)
 
 
 def _orphan_status(home: str, pid: int) -> int:

@@ -61,7 +61,9 @@ class Supervisor:
         self._pidfd = pidfd
         self._terminal = terminal
         self._stdin = terminal if terminal >= 0 else streams.stdin
-        self._outputs = {terminal: "stdout"} if terminal >= 0 else {streams.stdout: "stdout", streams.stderr: "stderr"}
+        self._streams = streams
+        outputs = ((terminal, "stdout"), (streams.stdout, "stdout"), (streams.stderr, "stderr"))
+        self._outputs = {descriptor: name for descriptor, name in outputs if descriptor >= 0}
         self._log = log
         self._listener = listener
         self._clients: dict[int, _Client] = {}
@@ -71,6 +73,8 @@ class Supervisor:
         self._close_input = False
         self.kept_status: Callable[[], int] = lambda: -1
         """What somebody else knows of the end of a workload that was not ours to reap: a wait status, or -1."""
+        self.input_ended: Callable[[], None] = lambda: None
+        """Called when the workload's input is closed, so that whoever keeps a copy of our end closes it as well."""
         self.released = False
         """Whether a client has said that the container's row is deleted."""
 
@@ -166,11 +170,21 @@ class Supervisor:
             self._log.close()
             self._log = None
 
-    def _finish(self) -> int:
+    @property
+    def kept(self) -> list[int]:
+        """Our ends of the workload's streams, its input last: what is lost with this process unless somebody keeps copies."""
+        outputs = (self._streams.stdout, self._streams.stderr)
+        return [descriptor for descriptor in (*outputs, self._stdin) if descriptor >= 0]
+
+    def drain(self) -> None:
+        """Pass on and log what was written and not read yet, and close the log."""
         for descriptor in list(self._outputs):
             while self._read_output(descriptor):
                 pass
         self.close_log()
+
+    def _finish(self) -> int:
+        self.drain()
         return wait_status(self._pidfd, self.kept_status)
 
     def _read_output(self, descriptor: int) -> bool:
@@ -252,6 +266,7 @@ class Supervisor:
         if self._close_input and not self._input:
             os.close(self._stdin)
             self._stdin = -1
+            self.input_ended()
 
     def _guarded(self, client: _Client, action: Callable[[], None]) -> None:
         try:

@@ -40,7 +40,7 @@ class Leash:
             self._connection.sendmsg([HOLD], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))])
 
     def drop(self) -> None:
-        """Have everything closed that is held; this child goes on."""
+        """Have the copy closed that was held last."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(DROP)
 
@@ -78,26 +78,33 @@ class Tether:
             except OSError:
                 data, descriptors = b"", []
             if data == HOLD and len(self.held) + len(descriptors) <= DESCRIPTOR_LIMIT:
-                self.held += descriptors
+                self._keep(descriptors)
                 continue
             for descriptor in descriptors:
                 os.close(descriptor)
             if data == RELEASE:
                 self.released = True
             elif data == DROP:
-                self._let_go()
+                for descriptor in self.held[-1:]:
+                    os.close(descriptor)
+                del self.held[-1:]
             elif data.startswith(RECOVER_AS):
                 self.recover_as = data[1:].split(b"\0")
                 self.released = False
             elif not data:
                 self.ended = True
 
+    def _keep(self, descriptors: list[int]) -> None:
+        """A child that was forked anew holds what it was given once more: one copy is enough, and one is what a drop closes."""
+        for descriptor in descriptors:
+            if any(os.path.sameopenfile(descriptor, held) for held in self.held):
+                os.close(descriptor)
+            else:
+                self.held.append(descriptor)
+
     def close(self) -> None:
         """Let go of everything."""
         self.connection.close()
-        self._let_go()
-
-    def _let_go(self) -> None:
         for descriptor in self.held:
             os.close(descriptor)
         self.held = []
