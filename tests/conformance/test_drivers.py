@@ -187,7 +187,7 @@ def test_home_is_the_users(place: Machine, level: Level) -> None:
 
 def test_working_directory_is_made(place: Machine, level: Level) -> None:
     assert place.shell(level, "pwd; ls -ld . | cut -c1-10", working_directory="/new/deep/dir") == "/new/deep/dir\ndrwxr-xr-x\n"
-    assert place.shell(level, "pwd") == "/\n"
+    assert place.shell(level, "pwd; umask") == "/\n0022\n"
     with pytest.raises(InvalidInput):
         place.run(level, "pwd", working_directory="relative")
     with pytest.raises(BulleError):

@@ -238,6 +238,7 @@ def test_monitor_killed_during_a_start_leaves_nothing(place: Machine, level: Lev
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     command.wait(30)
+    wait_for(lambda: not monitors(place, container.id) or alive(container.state().pid), "an end, or a container that runs")
     container.start()
     assert container.state().status == "running"
     container.remove(force=True)

@@ -96,6 +96,8 @@ def has_own_users(options: ContainerOptions) -> bool:
     if options.user_namespace not in ("", "own", "host"):
         raise InvalidInput(f"--userns={options.user_namespace} is not known", "", "use host, or leave it out for a user namespace of its own")
     if options.isolation == "chroot":
+        if options.user_namespace == "own":
+            raise Unsupported(Feature.OWN_USERS.value, "chroot", "use --isolation container")
         return False
     if os.geteuid() != 0:
         if options.user_namespace == "host":

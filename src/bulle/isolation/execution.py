@@ -50,7 +50,6 @@ def become(wanted: Process, channel: Channel, kit: ChildKit, *, read_only_root: 
         path = find_command(wanted.arguments[0], environment)
         arguments = list(wanted.arguments)
         _reset_signals()
-        os.umask(0o022)
         _drop_privileges(wanted, user, kit)
         process.close_on_exec_from(3)
         if kit.program_fd >= 0:

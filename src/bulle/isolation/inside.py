@@ -97,6 +97,7 @@ def new_mount(fstype: str, options: dict[str, str], attributes: int, flags: tupl
     """A detached mount of a new file system."""
     context = mount.fsopen(fstype)
     try:
+        mount.fsconfig_set_string(context, "source", fstype)
         for flag in flags:
             mount.fsconfig_set_flag(context, flag)
         for key, value in options.items():

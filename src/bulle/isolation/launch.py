@@ -138,8 +138,9 @@ def start(
 
 
 def begin_session() -> None:
-    """A session and a session keyring of its own."""
+    """A session and a session keyring of its own, and the umask that what is made for a container needs, whatever the caller's is."""
     os.setsid()
+    os.umask(0o022)
     with suppress(OSError):  # a filter around the engine may forbid it; there is nothing of the caller's in the keyring then
         process.keyctl(_KEYCTL_JOIN_SESSION_KEYRING)
 
