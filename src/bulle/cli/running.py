@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bulle.monitor import Attached
 
 UNKNOWN_EXIT_CODE = -1
+MADE_HERE = frozenset({"host"})  # images that come from nowhere else
 
 
 def shown_exit_code(code: int) -> int:
@@ -130,7 +131,8 @@ def _create_with_image(session: Session, options: ContainerOptions, *, quiet: bo
     except NotFound:
         if options.pull != "missing" or _has_image(session, options.image):
             raise
-    note(f"Unable to find image '{options.image}' locally")
+    if options.image not in MADE_HERE:
+        note(f"Unable to find image '{options.image}' locally")
     _pull(session, options, quiet=quiet)
     return session.engine.containers.create(_without_pull(options))
 

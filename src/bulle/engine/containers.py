@@ -18,13 +18,13 @@ from signal import SIGKILL
 import msgspec
 
 from bulle.engine import identities, names, planning, removal, supervisor
+from bulle.engine.directories import make_directory
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.images import Images
 from bulle.engine.inspection import container_document
-from bulle.engine.supervisor import Order
+from bulle.engine.starting import Order
 from bulle.errors import BulleError, Conflict, InvalidInput, StorageFull, Unavailable
-from bulle.isolation.root_filesystem import identity_files
 from bulle.linux import process, subordinate_ids
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.image import ExecutionConfig
@@ -38,14 +38,6 @@ from bulle.store import Image, Store
 
 _STOP_MARGIN_S = 10.0
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
-HOSTS = """127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::\tip6-localnet
-ff00::\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-"""
-"""/etc/hosts of a container without a network, as Docker writes it."""
 
 
 class Container:
@@ -313,7 +305,7 @@ class Containers:
 
         record = self._insert(build, bool(options.name))
         try:
-            _make_directory(record.plan)
+            make_directory(record.plan)
         except BaseException as error:
             self._records.delete(identifier)
             shutil.rmtree(record.plan.state_host_path, ignore_errors=True)
@@ -362,36 +354,6 @@ class Containers:
             id_mappings=users,
             group_mappings=groups,
         )
-
-
-def _make_directory(plan: RunPlan) -> None:
-    """The container's host directory: the writable layer's two directories and the files for its /etc."""
-    directory = plan.state_host_path
-    os.mkdir(directory, 0o700)
-    for name in ("root", "root/upper", "root/work"):
-        os.mkdir(f"{directory}/{name}", 0o755)
-    for path in identity_files(plan):
-        _write(path, _identity_text(os.path.basename(path), plan))
-
-
-def _identity_text(name: str, plan: RunPlan) -> str:
-    """What stands in the container's /etc/hostname, hosts or resolv.conf."""
-    if name == "hostname":
-        return plan.hostname + "\n"
-    if plan.network.mode == "host":
-        try:
-            return Path(f"/etc/{name}").read_text()
-        except OSError:
-            return ""
-    return HOSTS
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
 
 
 def _ended(watch: Attachment, patience_s: float | None) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 import msgspec
 
 from bulle.engine import removal, supervisor
-from bulle.engine.supervisor import Order, Watch
+from bulle.engine.starting import Order, Watch, begin
 from bulle.monitor import Outcome
 from bulle.monitor.frames import event
 from bulle.monitor.local import LocalStreams
@@ -33,7 +33,7 @@ class Foreground:
         self._leash = leash
         leash.recover_as("monitor", [msgspec.json.encode(order).decode()])
         try:
-            self._watch: Watch | None = supervisor.begin(order, leash)
+            self._watch: Watch | None = begin(order, leash)
         except BaseException:
             leash.release()
             raise

@@ -9,31 +9,28 @@ outlives an upgrade of the files that it was loaded from.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from bulle.engine import removal
 from bulle.engine.drivers import LEVELS, driver_for
-from bulle.errors import BulleError, Conflict, StorageFull
+from bulle.engine.starting import Order, as_error, begin, kept_status_of, no_stdio, take_lock
+from bulle.errors import BulleError
 from bulle.isolation import seccomp_profile
-from bulle.isolation.driver import Driver, Stdio, Workload
+from bulle.isolation.driver import Driver
 from bulle.linux import capabilities, process
 from bulle.linux.fork import fork
-from bulle.model.container import ContainerState
-from bulle.model.run_plan import Process, RunPlan
 from bulle.monitor import supervisor
 from bulle.monitor.frames import Hello, event
 from bulle.monitor.logs import LogWriter, open_log
 from bulle.monitor.state import read_state, write_state
-from bulle.monitor.stdio import Streams, close_stdio, make_fifos, make_pipes, open_fifos
+from bulle.monitor.stdio import Streams, close_stdio, make_pipes, open_fifos
 from bulle.records.database import Database
 from bulle.spawner import client
 from bulle.spawner.leash import Leash
@@ -42,23 +39,6 @@ from bulle.store import Store
 RECOVER = "--recover"
 _PRECEDENCE_S = 0.5
 _HAS_TERMINAL, _HAS_STDIN, _ATTACH = 1, 2, 4
-_PREDECESSOR_PATIENCE_S = 15.0  # longer than a monitor waits for clients that do not take their output
-
-
-class Order(msgspec.Struct, frozen=True):
-    """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
-
-    ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``). ``home`` is a host
-    path.
-    """
-
-    home: str
-    plan: RunPlan
-    attach: bool = False
-    interactive: bool = False
-    auto_remove: bool = False
-    execute: Process | None = None
-    pid: int = 0
 
 
 _orders = msgspec.json.Decoder(Order)
@@ -165,79 +145,6 @@ def warm(home: Path) -> None:
     seccomp_profile.program_for("default", frozenset(capabilities.parse_caps()), home / "cache")
 
 
-@dataclass
-class Watch:
-    """A container that was started: what its monitor needs. ``lock`` is held by whoever is that; ``listener`` and ``log`` are descriptors."""
-
-    order: Order
-    driver: Driver
-    workload: Workload
-    streams: Streams
-    log: int
-    listener: int
-    lock: int
-
-    def supervisor(self) -> supervisor.Supervisor:
-        """The loop that watches it; it owns the descriptors from now on."""
-        made = supervisor.Supervisor(self.workload.pidfd, self.streams, self.workload.terminal, LogWriter(self.log), self.listener)
-        made.kept_status = lambda: _orphan_status(self.order.home, self.workload.pid)
-        return made
-
-
-def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Watch:
-    """Start the container, for this process to be its monitor, or for its parent to be.
-
-    Raises BulleError; then it is recorded as failed, or gone if it was to be removed.
-    """
-    plan, home = order.plan, Path(order.home)
-    directory = plan.state_host_path
-    lock = _lock(directory, _PREDECESSOR_PATIENCE_S)
-    if lock < 0:
-        raise Conflict("the container is being started by somebody else", "", "wait a moment")
-    driver = driver_for(plan.isolation, home)
-    opened: list[int] = []
-
-    def meanwhile(workload: Workload) -> None:
-        """What can be done while the container sets itself up: its log, its socket, its state."""
-        opened.extend((open_log(directory), supervisor.listen(directory)))
-        monitor = os.getppid() if for_parent else os.getpid()
-        state = ContainerState(
-            status="running",
-            pid=workload.pid,
-            pid_start_ticks=process.start_ticks(workload.pid),
-            boot_id=process.boot_id(),
-            monitor_pid=monitor,
-            monitor_start_ticks=process.start_ticks(monitor),
-            started_at_ns=time.time_ns(),
-            isolation_obtained=plan.isolation,
-        )
-        write_state(directory, state)
-
-    try:
-        driver.require(plan)
-        Store(home, Database(home)).layers.mount(plan.root.layers)
-        owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
-        streams, stdio = (Streams(), _no_stdio()) if plan.process.terminal else make_fifos(directory, owner, order.interactive)
-        try:
-            workload = driver.start(plan, stdio, sibling=for_parent, meanwhile=meanwhile)
-        finally:
-            close_stdio(stdio)
-    except (BulleError, OSError) as error:
-        failure = error if isinstance(error, BulleError) else _as_error(error)
-        _start_failed(order, driver, failure)
-        for descriptor in (*opened, lock):
-            os.close(descriptor)
-        raise failure from error
-    if workload.terminal >= 0:
-        os.set_blocking(workload.terminal, False)
-    if leash is not None:
-        for kept in (workload.terminal, streams.stdout, streams.stderr, streams.stdin):
-            if kept >= 0:
-                leash.hold(kept)
-    log, listener = opened
-    return Watch(order, driver, workload, streams, log, listener, lock)
-
-
 def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
     """Start a container and watch it in one process: quicker than a monitor with a starter, and larger, which a run that is waited for may be."""
     try:
@@ -285,7 +192,7 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
         # The spawner may have a copy of the terminal or input, and be about to fork a monitor with it: that one goes first.
         time.sleep(_PRECEDENCE_S)
     try:
-        lock = _lock(directory)
+        lock = take_lock(directory)
     except FileNotFoundError:
         return  # removed meanwhile
     state = read_state(directory)
@@ -299,7 +206,7 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
         terminal, streams = -1, Streams(held[2] if len(held) > 2 else -1, *held[:2]) if held else open_fifos(directory, -1)
     if pidfd is None:
         supervisor.Supervisor(-1, streams, terminal, LogWriter(open_log(directory))).drain()
-        _finish(order, driver, None, _kept_status(order.home, state))
+        _finish(order, driver, None, kept_status_of(order.home, state))
         return
     if leash is not None:
         for descriptor in held:
@@ -307,7 +214,7 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     state = msgspec.structs.replace(state, monitor_pid=os.getpid(), monitor_start_ticks=process.start_ticks(os.getpid()))
     write_state(directory, state)
     watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(open_log(directory)), supervisor.listen(directory))
-    watch.kept_status = lambda: _kept_status(order.home, state)
+    watch.kept_status = lambda: kept_status_of(order.home, state)
     if leash is not None:
         watch.input_ended = leash.drop
     _finish(order, driver, watch, watch.run())
@@ -319,13 +226,13 @@ def _execute(order: Order, caller: socket.socket) -> None:
     driver = driver_for(plan.isolation, Path(order.home))
     owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
     try:
-        streams, stdio = (Streams(), _no_stdio()) if wanted.terminal else make_pipes(owner, order.interactive)
+        streams, stdio = (Streams(), no_stdio()) if wanted.terminal else make_pipes(owner, order.interactive)
         try:
             workload = driver.execute(plan, order.pid, wanted, stdio)
         finally:
             close_stdio(stdio)
     except (BulleError, OSError) as error:
-        _send(caller, event("error", error=error if isinstance(error, BulleError) else _as_error(error)))
+        _send(caller, event("error", error=error if isinstance(error, BulleError) else as_error(error)))
         return
     if workload.terminal >= 0:
         os.set_blocking(workload.terminal, False)
@@ -373,68 +280,8 @@ def record_end(order: Order, driver: Driver, status: int) -> None:
         write_state(directory, ended)
 
 
-def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
-    with suppress(OSError, BulleError):
-        driver.clean_up(order.plan)
-    if order.auto_remove:
-        with suppress(OSError, BulleError):
-            removal.forget(Database(Path(order.home)), order.plan)
-            removal.remove_directory(order.plan)
-    else:
-        with suppress(OSError):
-            write_state(order.plan.state_host_path, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=time.time_ns()))
-
-
-def _kept_status(home: str, state: ContainerState) -> int:
-    """The wait status of a workload that was not ours to reap: of the zombie that nobody has reaped yet, else what the spawner kept; or -1."""
-    status = process.zombie_status(state.pid, state.pid_start_ticks)
-    return status if status >= 0 else _orphan_status(home, state.pid)
-
-
-def _orphan_status(home: str, pid: int) -> int:
-    """What the spawner kept of a workload that it reaped, or -1."""
-    path = Path(home) / "run" / "exits" / str(pid)
-    try:
-        status = int(path.read_text())
-        path.unlink()
-        return status
-    except (OSError, ValueError):
-        return -1
-
-
-def _lock(directory: str, patience_s: float = 0.0) -> int:
-    """Be the container's only monitor: a lock that dies with this process; -1 where another holds it and goes on holding it.
-
-    Who starts a container again at once finds the lock of a monitor that has recorded the end and is about to go: that is waited for.
-    """
-    descriptor = os.open(f"{directory}/monitor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() >= deadline or read_state(directory).status == "running":
-                os.close(descriptor)
-                return -1
-        time.sleep(0.002)
-
-
 def _send(caller: socket.socket, data: bytes) -> None:
     with suppress(OSError):  # the client went away; the container goes on
         caller.sendall(data)
 
 
-def _no_stdio() -> Stdio:
-    return Stdio(*(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)))
-
-
-def _as_error(error: OSError) -> BulleError:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (28, 122):
-        return StorageFull("the container could not be started", f"{reason}{where}", "free some space, for example with `bulle rm` and `bulle rmi`")
-    return BulleError("the container could not be started", f"{error.strerror or reason}{where}", "see `bulle doctor`")
-
-
-__all__ = ["Order", "Workload", "main", "record_orphan"]

@@ -1,0 +1,182 @@
+"""Starting a container: the part of a monitor's work that is done once, by the process that goes on to watch, or by one that hands over to it.
+
+Used by the monitors' entries (``supervisor``) and by commands in the foreground (``foreground``). What is opened here belongs to whoever watches.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from bulle.engine import removal
+from bulle.engine.drivers import driver_for
+from bulle.errors import BulleError, Conflict, StorageFull
+from bulle.isolation.driver import Driver, Stdio, Workload
+from bulle.linux import process
+from bulle.model.container import ContainerState
+from bulle.model.run_plan import Process, RunPlan
+from bulle.monitor import supervisor
+from bulle.monitor.logs import LogWriter, open_log
+from bulle.monitor.state import read_state, write_state
+from bulle.monitor.stdio import Streams, close_stdio, make_fifos
+from bulle.records.database import Database
+from bulle.spawner.leash import Leash
+from bulle.store import Store
+
+_PREDECESSOR_PATIENCE_S = 15.0  # longer than a monitor waits for clients that do not take their output
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
+
+    ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``). ``home`` is a host
+    path.
+    """
+
+    home: str
+    plan: RunPlan
+    attach: bool = False
+    interactive: bool = False
+    auto_remove: bool = False
+    execute: Process | None = None
+    pid: int = 0
+
+
+@dataclass
+class Watch:
+    """A container that was started: what its monitor needs. ``lock`` is held by whoever is that; ``listener`` and ``log`` are descriptors."""
+
+    order: Order
+    driver: Driver
+    workload: Workload
+    streams: Streams
+    log: int
+    listener: int
+    lock: int
+
+    def supervisor(self) -> supervisor.Supervisor:
+        """The loop that watches it; it owns the descriptors from now on."""
+        made = supervisor.Supervisor(self.workload.pidfd, self.streams, self.workload.terminal, LogWriter(self.log), self.listener)
+        made.kept_status = lambda: orphan_status(self.order.home, self.workload.pid)
+        return made
+
+
+def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Watch:
+    """Start the container, for this process to be its monitor, or for its parent to be.
+
+    Raises BulleError; then it is recorded as failed, or gone if it was to be removed.
+    """
+    plan, home = order.plan, Path(order.home)
+    directory = plan.state_host_path
+    lock = take_lock(directory, _PREDECESSOR_PATIENCE_S)
+    if lock < 0:
+        raise Conflict("the container is being started by somebody else", "", "wait a moment")
+    driver = driver_for(plan.isolation, home)
+    opened: list[int] = []
+
+    def meanwhile(workload: Workload) -> None:
+        """What can be done while the container sets itself up: its log, its socket, its state."""
+        opened.extend((open_log(directory), supervisor.listen(directory)))
+        monitor = os.getppid() if for_parent else os.getpid()
+        state = ContainerState(
+            status="running",
+            pid=workload.pid,
+            pid_start_ticks=process.start_ticks(workload.pid),
+            boot_id=process.boot_id(),
+            monitor_pid=monitor,
+            monitor_start_ticks=process.start_ticks(monitor),
+            started_at_ns=time.time_ns(),
+            isolation_obtained=plan.isolation,
+        )
+        write_state(directory, state)
+
+    try:
+        driver.require(plan)
+        Store(home, Database(home)).layers.mount(plan.root.layers)
+        owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
+        streams, stdio = (Streams(), no_stdio()) if plan.process.terminal else make_fifos(directory, owner, order.interactive)
+        try:
+            workload = driver.start(plan, stdio, sibling=for_parent, meanwhile=meanwhile)
+        finally:
+            close_stdio(stdio)
+    except (BulleError, OSError) as error:
+        failure = error if isinstance(error, BulleError) else as_error(error)
+        _start_failed(order, driver, failure)
+        for descriptor in (*opened, lock):
+            os.close(descriptor)
+        raise failure from error
+    if workload.terminal >= 0:
+        os.set_blocking(workload.terminal, False)
+    if leash is not None:
+        for kept in (workload.terminal, streams.stdout, streams.stderr, streams.stdin):
+            if kept >= 0:
+                leash.hold(kept)
+    log, listener = opened
+    return Watch(order, driver, workload, streams, log, listener, lock)
+
+
+def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
+    with suppress(OSError, BulleError):
+        driver.clean_up(order.plan)
+    if order.auto_remove:
+        with suppress(OSError, BulleError):
+            removal.forget(Database(Path(order.home)), order.plan)
+            removal.remove_directory(order.plan)
+    else:
+        with suppress(OSError):
+            write_state(order.plan.state_host_path, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=time.time_ns()))
+
+
+def kept_status_of(home: str, state: ContainerState) -> int:
+    """The wait status of a workload that was not ours to reap: of the zombie that nobody has reaped yet, else what the spawner kept; or -1."""
+    status = process.zombie_status(state.pid, state.pid_start_ticks)
+    return status if status >= 0 else orphan_status(home, state.pid)
+
+
+def orphan_status(home: str, pid: int) -> int:
+    """What the spawner kept of a workload that it reaped, or -1."""
+    path = Path(home) / "run" / "exits" / str(pid)
+    try:
+        status = int(path.read_text())
+        path.unlink()
+        return status
+    except (OSError, ValueError):
+        return -1
+
+
+def take_lock(directory: str, patience_s: float = 0.0) -> int:
+    """Be the container's only monitor: a lock that dies with this process; -1 where another holds it and goes on holding it.
+
+    Who starts a container again at once finds the lock of a monitor that has recorded the end and is about to go: that is waited for.
+    """
+    descriptor = os.open(f"{directory}/monitor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline or read_state(directory).status == "running":
+                os.close(descriptor)
+                return -1
+        time.sleep(0.002)
+
+
+def no_stdio() -> Stdio:
+    """Streams that nobody uses, for a process that has a terminal."""
+    return Stdio(*(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)))
+
+
+def as_error(error: OSError) -> BulleError:
+    """What an unexpected refusal of the kernel means for a start."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (28, 122):
+        return StorageFull("the container could not be started", f"{reason}{where}", "free some space, for example with `bulle rm` and `bulle rmi`")
+    return BulleError("the container could not be started", f"{error.strerror or reason}{where}", "see `bulle doctor`")
