@@ -197,7 +197,8 @@ def test_killed_command_of_a_foreground_run(place: Machine, level: Level) -> Non
 
 
 def test_run_survives_the_loss_of_its_monitor(place: Machine, level: Level) -> None:
-    command = place.start_command("run", "--name", "survivor", *level.flags, "busybox", "sh", "-c", COUNT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    arguments = ("run", "--name", "survivor", *level.flags, "busybox", "sh", "-c", COUNT)
+    command = place.start_command(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert command.stdout is not None
     try:
         with command:
