@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,9 +164,13 @@ def _difference(before: Snapshot, now: Snapshot) -> list[str]:
     left += [f"control group: {group}" for group in now.control_groups - before.control_groups if _abandoned(group)]
     left += [f"loop device: {loop}" for loop in now.loops - before.loops]
     left += [f"network device: {name}" for name in now.network_devices - before.network_devices]
-    # The listing's own descriptor comes and goes; a pidfd or socket that stays has a target of its own.
-    new = {number: target for number, target in now.descriptors.items() if before.descriptors.get(number) != target}
-    left += [f"descriptor {number}: {target}" for number, target in new.items() if not target.startswith(f"/proc/{os.getpid()}/fd")]
+    # The listing's own descriptor comes and goes; a pidfd or socket that stays has a target of its own. What was closed and opened again under
+    # another number is not left.
+    more = Counter(now.descriptors.values()) - Counter(before.descriptors.values())
+    for number, target in sorted(now.descriptors.items(), reverse=True):
+        if more[target] > 0 and not target.startswith(f"/proc/{os.getpid()}/fd"):
+            more[target] -= 1
+            left.append(f"descriptor {number}: {target}")
     was = dict(before.process_state)
     left += [f"{name} of the test process is {value}, was {was.get(name)}" for name, value in now.process_state if was.get(name) != value]
     return left

@@ -115,9 +115,12 @@ class Machine:
         assert not left, f"the test left containers: {left}"
         directories = self.home / "containers"
         wait_for(lambda: not directories.exists() or not os.listdir(directories), "the containers' directories are removed")
+        self.settle()
 
     def settle(self) -> None:
-        """Close and open the connections to the database: SQLite keeps descriptors of other threads' closed ones as long as one is open."""
+        """Close the store's workspace, and close and open the connections to the database: SQLite keeps descriptors of other threads' closed ones as
+        long as one is open.
+        """
         for engine in (self.engine, engine_of_run(str(self.home), str(default_home()))):
             engine.close()
         for engine in (self.engine, engine_of_run(str(self.home), str(default_home()))):

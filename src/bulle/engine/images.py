@@ -32,6 +32,7 @@ class Images:
     """The images of a home."""
 
     def __init__(self, database: Database, store: Store) -> None:
+        self._database = database
         self._containers = ContainerRecords(database)
         self._store = store
 
@@ -187,7 +188,7 @@ class Images:
                 _lazily(layer.open), layer.descriptor.media_type, blob, layer.descriptor.size, layer.diff_id, parents[:position]
             )
 
-        _each(ingest, len(image.layers))
+        _each(ingest, len(image.layers), self._database.close)
 
 
 def _lazily(open_layer: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
@@ -195,16 +196,22 @@ def _lazily(open_layer: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
     yield from open_layer()
 
 
-def _each(work: Callable[[int], object], count: int) -> None:
-    """Do the work for every number below ``count``, some at once; the first error ends it."""
+def _each(work: Callable[[int], object], count: int, leave: Callable[[], object]) -> None:
+    """Do the work for every number below ``count``, some at once, each followed by ``leave`` in a thread of its own; the first error ends it."""
     if count <= 1:
         for number in range(count):
             work(number)
         return
     import concurrent.futures  # a moment that only pull and load need
 
+    def do(number: int) -> None:
+        try:
+            work(number)
+        finally:
+            leave()  # else the thread's connection to the database would last until garbage is collected
+
     with concurrent.futures.ThreadPoolExecutor(_PARALLEL_LAYERS) as pool:
-        futures = [pool.submit(work, number) for number in range(count)]
+        futures = [pool.submit(do, number) for number in range(count)]
         try:
             for future in concurrent.futures.as_completed(futures):
                 future.result()
