@@ -7,6 +7,7 @@ group of a test outlives it is checked by :meth:`Machine.close_test` instead.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import select
 import struct
@@ -121,6 +122,7 @@ class Machine:
         """Close the store's workspace, and close and open the connections to the database: SQLite keeps descriptors of other threads' closed ones as
         long as one is open.
         """
+        gc.collect()
         for engine in (self.engine, engine_of_run(str(self.home), str(default_home()))):
             engine.close()
         for engine in (self.engine, engine_of_run(str(self.home), str(default_home()))):
