@@ -50,7 +50,8 @@ def become(wanted: Process, channel: Channel, kit: ChildKit, *, read_only_root: 
         path = find_command(wanted.arguments[0], environment)
         arguments = list(wanted.arguments)
         _reset_signals()
-        _drop_privileges(wanted, user, kit)
+        for note in _drop_privileges(wanted, user, kit):
+            channel.report("note", note)
         process.close_on_exec_from(3)
         if kit.program_fd >= 0:
             form = ["--"] if wanted.init else ["--exec", path]
@@ -196,15 +197,16 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _drop_privileges(wanted: Process, user: identity.Identity, kit: ChildKit) -> None:
-    """Bounding set, filter, ids, capabilities, in the only order that works with and without no_new_privs."""
+def _drop_privileges(wanted: Process, user: identity.Identity, kit: ChildKit) -> list[str]:
+    """Bounding set, filter, ids, capabilities, in the only order that works with and without no_new_privs. Returns what is to be told."""
+    notes = []
     keep = frozenset(wanted.capabilities) - kit.withheld
     filter_program = kit.filter_program
     capabilities.drop_bounding(keep)
     if wanted.no_new_privileges:
         process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
-    elif filter_program:
-        seccomp.install(filter_program)
+    elif filter_program and not _filter(filter_program):
+        notes.append("the command cannot gain privileges (as with no-new-privileges): without CAP_SYS_ADMIN a filter can only be had so")
     try:
         _become_user(user)
     except OSError as error:
@@ -216,6 +218,18 @@ def _drop_privileges(wanted: Process, user: identity.Identity, kit: ChildKit) ->
     capabilities.set_current(held, held)
     if wanted.no_new_privileges and filter_program:
         seccomp.install(filter_program)
+    return notes
+
+
+def _filter(program: bytes) -> bool:
+    """Install a filter; False where this is not allowed to a process that can still gain privileges, which it then no longer can."""
+    try:
+        seccomp.install(program)
+    except PermissionError:
+        process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
+        seccomp.install(program)
+        return False
+    return True
 
 
 def _become_user(user: identity.Identity) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 
@@ -51,7 +52,13 @@ def clone3(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     if cgroup_fd >= 0:
         arguments.flags |= CLONE_INTO_CGROUP
         arguments.cgroup = cgroup_fd
-    pid = syscall("clone3", ctypes.byref(arguments), ctypes.sizeof(arguments))
+    try:
+        pid = syscall("clone3", ctypes.byref(arguments), ctypes.sizeof(arguments))
+    except OSError as error:
+        # A filter around us that cannot look into clone3's structure denies that it exists, as Docker's does: clone can do all but the group.
+        if error.errno != errno.ENOSYS or cgroup_fd >= 0 or flags & CLONE_NEWTIME:
+            raise
+        pid = syscall("clone", flags | CLONE_PIDFD | exit_signal, 0, ctypes.byref(pidfd), 0, 0)
     return pid, pidfd.value if pid else -1
 
 
