@@ -2,10 +2,9 @@
 
    watch SECONDS: looks at every other process through /proc and ptrace, as fast as it can, for the engine's interpreter, environment and descriptors
    escape:        the classic way out of chroot(2) by a second one
-   open PATH:     whether a path can be opened for writing, by errno */
+   exe:           which file this process executes; also as the dynamic loader of another program */
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,9 +93,10 @@ int main(int argc, char **argv)
         struct dirent *entry;
         while (root && (entry = readdir(root)))
             puts(entry->d_name);
-    } else if (argc == 3 && !strcmp(argv[1], "open")) {
-        int fd = open(argv[2], O_WRONLY);
-        printf("%s\n", fd < 0 ? strerrorname_np(errno) : "open");
+    } else if (argc == 2 && !strcmp(argv[1], "exe")) {
+        char text[4096];
+        ssize_t length = readlink("/proc/self/exe", text, sizeof text - 1);
+        printf("exe %.*s\n", (int)(length > 0 ? length : 0), text);
     } else
         return 2;
     return 0;

@@ -12,11 +12,14 @@ import json
 import os
 import platform
 import re
+import stat
 import subprocess
+import sys
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -424,12 +427,14 @@ def test_the_engines_program_is_not_executed(place: Machine, level: Level, load:
                 assert code in (126, 127), command
 
 
-def test_program_swapped_for_the_engines_own(place: Machine, level: Level, tmp_path: Path, attacker: str, features: frozenset[Feature]) -> None:
-    """Attack 12 as a race: the command is a link that is exchanged with one to /proc/self/exe between check and execution."""
+def test_program_swapped_for_the_engines_own(place: Machine, level: Level, tmp_path: Path, attacker: str) -> None:
+    """Attack 12 as a race: the command is a link that is exchanged with one to /proc/self/exe between check and execution, and the image's dynamic
+    loader is the attacker's: were the interpreter executed, the loader would hold its file.
+    """
     tmp_path.chmod(0o755)
     shared = tmp_path / "shared"
     shared.mkdir()
-    (shared / "program").symlink_to("/bin/busybox")
+    (shared / "program").symlink_to("/attacker/attacker")
     (shared / "other").symlink_to("/proc/self/exe")
     going = True
 
@@ -438,20 +443,35 @@ def test_program_swapped_for_the_engines_own(place: Machine, level: Level, tmp_p
             exchange(str(shared / "program"), str(shared / "other"))
 
     thread = threading.Thread(target=swap)
-    seen = []
-    with place.running(level, volumes=(bulle.VolumeOption(str(shared), "/shared"),)) as container:
+    seen = set()
+    volumes = (bulle.VolumeOption(str(shared), "/shared"), bulle.VolumeOption(attacker, "/attacker", True))
+    loader = (bulle.VolumeOption(f"{attacker}/attacker", dynamic_loader(), True),)
+    with place.running(level, volumes=volumes + loader) as container:
+        assert place.execute(container, "/attacker/attacker", "exe").stdout == b"exe /attacker/attacker\n"
         thread.start()
         try:
-            for _ in range(15):
+            for _ in range(25):
                 try:
-                    done = place.execute(container, "/shared/program", "readlink", "/proc/self/exe")
-                    seen.append(done.stdout + done.stderr)
+                    done = place.execute(container, "/shared/program", "exe")
+                    seen.add(done.stdout + done.stderr)
                 except BulleError as error:
-                    seen.append(str(error).encode())
+                    seen.add(str(error).encode())
         finally:
             going = False
             thread.join()
-    assert not [text for text in seen if b"python" in text.lower()], seen
+    assert b"exe /attacker/attacker\n" in seen, seen
+    # In a user namespace of root's making the interpreter's file belongs to nobody and cannot be written; elsewhere it must not even be executed.
+    if level.options or os.geteuid() != 0:
+        assert not [text for text in seen if b"exe " in text and b"python" in text], seen
+
+
+def dynamic_loader() -> str:
+    """The loader that this interpreter's file names (PT_INTERP)."""
+    with open(os.path.realpath(sys.executable), "rb") as program:
+        head = program.read(65536)
+    found = re.search(rb"/lib[0-9a-z/_.-]*/ld-[0-9a-zA-Z_.-]+\.so\.[0-9]", head)
+    assert found
+    return found.group().decode()
 
 
 def test_nothing_of_the_engine_is_seen_while_it_enters(place: Machine, level: Level, attacker: str) -> None:
@@ -778,22 +798,54 @@ def test_engine_directory_is_not_reachable_from_a_container(place: Machine, leve
     assert done.exit_code != 0
 
 
+def devices_of_the_host() -> list[tuple[str, int, int]]:
+    """Devices that root of this machine can open: kind, major and minor; the disk under / is the one that matters."""
+    found = []
+    for path in ("/dev/fuse", "/dev/loop-control", "/dev/net/tun", "/dev/vda", "/dev/sda", "/dev/nvme0n1"):
+        with suppress(OSError):
+            status = os.stat(path)
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+            found.append(("c" if stat.S_ISCHR(status.st_mode) else "b", os.major(status.st_rdev), os.minor(status.st_rdev)))
+    return found
+
+
+OPENING = 'for f in /node*; do (: < $f) 2>/dev/null && echo opened $f; done; [ -e /node0 ] && echo there'
+
+
 def test_devices_of_the_host_cannot_be_made(place: Machine, level: Level) -> None:
-    """A device node made inside, or brought by the image, opens nothing."""
-    if os.geteuid() != 0:
-        pytest.skip("an ordinary user can make no device node anyway")
-    script = "mknod /disk b 8 0; mknod /mem c 1 1; mknod /kmsg c 1 11"
-    script += "; for f in /disk /mem /kmsg; do dd if=$f of=/dev/null bs=1 count=1 && echo opened $f; done; true"
-    done = place.run(level, "sh", "-c", script)
+    """A device node made inside opens nothing."""
+    devices = devices_of_the_host()
+    if os.geteuid() != 0 or not devices:
+        pytest.skip("no device here that this user could open")
+    making = "; ".join(f"mknod /node{number} {kind} {major} {minor}" for number, (kind, major, minor) in enumerate(devices))
+    done = place.run(level, "sh", "-c", f"{making}; {OPENING}; true")
     assert b"opened" not in done.stdout, done
 
 
 def test_device_nodes_of_an_image_are_closed(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes) -> None:
-    layer = LayerTar().add("kmsg", tarfile.CHRTYPE, devmajor=1, devminor=11, mode=0o666)
-    layer = layer.add("mem", tarfile.CHRTYPE, devmajor=1, devminor=1, mode=0o666)
+    """Nor does one that the image brings."""
+    devices = devices_of_the_host()
+    if os.geteuid() != 0 or not devices:
+        pytest.skip("no device here that this user could open")
+    layer = LayerTar()
+    for number, (kind, major, minor) in enumerate(devices):
+        layer.add(f"node{number}", tarfile.CHRTYPE if kind == "c" else tarfile.BLKTYPE, devmajor=major, devminor=minor, mode=0o666)
     image = load(place, busybox_layer, bytes(layer))
-    done = place.run(level, "sh", "-c", "for f in /kmsg /mem; do dd if=$f of=/dev/null bs=1 count=1 && echo opened $f; done; true", image=image)
-    assert b"opened" not in done.stdout, done
+    assert place.run(level, "sh", "-c", OPENING, image=image).stdout == b"there\n"
+    # Who may mount takes the flag away that keeps them closed.
+    script = f"mount -o remount,dev / || mount -o remount,bind,dev /; {OPENING}"
+    done = place.run(level, "sh", "-c", script, image=image, cap_add=("SYS_ADMIN",), security_options=("seccomp=unconfined",))
+    assert done.stdout == b"there\n", done
+
+
+def test_device_nodes_in_a_volume_are_closed(place: Machine, level: Level, tmp_path: Path) -> None:
+    devices = devices_of_the_host()
+    if os.geteuid() != 0 or not devices:
+        pytest.skip("no device here that this user could open")
+    for number, (kind, major, minor) in enumerate(devices):
+        os.mknod(tmp_path / f"node{number}", 0o666 | (stat.S_IFCHR if kind == "c" else stat.S_IFBLK), os.makedev(major, minor))
+    script = OPENING.replace("/node", "/v/node")
+    assert place.run(level, "sh", "-c", script, volumes=(bulle.VolumeOption(str(tmp_path), "/v"),)).stdout == b"there\n"
 
 
 def test_terminal_output_of_a_container_comes_from_its_own_terminals(place: Machine, level: Level, features: frozenset[Feature]) -> None:

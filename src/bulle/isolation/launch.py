@@ -94,8 +94,10 @@ class Kit:
 
 
 def _makes_devices(plan: RunPlan) -> bool:
-    """Whether mknod(2) works for the workload, so that it must be told which devices it may use."""
-    return plan.security.user_namespace == "host" and not plan.security.privileged
+    """Whether mknod(2), or mount(2) on the image's own nodes, works for the workload, so that it must be told which devices it may use."""
+    security = plan.security
+    remounts = "CAP_SYS_ADMIN" in plan.process.capabilities and os.geteuid() == 0
+    return (security.user_namespace == "host" or remounts) and not security.privileged
 
 
 def _programs(plan: RunPlan, wanted: Process, cache_directory: Path | None) -> tuple[bytes | None, int]:

@@ -105,6 +105,9 @@ def _bind(host_path: str, read_only: bool, user_namespace_fd: int | None, notes:
     descriptor = mount.open_tree(mount.AT_FDCWD, host_path, mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_RECURSIVE)
     try:
         attributes = mount.MOUNT_ATTR_RDONLY if read_only else 0
+        if user_namespace_fd is not None and is_directory(descriptor):
+            # Container root would be their owner; no list of allowed devices guards a container that can make none.
+            attributes |= mount.MOUNT_ATTR_NODEV
         flags = mount.AT_EMPTY_PATH | mount.AT_RECURSIVE
         if user_namespace_fd is not None:
             try:
@@ -188,7 +191,7 @@ def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], w
         if error.errno != errno.EINVAL:
             raise
         return _overlay_by_path(stack, plan, lowers, writable_fd)
-    return _checked(mount.fsmount(overlay))
+    return _checked(mount.fsmount(overlay, _root_attributes(plan)))
 
 
 def _overlay_by_path(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable_fd: int) -> int:
@@ -213,7 +216,7 @@ def _overlay_by_path(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[in
         mount.fsconfig_set_string(overlay, "upperdir", f"{names[-1]}/upper")
         mount.fsconfig_set_string(overlay, "workdir", f"{names[-1]}/work")
         mount.fsconfig_create(overlay)
-        return _checked(mount.fsmount(overlay))
+        return _checked(mount.fsmount(overlay, _root_attributes(plan)))
 
 
 def _overlay_context(stack: contextlib.ExitStack, plan: RunPlan) -> int:
@@ -225,6 +228,11 @@ def _overlay_context(stack: contextlib.ExitStack, plan: RunPlan) -> int:
     if plan.root.volatile:
         mount.fsconfig_set_flag(overlay, "volatile")
     return overlay
+
+
+def _root_attributes(plan: RunPlan) -> int:
+    """Device nodes that an image brings open nothing: what a container may use stands in its /dev, a mount of its own. Privileged ones may use all."""
+    return 0 if plan.security.privileged else mount.MOUNT_ATTR_NODEV
 
 
 def _checked(overlay_mount: int) -> int:
