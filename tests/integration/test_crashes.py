@@ -1,5 +1,5 @@
-"""Killed at any moment: spawner, monitor or command die by SIGKILL while a container runs; it goes on, nothing it says or returns is lost, and the next
-command finds it as it is. Nothing is left once it is removed.
+"""Killed at any moment: spawner, monitor or command die by SIGKILL while a container runs; it goes on, nothing it says or returns is lost, and the
+next command finds it as it is. Nothing is left once it is removed.
 """
 
 from __future__ import annotations

@@ -35,12 +35,12 @@ def remove_directory(plan: RunPlan) -> None:
     for _ in range(_REMOVALS):
         try:
             shutil.rmtree(directory)
-        except FileNotFoundError:
-            return
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 raise
-            time.sleep(0.01)  # a monitor that was being started anew wrote there meanwhile; it finds nothing to do and ends
+        if not directory.exists():
+            return
+        time.sleep(0.01)  # a monitor that records the end, or was being started anew, wrote or renamed something there meanwhile
 
 
 def collect(home: Path, database: Database) -> None:

@@ -231,7 +231,7 @@ def _overlay_context(stack: contextlib.ExitStack, plan: RunPlan) -> int:
 
 
 def _root_attributes(plan: RunPlan) -> int:
-    """Device nodes that an image brings open nothing: what a container may use stands in its /dev, a mount of its own. Privileged ones may use all."""
+    """Device nodes that an image brings open nothing: what a container may use stands in its /dev, a mount of its own. Privileged ones use all."""
     return 0 if plan.security.privileged else mount.MOUNT_ATTR_NODEV
 
 
