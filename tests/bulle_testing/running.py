@@ -160,6 +160,14 @@ def usable(level: Level, home: Path) -> frozenset[Feature]:
     return probe.features
 
 
+def need_several_ids(place: Machine) -> None:
+    """Go on only where containers have more than one user: an ordinary user without a range in /etc/subuid has no such."""
+    if os.geteuid() != 0:
+        plan = place.engine.containers.plan(bulle.ContainerOptions(image="busybox"))
+        if sum(mapping.size for mapping in plan.security.id_mappings) < 2:
+            tiers.give_up("root", "this user has a single id, no range in /etc/subuid and /etc/subgid")
+
+
 def wait_for(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
     """Look until it is so."""
     deadline = time.monotonic() + patience_s

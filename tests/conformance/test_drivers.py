@@ -18,11 +18,9 @@ from typing import Any
 import pytest
 
 import bulle
-from bulle.engine import identities
 from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, Conflict, InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
-from bulle_testing import tiers
-from bulle_testing.running import LEVELS, Level, Machine, Terminal, follow, machine, usable, wait_for
+from bulle_testing.running import LEVELS, Level, Machine, Terminal, follow, machine, need_several_ids, usable, wait_for
 
 DEFAULT_CAPABILITIES = 0x00000000A80425FB  # Docker's default set
 
@@ -54,12 +52,6 @@ def level(request: pytest.FixtureRequest) -> Level:
 @pytest.fixture
 def features(place: Machine, level: Level) -> frozenset[Feature]:
     return usable(level, place.home)
-
-
-def need_several_ids() -> None:
-    """An ordinary user without a range in /etc/subuid has containers with a single user."""
-    if os.geteuid() != 0 and identities.rootless_mappings()[0][-1].size < 65536:
-        tiers.give_up("root", "this user has a single id, no range of /etc/subuid and /etc/subgid")
 
 
 def lacks(place: Machine, level: Level, feature: Feature, **options: Any) -> bool:
@@ -177,7 +169,7 @@ def test_environment_is_the_images_and_what_was_asked(place: Machine, level: Lev
     ],
 )
 def test_user(place: Machine, level: Level, user: str, ids: str) -> None:
-    need_several_ids()
+    need_several_ids(place)
     words = place.shell(level, "id -u; id -g; id -G | tr ' ' '\\n' | sort -n | tr '\\n' ' '", user=user).split()
     assert words[:2] == ids.split()[:2]
     assert sorted(set(words[1:])) == sorted(set(ids.split()[1:]))
@@ -190,7 +182,7 @@ def test_user_that_cannot_be(place: Machine, level: Level, user: str) -> None:
 
 
 def test_home_is_the_users(place: Machine, level: Level) -> None:
-    need_several_ids()
+    need_several_ids(place)
     assert place.shell(level, "echo $HOME", user="www-data") == "/var/www\n"
     assert place.shell(level, "echo $HOME", user="4321") == "/\n"
 
@@ -294,7 +286,7 @@ def test_volume_that_cannot_be(place: Machine, level: Level, tmp_path: Path) -> 
 
 
 def test_tmpfs(place: Machine, level: Level) -> None:
-    need_several_ids()
+    need_several_ids(place)
     tmpfs = (("/t", "size=1m,mode=0750,noexec"), ("/x", "exec,size=64k,uid=33"))
     if lacks(place, level, Feature.TMPFS, tmpfs=tmpfs):
         return
@@ -371,7 +363,7 @@ def test_terminal_of_the_command_line(place: Machine, level: Level) -> None:
 
 
 def test_terminal_has_a_console(place: Machine, level: Level) -> None:
-    need_several_ids()
+    need_several_ids(place)
     if lacks(place, level, Feature.TERMINAL, terminal=True):
         return
     done = place.run(level, "sh", "-c", "echo to console > /dev/console; echo $?", terminal=True, user="33")
@@ -382,7 +374,7 @@ def test_terminal_has_a_console(place: Machine, level: Level) -> None:
 
 
 def test_exec(place: Machine, level: Level) -> None:
-    need_several_ids()
+    need_several_ids(place)
     if lacks(place, level, Feature.EXECUTE):
         return
     with place.running(level, environment=("FROM=run",), working_directory="/tmp") as container:
@@ -569,7 +561,7 @@ def capability_sets(text: str) -> dict[str, int]:
 
 def test_capabilities_read_back(place: Machine, level: Level) -> None:
     """Attack 27: what the kernel says, not what we asked for."""
-    need_several_ids()
+    need_several_ids(place)
     read = "cat /proc/self/status"
     held = capability_sets(place.shell(level, read))
     assert held == {"Inh": 0, "Prm": DEFAULT_CAPABILITIES, "Eff": DEFAULT_CAPABILITIES, "Bnd": DEFAULT_CAPABILITIES, "Amb": 0}
@@ -586,7 +578,7 @@ def test_capabilities_read_back(place: Machine, level: Level) -> None:
 
 
 def test_capabilities_do_what_they_say(place: Machine, level: Level) -> None:
-    need_several_ids()
+    need_several_ids(place)
     script = "touch /f; chown 33 /f && echo chown; mount -t tmpfs none /mnt 2>/dev/null && echo mount; chroot / true && echo chroot; true"
     assert place.shell(level, script).split() == ["chown", "chroot"]
     assert "chown" not in place.shell(level, script + " 2>/dev/null", cap_drop=("CHOWN",)).split()
