@@ -63,7 +63,8 @@ class Watch:
     def supervisor(self) -> supervisor.Supervisor:
         """The loop that watches it; it owns the descriptors from now on."""
         made = supervisor.Supervisor(self.workload.pidfd, self.streams, self.workload.terminal, LogWriter(self.log), self.listener)
-        made.kept_status = lambda: orphan_status(self.order.home, self.workload.pid)
+        since_ns = time.time_ns()
+        made.kept_status = lambda: orphan_status(self.order.home, self.workload.pid, since_ns)
         return made
 
 
@@ -136,14 +137,14 @@ def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
 def kept_status_of(home: str, state: ContainerState) -> int:
     """The wait status of a workload that was not ours to reap: of the zombie that nobody has reaped yet, else what the spawner kept; or -1."""
     status = process.zombie_status(state.pid, state.pid_start_ticks)
-    return status if status >= 0 else orphan_status(home, state.pid)
+    return status if status >= 0 else orphan_status(home, state.pid, state.started_at_ns)
 
 
-def orphan_status(home: str, pid: int) -> int:
-    """What the spawner kept of a workload that it reaped, or -1."""
+def orphan_status(home: str, pid: int, since_ns: int) -> int:
+    """What the spawner kept, at that time or later, of a workload that it reaped; -1 for nothing. Older ones are of others that had the same pid."""
     path = Path(home) / "run" / "exits" / str(pid)
     try:
-        status = int(path.read_text())
+        status = int(path.read_text()) if path.stat().st_mtime_ns >= since_ns else -1
         path.unlink()
         return status
     except (OSError, ValueError):

@@ -37,6 +37,7 @@ from bulle.spawner.leash import Leash
 from bulle.store import Store
 
 RECOVER = "--recover"
+_ASKED_FOR_WITHIN_S = 3600.0
 _PRECEDENCE_S = 0.5
 _HAS_TERMINAL, _HAS_STDIN, _ATTACH = 1, 2, 4
 
@@ -129,11 +130,17 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
 
 
 def record_orphan(home: Path, pid: int, status: int) -> None:
-    """Keep the wait status of a workload whose monitor died first; called by the spawner, which inherits and reaps it."""
+    """Keep the wait status of a workload whose monitor died first; called by the spawner, which inherits and reaps it.
+
+    What nobody asked for within an hour is thrown away: most orphans are processes that a command left behind.
+    """
     directory = home / "run" / "exits"
     with suppress(OSError):
         directory.mkdir(exist_ok=True)
         (directory / str(pid)).write_text(str(status))
+        for entry in os.scandir(directory):
+            if time.time() - entry.stat().st_mtime > _ASKED_FOR_WITHIN_S:
+                os.unlink(entry)
 
 
 def warm(home: Path) -> None:
