@@ -93,6 +93,15 @@ def user_namespaces_missing() -> str:
 
 
 @functools.cache
+def id_range_missing() -> str:
+    """Why this user cannot have a range of ids for the users of a root; empty when she can."""
+    if os.geteuid() == 0:
+        return ""
+    refusal = _refusal(["unshare", "--user", "--map-root-user", "--map-auto", "true"])
+    return f"no range of ids for this user: {refusal}" if refusal else ""
+
+
+@functools.cache
 def debian_mirror_missing() -> str:
     """Why no package of Debian can be fetched; empty when it can."""
     if program("apt-get") is None:
