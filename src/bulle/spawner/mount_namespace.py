@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from bulle.linux.mount import MS_REC, MS_SLAVE, mount
+from bulle.linux.mount import AT_FDCWD, MS_REC, MS_SLAVE, attach_mount, mount, open_tree
 from bulle.linux.namespaces import CLONE_NEWNS, setns, unshare
 
 
@@ -38,25 +38,48 @@ class MountNamespace:
                 finally:
                     os.close(fd)
                 if self.lags_behind(home):
-                    return self.renew()
+                    return self.renew(home)
                 return True
-        return self.renew()
+        return self.renew(home)
 
-    def renew(self) -> bool:
-        """A new slave copy of the origin as it is now. False: not allowed to, or the root cannot be made a slave."""
+    def renew(self, home: str) -> bool:
+        """A new slave copy of the origin as it is now, with what was mounted below ``home`` (the layers) in the old one.
+
+        False: not allowed to, or the root cannot be made a slave.
+        """
+        carried = self._carried(home)
         try:
             if self.own != os.fstat(self.origin).st_ino:
                 setns(self.origin, CLONE_NEWNS)
             unshare(CLONE_NEWNS)
+            try:
+                mount(None, "/", flags=MS_REC | MS_SLAVE)
+            except OSError:
+                # In a chroot "/" may be no mount: without propagation under control a copy would leak mounts to the host.
+                setns(self.origin, CLONE_NEWNS)
+                return False
+            for path, descriptor in carried.items():
+                with contextlib.suppress(OSError):  # a monitor mounts it again
+                    attach_mount(descriptor, path)
         except OSError:
             return False
-        try:
-            mount(None, "/", flags=MS_REC | MS_SLAVE)
-        except OSError:
-            # In a chroot "/" may be no mount: without propagation under control a copy would leak mounts to the host.
-            setns(self.origin, CLONE_NEWNS)
-            return False
+        finally:
+            for descriptor in carried.values():
+                os.close(descriptor)
         return True
+
+    def _carried(self, home: str) -> dict[bytes, int]:
+        """Detached copies of what is mounted below ``home`` in this namespace alone, by mount point, parents first."""
+        copies: dict[bytes, int] = {}
+        if self.own == os.fstat(self.origin).st_ino:
+            return copies
+        with open("/proc/self/mountinfo", "rb") as file:
+            points = [line.split()[4] for line in file]
+        for point in points:
+            if point.startswith(os.fsencode(home) + b"/") and point not in copies and b"\\" not in point:
+                with contextlib.suppress(OSError):
+                    copies[point] = open_tree(AT_FDCWD, point)
+        return copies
 
     def lags_behind(self, home: str) -> bool:
         """Whether the origin has other mounts than this namespace, not counting what is below ``home``."""

@@ -30,6 +30,7 @@ from bulle.spawner.protocol import Flag, Reason, Reply, Request, current_limits,
 from bulle.spawner.reception import Reception
 
 REFILL_DELAY_S = 0.0
+FOLLOW_DELAY_S = 0.05
 RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
 SHORT_LIVES_LIMIT = 5
@@ -78,6 +79,7 @@ class Server:
         self._refill_at_s = 0.0
         self._active_s = time.monotonic()
         self._mounts_changed = False
+        self._follow_at_s = -1.0
         self._own_place = caller.standing_of("self").place
         self._socket_inode = os.stat(f"{configuration.home}/run/spawner.sock").st_ino
 
@@ -116,7 +118,9 @@ class Server:
         elif descriptor in self._calling:
             self._caller_spoke(descriptor)
         elif self.mounts and descriptor == self.mounts.origin_mounts:
+            # Looked into when the host has come to rest, or when somebody calls.
             self._mounts_changed = True
+            self._follow_at_s = time.monotonic() + FOLLOW_DELAY_S
         else:
             for child in self.children.values():
                 if child.tether and child.tether.connection.fileno() == descriptor:
@@ -222,13 +226,18 @@ class Server:
 
     # Children
 
-    def _start(self, assignment: Assignment, descriptors: list[int], connection: socket.socket | None, held: list[int], short_lives: int = 0) -> int:
-        """Give the assignment to a child, blank or forked now; returns its pid. ``held`` passes to the child's new leash."""
+    def _follow_mounts(self) -> None:
+        """Where the host's mounts have changed: stand in a namespace that has them, and let the children forked ahead in the old one go."""
+        self._follow_at_s = -1.0
         if self._mounts_changed and self.mounts:
             self._mounts_changed = False
-            if self.mounts.lags_behind(self.configuration.home) and self.mounts.renew():
+            if self.mounts.lags_behind(self.configuration.home) and self.mounts.renew(self.configuration.home):
                 self._own_place = caller.standing_of("self").place
                 self._drop_blanks()
+
+    def _start(self, assignment: Assignment, descriptors: list[int], connection: socket.socket | None, held: list[int], short_lives: int = 0) -> int:
+        """Give the assignment to a child, blank or forked now; returns its pid. ``held`` passes to the child's new leash."""
+        self._follow_mounts()
         tether, theirs = leash.pair(held) if assignment.leashed else (None, None)
         given = [*descriptors, *([connection.fileno()] if connection else []), *([theirs.fileno()] if theirs else [])]
         try:
@@ -320,8 +329,7 @@ class Server:
         idle_at_s = self._active_s + self.configuration.idle_s
         if not self.children and idle_at_s > now:
             times.append(idle_at_s)
-        if self._refill_at_s >= 0:
-            times.append(self._refill_at_s)
+        times += [at for at in (self._refill_at_s, self._follow_at_s) if at >= 0]
         return max(0.0, min(times) - now)
 
     def _keep_time(self) -> None:
@@ -334,6 +342,8 @@ class Server:
             self.recoveries = [(at, child) for at, child in self.recoveries if at > now]
             for child in due:
                 self._recover(child)
+        if 0 <= self._follow_at_s <= now:
+            self._follow_mounts()
         if 0 <= self._refill_at_s <= now:
             self._refill_at_s = -1.0
             self._nursery.refill()
