@@ -6,7 +6,6 @@ https://pkg.go.dev/text/template#hdr-Functions
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -201,6 +200,12 @@ def _last_truth(*values: object, stop_at: bool) -> object:
     return result
 
 
+def _html(*values: object) -> str:
+    import html  # brings a table of two thousand names
+
+    return html.escape(_print(*values))
+
+
 FUNCTIONS: dict[str, Callable[..., object]] = {
     "json": _json,
     "join": _join,
@@ -216,7 +221,7 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "print": _print,
     "println": lambda *values: " ".join(text_of(value) for value in values) + "\n",
     "printf": _printf,
-    "html": lambda *values: html.escape(_print(*values)),
+    "html": _html,
     "js": lambda *values: _json(_print(*values))[1:-1],
     "urlquery": _urlquery,
     "and": lambda *values: _last_truth(*values, stop_at=False),

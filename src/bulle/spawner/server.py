@@ -29,7 +29,7 @@ from bulle.spawner.nursery import Nursery
 from bulle.spawner.protocol import Flag, Reason, Reply, Request, current_limits, pack_reply, send_with_descriptors
 from bulle.spawner.reception import Reception
 
-REFILL_DELAY_S = 0.0
+REFILL_DELAY_S = 0.03
 FOLLOW_DELAY_S = 0.05
 RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
