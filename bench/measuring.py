@@ -12,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 from bulle_testing import tiers  # noqa: E402 - the tests know where programs are
+
+SETTLE_S = 0.25
+"""Before each run: what the one before left to do (network namespaces and mounts that the kernel takes apart) is not the next one's time."""
 
 Contestant = Callable[[], float]
 """Runs once and returns its milliseconds."""
@@ -96,6 +100,7 @@ def interleaved(contestants: dict[str, Contestant], rounds: int, warm_up: int = 
         for name in names[turn:] + names[:turn]:
             if results[name].failure:
                 continue
+            time.sleep(SETTLE_S)
             try:
                 took = contestants[name]()
             except Failed as error:

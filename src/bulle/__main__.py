@@ -43,6 +43,7 @@ def run_start(argv: list[str], descriptors: list[int], leash: Leash | None) -> i
 
 ENTRIES: dict[str, Entry] = {"command": run_command, "monitor": run_monitor, "start": run_start}
 
+
 def configure(home: str) -> Configuration:
     """What the spawner of ``home`` is made of. Imports, here and now, everything that a frequent verb or a monitor would otherwise import late."""
     from functools import partial
@@ -63,7 +64,12 @@ def configure(home: str) -> Configuration:
         spare={"command": 1, "run": 1, "monitor": 1},
         kind=kind_of,
         watchers={"start": supervisor.watch},
-        rehearsals={"command": partial(rehearse_command, home), "run": partial(rehearse_run, home), "monitor": rehearse_monitor},
+        rehearsals={
+            "command": partial(rehearse_command, home),
+            "run": partial(rehearse_run, home),
+            "monitor": rehearse_monitor,
+            "start": supervisor.rehearse_watch,
+        },
         enter_scope=enter_scope,
         process_to_join=partial(living_monitor, place),
         prepare=partial(prepare, place),

@@ -30,7 +30,7 @@ from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import Process, RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, read_log
-from bulle.monitor.state import is_monitor_alive, is_process_alive, read_state
+from bulle.monitor.state import look, read_state
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
 from bulle.spawner import child, client
@@ -49,19 +49,31 @@ class Container:
         self.record = record
         self.id = record.id
         self.name = record.name
-        self.image = record.options.image
         self.image_id = record.image_id
         self.created_at_ns = record.created_at_ns
-        self.options = record.options
-        self.plan = record.plan
-        self.directory = record.plan.state_host_path
+        self.directory = str(home / "containers" / record.id)
         self.notes: tuple[str, ...] = ()
         """What the last start or exec through this object had to do more weakly than asked."""
 
+    @property
+    def image(self) -> str:
+        """The image as it was asked for."""
+        return self.record.options.image
+
+    @property
+    def options(self) -> ContainerOptions:
+        """What was asked for."""
+        return self.record.options
+
+    @property
+    def plan(self) -> RunPlan:
+        """What is done when it starts."""
+        return self.record.plan
+
     def state(self) -> ContainerState:
         """How it is now. A container whose monitor was killed is given a new one first, so that the answer stays true."""
-        state = current_state(self.directory)
-        if state.status == "running" and not is_monitor_alive(state) and is_process_alive(state):
+        state, unwatched = look(self.directory)
+        if unwatched:
             self._recover()
         elif state.status == "exited" and read_state(self.directory).status == "running":
             return self._recorded_end(state)
@@ -301,7 +313,7 @@ class Containers:
             own = planning.has_own_users(options)
             first = identities.free_range(self._home, taken) if own and os.geteuid() == 0 else None
             plan = self._compose(options, image, identifier, first)
-            return ContainerRecord(identifier, options.name or names.random_name(), image.id, time.time_ns(), first, kept, plan)
+            return ContainerRecord.of(identifier, options.name or names.random_name(), image.id, time.time_ns(), first, kept, plan)
 
         record = self._insert(build, bool(options.name))
         try:

@@ -52,18 +52,26 @@ def is_monitor_alive(state: ContainerState) -> bool:
     return state.boot_id == process.boot_id() and process.start_ticks(state.monitor_pid) == state.monitor_start_ticks != 0
 
 
+def look(directory: str) -> tuple[ContainerState, bool]:
+    """The state as it is now, and whether the workload lives without a monitor (which should be given one)."""
+    state = read_state(directory)
+    # One look at the kernel is enough where the monitor lives: it would have written the end.
+    if state.status != "running" or is_monitor_alive(state):
+        return state, False
+    if is_process_alive(state):
+        return state, True
+    state = read_state(directory)  # the monitor may have written the end between the two looks
+    if state.status != "running":
+        return state, False
+    return (state, True) if is_process_alive(state) else (lost(state), False)
+
+
 def current_state(directory: str) -> ContainerState:
     """The state as it is now: what was written, corrected by what the kernel says.
 
     ``running`` is only answered for a live process, or while a live monitor is about to record its end.
     """
-    state = read_state(directory)
-    if state.status != "running" or is_process_alive(state) or is_monitor_alive(state):
-        return state
-    state = read_state(directory)  # the monitor may have written the end between the two looks
-    if state.status != "running" or is_process_alive(state):
-        return state
-    return lost(state)
+    return look(directory)[0]
 
 
 def lost(state: ContainerState) -> ContainerState:

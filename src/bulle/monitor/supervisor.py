@@ -111,7 +111,8 @@ class Supervisor:
             if ended:
                 return self._finish()
 
-    def _poll(self) -> list[tuple[int, int]]:
+    def prepare(self) -> select.poll:
+        """What is waited for next."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if self._listener >= 0:
@@ -130,7 +131,10 @@ class Supervisor:
                 poll.register(descriptor, select.POLLOUT)
             if hungry and self.local.stdin >= 0:
                 poll.register(self.local.stdin, select.POLLIN)
-        return poll.poll(50 if self._input and self._stdin == self._terminal else None)
+        return poll
+
+    def _poll(self) -> list[tuple[int, int]]:
+        return self.prepare().poll(50 if self._input and self._stdin == self._terminal else None)
 
     def _read_local(self, local: LocalStreams) -> None:
         data = local.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import msgspec
@@ -18,16 +19,39 @@ _options = msgspec.json.Decoder(ContainerOptions)
 _plan = msgspec.json.Decoder(RunPlan)
 
 
-class ContainerRecord(msgspec.Struct, frozen=True):
-    """One container as it was created; ``id_range`` is the first of its host ids, None where it uses the host's."""
+class ContainerRecord:
+    """One container as it was created; ``id_range`` is the first of its host ids, None where it uses the host's.
 
-    id: str
-    name: str
-    image_id: str
-    created_at_ns: int
-    id_range: int | None
-    options: ContainerOptions
-    plan: RunPlan
+    Options and plan are kept as JSON and unfolded when they are asked for: a listing of many containers needs little of them.
+    """
+
+    def __init__(self, id: str, name: str, image_id: str, created_at_ns: int, id_range: int | None, options: bytes, plan: bytes) -> None:
+        self.id = id
+        self.name = name
+        self.image_id = image_id
+        self.created_at_ns = created_at_ns
+        self.id_range = id_range
+        self.options_json = options
+        self.plan_json = plan
+
+    @classmethod
+    def of(
+        cls, id: str, name: str, image_id: str, created_at_ns: int, id_range: int | None, options: ContainerOptions, plan: RunPlan
+    ) -> ContainerRecord:
+        """A record of these values."""
+        record = cls(id, name, image_id, created_at_ns, id_range, msgspec.json.encode(options), msgspec.json.encode(plan))
+        record.__dict__["options"], record.__dict__["plan"] = options, plan
+        return record
+
+    @cached_property
+    def options(self) -> ContainerOptions:
+        """What was asked for."""
+        return _options.decode(self.options_json)
+
+    @cached_property
+    def plan(self) -> RunPlan:
+        """What is done when it starts."""
+        return _plan.decode(self.plan_json)
 
 
 class ContainerRecords:
@@ -46,7 +70,7 @@ class ContainerRecords:
                     f"INSERT INTO container ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (
                         record.id, record.name, record.image_id, record.created_at_ns, record.id_range,
-                        msgspec.json.encode(record.options), msgspec.json.encode(record.plan),
+                        record.options_json, record.plan_json,
                     ),
                 )  # fmt: skip
             except sqlite3.IntegrityError as error:
@@ -94,4 +118,4 @@ class ContainerRecords:
 
 def _record(row: tuple[object, ...]) -> ContainerRecord:
     container_id, name, image_id, created, id_range, options, plan = cast("tuple[str, str, str, int, int | None, Any, Any]", row)
-    return ContainerRecord(container_id, name, image_id, created, id_range, _options.decode(options), _plan.decode(plan))
+    return ContainerRecord(container_id, name, image_id, created, id_range, options, plan)

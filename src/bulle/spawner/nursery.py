@@ -59,7 +59,7 @@ class Nursery:
 
     def _zygote(self, entry: str) -> Zygote:
         if entry not in self._zygotes:
-            self._zygotes[entry] = Zygote(self._entries, self._watchers[entry])
+            self._zygotes[entry] = Zygote(self._entries, self._watchers[entry], self._rehearsals.get(entry))
         return self._zygotes[entry]
 
     def _drop_zygotes(self) -> None:
@@ -120,12 +120,24 @@ class Nursery:
         else:
             self._drop_zygotes()
 
+    def follow(self) -> None:
+        """This process stands in another mount namespace now: end the blank children in the old one, and have the zygotes come along."""
+        self._drop_blanks()
+        try:
+            for zygote in self._zygotes.values():
+                zygote.follow()
+        except OSError:
+            self._drop_zygotes()
+
     def drop(self) -> None:
-        """End all blank children and zygotes: they are of old code, or stand in an old mount namespace."""
+        """End all blank children and zygotes: they are of old code."""
+        self._drop_blanks()
+        self._drop_zygotes()
+
+    def _drop_blanks(self) -> None:
         for pid, (_, control) in self._blanks.items():
             control.close()
             os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         self._blanks.clear()
-        self._drop_zygotes()

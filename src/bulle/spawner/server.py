@@ -233,7 +233,8 @@ class Server:
             self._mounts_changed = False
             if self.mounts.lags_behind(self.configuration.home) and self.mounts.renew(self.configuration.home):
                 self._own_place = caller.standing_of("self").place
-                self._drop_blanks()
+                self._nursery.follow()
+                self._refill_at_s = time.monotonic() + REFILL_DELAY_S
 
     def _start(self, assignment: Assignment, descriptors: list[int], connection: socket.socket | None, held: list[int], short_lives: int = 0) -> int:
         """Give the assignment to a child, blank or forked now; returns its pid. ``held`` passes to the child's new leash."""

@@ -8,6 +8,7 @@ recover as any other. Used by the nursery alone.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from bulle.linux.fork import fork
-from bulle.linux.namespaces import CLONE_PARENT, clone3
+from bulle.linux.namespaces import CLONE_NEWNS, CLONE_PARENT, clone3, setns
 from bulle.spawner.child import Assignment, Entry, leave_server, live, unpack_assignment
 from bulle.spawner.leash import Leash
 from bulle.spawner.protocol import receive_with_descriptors, send_with_descriptors
@@ -26,18 +27,25 @@ Watcher = Callable[[socket.socket, int, Callable[[], list[str]], Callable[[], Le
 """What a watcher does: with its socket, the pid of its child, and ways to get (when it needs them) the argv of its entry and its leash."""
 
 _ANSWER = struct.Struct("<i")
-_CHUNK = 16 << 10
+_CHUNK = 4 << 10
+_REHEARSALS = 20  # more calls than Python counts before it leaves a function's code alone
+_FOLLOW = struct.pack("<I", 0)
+"""Instead of an assignment's length and content."""
 
 
 class Zygote:
     """One such process, forked from this one when it is made; ``pid`` is its own."""
 
-    def __init__(self, entries: Mapping[str, Entry], watcher: Watcher) -> None:
+    def __init__(self, entries: Mapping[str, Entry], watcher: Watcher, rehearse: Callable[[], object] | None = None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.pid = fork()
         if self.pid == 0:
             try:
                 leave_server([theirs.fileno()])
+                for _ in range(_REHEARSALS if rehearse else 0):
+                    rehearse()  # type: ignore[misc]
+                gc.collect()
+                gc.freeze()
                 _serve(theirs, dict(entries), watcher)
             finally:
                 os._exit(70)
@@ -46,14 +54,25 @@ class Zygote:
 
     def start(self, assignment: Assignment, given: Sequence[int]) -> int:
         """Have a child forked that lives by the assignment, with copies of the descriptors ``given``; returns its pid. Raises OSError."""
-        send_with_descriptors(self._control, assignment.pack(), given)
+        return self._ask(assignment.pack(), given)
+
+    def follow(self) -> None:
+        """Have it enter the mount namespace of this process. Raises OSError."""
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._ask(_FOLLOW, [namespace])
+        finally:
+            os.close(namespace)
+
+    def _ask(self, content: bytes, descriptors: Sequence[int]) -> int:
+        send_with_descriptors(self._control, content, descriptors)
         answer = self._control.recv(_ANSWER.size)
         if len(answer) < _ANSWER.size:
             raise BrokenPipeError("the zygote has ended")
-        (pid,) = _ANSWER.unpack(answer)
-        if pid < 0:
-            raise OSError(-pid, os.strerror(-pid))
-        return int(pid)
+        (value,) = _ANSWER.unpack(answer)
+        if value < 0:
+            raise OSError(-value, os.strerror(-value))
+        return int(value)
 
     def close(self) -> None:
         """End it; its children live on."""
@@ -73,11 +92,15 @@ def _serve(control: socket.socket, entries: dict[str, Entry], watcher: Watcher) 
             if not more:
                 os._exit(0)
             data += more
+        pid, pidfd = -1, -1
         try:
-            pid, pidfd = clone3(CLONE_PARENT)
+            if data == _FOLLOW:
+                setns(descriptors[0], CLONE_NEWNS)
+                control.send(_ANSWER.pack(0))
+            else:
+                pid, pidfd = clone3(CLONE_PARENT)
         except OSError as error:
             control.send(_ANSWER.pack(-(error.errno or 1)))
-            pidfd, pid = -1, -1
         if pid == 0:
             os.setsid()
             control.close()
