@@ -30,6 +30,7 @@ from bulle.spawner.protocol import Flag, Reason, Reply, Request, current_limits,
 from bulle.spawner.reception import Reception
 
 REFILL_DELAY_S = 0.03
+BUSY_S = 0.05
 FOLLOW_DELAY_S = 0.05
 RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
@@ -77,6 +78,7 @@ class Server:
         self._reception = Reception(listener, self._poll, self._dispatch)
         self._wake_read, self._wake_write = socket.socketpair()
         self._refill_at_s = 0.0
+        self._started_s = 0.0
         self._active_s = time.monotonic()
         self._mounts_changed = False
         self._follow_at_s = -1.0
@@ -248,7 +250,10 @@ class Server:
                 theirs.close()
         child = self.children[pid] = Child(assignment, connection, tether, time.monotonic(), short_lives)
         self._watch(pid, child)
-        self._refill_at_s = time.monotonic() + REFILL_DELAY_S
+        # In a row of calls the next comes before there is time to rest; a single one had better not be disturbed.
+        now = time.monotonic()
+        self._refill_at_s = now + (0 if now - self._started_s < BUSY_S else REFILL_DELAY_S)
+        self._started_s = now
         return pid
 
     def _watch(self, pid: int, child: Child) -> None:
