@@ -19,8 +19,9 @@ from pathlib import Path
 from bulle.errors import BulleError
 from bulle.isolation import execution, inside, launch, root_filesystem
 from bulle.isolation.channel import Channel
-from bulle.isolation.control_group import ControlGroup, available
-from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
+from bulle.isolation.control_group import available
+from bulle.isolation.driver import Feature, Probe, Stdio, Workload
+from bulle.isolation.grouped_driver import GroupedDriver
 from bulle.linux import capabilities, mount, namespaces
 from bulle.linux.namespaces import CLONE_NEWNS, CLONE_PARENT
 from bulle.model.run_plan import Process, RunPlan
@@ -28,7 +29,7 @@ from bulle.model.run_plan import Process, RunPlan
 _ROOT_COPY = "copy"
 
 
-class ChrootDriver(Driver):
+class ChrootDriver(GroupedDriver):
     """Private roots; see the module."""
 
     name = "chroot"
@@ -81,30 +82,9 @@ class ChrootDriver(Driver):
 
         return launch.start(kit, lambda: launch.fork(kit, 0, child), prepare)
 
-    def processes(self, plan: RunPlan, pid: int) -> list[int]:
-        """By control group where there is one, else the first process's session, which its children inherit."""
-        group = ControlGroup.open(plan.container_id)
-        try:
-            return group.processes() or processes_of_session(pid)
-        finally:
-            group.close()
-
-    def ran_out_of_memory(self, plan: RunPlan) -> bool:
-        """By the group's counter of kills."""
-        group = ControlGroup.open(plan.container_id)
-        try:
-            return group.oom_count() > 0
-        finally:
-            group.close()
-
-    def clean_up(self, plan: RunPlan) -> None:
-        """End the processes that outlived the first one (no pid namespace does it here), and remove the group and the copy."""
-        group = ControlGroup.open(plan.container_id)
-        try:
-            group.kill()
-            group.remove()
-        finally:
-            group.close()
+    def find_processes(self, pid: int) -> list[int]:
+        """The first process's session, which its children inherit."""
+        return processes_of_session(pid)
 
 
 def processes_of_session(pid: int) -> list[int]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from bulle.errors import BulleError
 from bulle.isolation import execution, inside, launch, root_filesystem, rootless
 from bulle.isolation.channel import Channel
-from bulle.isolation.control_group import ControlGroup, available
-from bulle.isolation.driver import Driver, Feature, Probe, Stdio, Workload
+from bulle.isolation.control_group import available
+from bulle.isolation.driver import Feature, Probe, Stdio, Workload
+from bulle.isolation.grouped_driver import GroupedDriver
 from bulle.isolation.namespaces import shell
 from bulle.linux import loopback, mount, namespaces, user_namespace
 from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT
@@ -35,7 +36,7 @@ def namespace_flags(plan: RunPlan) -> int:
     return _ALWAYS | own_users | own_network
 
 
-class NamespaceDriver(Driver):
+class NamespaceDriver(GroupedDriver):
     """Containers by namespaces; see the module."""
 
     name = "container"
@@ -82,30 +83,9 @@ class NamespaceDriver(Driver):
         finally:
             os.close(pidfd)
 
-    def processes(self, plan: RunPlan, pid: int) -> list[int]:
-        """By control group where there is one, else every process in the first one's pid namespace."""
-        group = ControlGroup.open(plan.container_id)
-        try:
-            return group.processes() or processes_in_namespace(pid)
-        finally:
-            group.close()
-
-    def ran_out_of_memory(self, plan: RunPlan) -> bool:
-        """By the group's counter of kills."""
-        group = ControlGroup.open(plan.container_id)
-        try:
-            return group.oom_count() > 0
-        finally:
-            group.close()
-
-    def clean_up(self, plan: RunPlan) -> None:
-        """The kernel has ended the pid namespace with its first process; groups are what remains."""
-        group = ControlGroup.open(plan.container_id)
-        try:
-            group.kill()
-            group.remove()
-        finally:
-            group.close()
+    def find_processes(self, pid: int) -> list[int]:
+        """Every process in the first one's pid namespace."""
+        return processes_in_namespace(pid)
 
 
 def processes_in_namespace(pid: int) -> list[int]:
