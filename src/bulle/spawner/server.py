@@ -31,6 +31,7 @@ from bulle.spawner.reception import Reception
 
 REFILL_DELAY_S = 0.03
 BUSY_S = 0.05
+RESTING_S = 30.0
 FOLLOW_DELAY_S = 0.05
 RECOVER_ARGUMENT = b"--recover"
 SHORT_LIFE_S = 2.0
@@ -236,7 +237,9 @@ class Server:
             if self.mounts.lags_behind(self.configuration.home) and self.mounts.renew(self.configuration.home):
                 self._own_place = caller.standing_of("self").place
                 self._nursery.follow()
-                self._refill_at_s = time.monotonic() + REFILL_DELAY_S
+                # Nobody has called for long: the next to call forks for itself, and is the first of more.
+                if time.monotonic() - self._active_s < RESTING_S:
+                    self._refill_at_s = time.monotonic() + REFILL_DELAY_S
 
     def _start(self, assignment: Assignment, descriptors: list[int], connection: socket.socket | None, held: list[int], short_lives: int = 0) -> int:
         """Give the assignment to a child, blank or forked now; returns its pid. ``held`` passes to the child's new leash."""
@@ -275,10 +278,10 @@ class Server:
                 return
             if pid == 0:
                 return
-            self._active_s = time.monotonic()
             if pid in self._nursery:
                 self._nursery.ended(pid)
             elif pid in self.children:
+                self._active_s = time.monotonic()
                 self._forsaken.pop(pid, None)
                 self._ended(self.children.pop(pid), status)
             elif self.configuration.on_orphan:
