@@ -100,8 +100,7 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
     try:
         driver.require(plan)
         Store(home, Database(home)).layers.mount(plan.root.layers)
-        owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
-        streams, stdio = (Streams(), no_stdio()) if plan.process.terminal else make_fifos(directory, owner, order.interactive)
+        streams, stdio = (Streams(), no_stdio()) if plan.process.terminal else make_fifos(directory, owner_of_streams(plan), order.interactive)
         try:
             workload = driver.start(plan, stdio, sibling=for_parent, meanwhile=meanwhile)
         finally:
@@ -167,6 +166,11 @@ def take_lock(directory: str, patience_s: float = 0.0) -> int:
                 os.close(descriptor)
                 return -1
         time.sleep(0.002)
+
+
+def owner_of_streams(plan: RunPlan) -> int:
+    """The user id on the host to whom the container's pipes belong: its own root, where we may give them away."""
+    return plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
 
 
 def no_stdio() -> Stdio:

@@ -20,7 +20,7 @@ import msgspec
 
 from bulle.engine import removal
 from bulle.engine.drivers import LEVELS, driver_for
-from bulle.engine.starting import Order, as_error, begin, kept_status_of, no_stdio, take_lock
+from bulle.engine.starting import Order, as_error, begin, kept_status_of, no_stdio, owner_of_streams, take_lock
 from bulle.errors import BulleError
 from bulle.isolation import seccomp_profile
 from bulle.isolation.driver import Driver
@@ -39,7 +39,7 @@ from bulle.store import Store
 RECOVER = "--recover"
 _ASKED_FOR_WITHIN_S = 3600.0
 _PRECEDENCE_S = 0.5
-_HAS_TERMINAL, _HAS_STDIN, _ATTACH = 1, 2, 4
+_HAS_TERMINAL, _HAS_STDIN = 1, 2
 
 
 _orders = msgspec.json.Decoder(Order)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -
 
 
 def start(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -> int:
-    """The entry ``start``: start a container for the monitor that waits at the other end of the second of ``descriptors``.
+    """The entry ``start``: start a container that nobody is attached to, for the monitor at the other end of the second of ``descriptors``.
 
     The first is the socket of who asked. Without a second this process becomes that monitor.
     """
@@ -112,11 +112,8 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
         if not words:  # it told the caller why, or was killed: then what it left is found as after any crash
             _recover(_orders.decode(argv()[0]), (), own_leash())
             return
-        caller = descriptors.pop() if words[0] & _ATTACH else -1
         watching = _watching(words[0], descriptors)
         watching.input_ended = input_ended
-        if caller >= 0:
-            watching.add_client(socket.socket(fileno=caller), Hello(True, True))
         status = watching.run()
         order = _orders.decode(argv()[0])
         _finish(order, driver_for(order.plan.isolation, Path(order.home)), watching, status)
@@ -197,11 +194,10 @@ def _start_for_parent(order: Order, caller: int, parent: socket.socket, leash: L
         _send(answer, event("error", error=error))
         return
     workload, streams = started.workload, started.streams
-    words = (_ATTACH if order.attach else 0) | (_HAS_TERMINAL if workload.terminal >= 0 else 0) | (_HAS_STDIN if streams.stdin >= 0 else 0)
+    words = (_HAS_TERMINAL if workload.terminal >= 0 else 0) | (_HAS_STDIN if streams.stdin >= 0 else 0)
     outputs = [workload.terminal] if workload.terminal >= 0 else [streams.stdout, streams.stderr, *([streams.stdin] if streams.stdin >= 0 else [])]
     _send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))
-    passed = [started.lock, workload.pidfd, started.listener, started.log, *outputs, *([caller] if order.attach else [])]
-    socket.send_fds(parent, [bytes([words])], passed)
+    socket.send_fds(parent, [bytes([words])], [started.lock, workload.pidfd, started.listener, started.log, *outputs])
 
 
 def hand_over(order: Order, kept: Sequence[int]) -> None:
@@ -252,9 +248,8 @@ def _execute(order: Order, caller: socket.socket) -> None:
     plan, wanted = order.plan, order.execute
     assert wanted is not None
     driver = driver_for(plan.isolation, Path(order.home))
-    owner = plan.security.id_mappings[0].host_id if plan.security.id_mappings and os.geteuid() == 0 else 0
     try:
-        streams, stdio = (Streams(), no_stdio()) if wanted.terminal else make_pipes(owner, order.interactive)
+        streams, stdio = (Streams(), no_stdio()) if wanted.terminal else make_pipes(owner_of_streams(plan), order.interactive)
         try:
             workload = driver.execute(plan, order.pid, wanted, stdio)
         finally:
