@@ -306,5 +306,3 @@ def record_end(order: Order, driver: Driver, status: int) -> None:
 def _send(caller: socket.socket, data: bytes) -> None:
     with suppress(OSError):  # the client went away; the container goes on
         caller.sendall(data)
-
-

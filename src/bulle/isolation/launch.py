@@ -7,8 +7,8 @@ only (a container's monitor), since clone3 here runs none of Python's fork hooks
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,18 +160,25 @@ def fork(kit: Kit, flags: int, child: Callable[[Channel], None]) -> tuple[Worklo
     ours, theirs = Channel.pair()
     pid, pidfd = namespaces.clone3(flags, kit.group.clone_into_fd)
     if pid == 0:
-        try:
+        with last_act(theirs):
             ours.close()
             begin_session()
             kit.group.attach_self()
             child(theirs)
-        except BaseException as error:  # noqa: BLE001 -- the channel is the only way to tell
-            with suppress(OSError):
-                theirs.report_error(error)
-        finally:
-            os._exit(1)
     theirs.close()
     return Workload(pid, pidfd), ours
+
+
+@contextmanager
+def last_act(channel: Channel) -> Iterator[None]:
+    """A forked child's body, which ends in execve(2): if it does not, the error goes over the channel and the process ends."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 -- the channel is the only way to tell
+        with suppress(OSError):
+            channel.report_error(error)
+    finally:
+        os._exit(1)
 
 
 def _follow(workload: Workload, channel: Channel) -> None:

@@ -13,7 +13,6 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -58,7 +57,7 @@ def open_shell(flags: int, run: Callable[[RunPlan, Channel, launch.ChildKit], No
     ours, theirs = Channel.pair()
     pid, pidfd = namespaces.clone3(flags & ~namespaces.CLONE_NEWNET)
     if pid == 0:
-        try:
+        with launch.last_act(theirs):
             os.closerange(3, theirs.fileno())
             os.closerange(theirs.fileno() + 1, 1 << 30)
             launch.begin_session()
@@ -68,11 +67,6 @@ def open_shell(flags: int, run: Callable[[RunPlan, Channel, launch.ChildKit], No
             mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
             loopback.bring_up()
             _wait(theirs, run)
-        except BaseException as error:  # noqa: BLE001 -- the channel is the only way to tell
-            with suppress(OSError):
-                theirs.report_error(error)
-        finally:
-            os._exit(1)
     theirs.close()
     _open_shell = Shell(Workload(pid, pidfd), ours, _circumstances())
 
