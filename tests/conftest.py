@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import leaks, places, tiers
+from bulle_testing.running import LEVELS, Level, Machine, usable
 
 pytest_plugins = ["bulle_testing.peers"]
 
@@ -94,6 +95,20 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         left = [line for line in left if not line.startswith("descriptor ")]
     if left:
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
+def level(request: pytest.FixtureRequest) -> Level:
+    """Each isolation level that there is."""
+    return request.param
+
+
+@pytest.fixture
+def place(module_machine: Machine, level: Level) -> Iterator[Machine]:
+    """The module's own machine (its fixture ``module_machine``), for one test on one level; given up, and counted, where that level cannot run."""
+    usable(level, module_machine.home)
+    yield module_machine
+    module_machine.close_test()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 import bulle
 from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, Conflict, InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
-from bulle_testing.running import LEVELS, Level, Machine, Terminal, follow, machine, need_several_ids, usable, wait_for
+from bulle_testing.running import Level, Machine, Terminal, follow, machine, need_several_ids, usable, wait_for
 
 DEFAULT_CAPABILITIES = 0x00000000A80425FB  # Docker's default set
 
@@ -35,18 +35,6 @@ def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine
     with machine(run_directory, "drivers") as place:
         place.engine.images.load(busybox_image)
         yield place
-
-
-@pytest.fixture
-def place(module_machine: Machine, level: Level) -> Iterator[Machine]:
-    usable(level, module_machine.home)
-    yield module_machine
-    module_machine.close_test()
-
-
-@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
-def level(request: pytest.FixtureRequest) -> Level:
-    return request.param
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from bulle.linux.syscall_numbers import numbers
 from bulle.store import backends
 from bulle_testing import peers, tiers
 from bulle_testing.layers import LayerTar
-from bulle_testing.running import LEVELS, Level, Machine, follow, machine, need_several_ids, usable, wait_for
+from bulle_testing.running import Level, Machine, follow, machine, need_several_ids, usable, wait_for
 
 NAMES_OF_THE_HOST = ("vmlinuz", "lost+found", "boot", "srv", "media")
 
@@ -62,18 +62,6 @@ def extracting_machine(run_directory: Path, busybox_image: Path) -> Iterator[Mac
         place.engine.images.load(busybox_image)
         assert place.engine.layer_backend() == "directory"
         yield place
-
-
-@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
-def level(request: pytest.FixtureRequest) -> Level:
-    return request.param
-
-
-@pytest.fixture
-def place(module_machine: Machine, level: Level) -> Iterator[Machine]:
-    usable(level, module_machine.home)
-    yield module_machine
-    module_machine.close_test()
 
 
 @pytest.fixture(params=["as-probed", "extracted"])

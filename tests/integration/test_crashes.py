@@ -18,7 +18,7 @@ import pytest
 import bulle
 from bulle.isolation.driver import Feature
 from bulle_testing import places
-from bulle_testing.running import LEVELS, Level, Machine, Terminal, follow, machine, usable, wait_for
+from bulle_testing.running import Level, Machine, Terminal, follow, machine, usable, wait_for
 
 # A container that counts until it is told to end, and says how.
 COUNT = "trap 'echo asked; exit 23' USR1; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
@@ -29,18 +29,6 @@ def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine
     with machine(run_directory, "crashes") as place:
         place.engine.images.load(busybox_image)
         yield place
-
-
-@pytest.fixture(params=LEVELS, ids=lambda level: level.name)
-def level(request: pytest.FixtureRequest) -> Level:
-    return request.param
-
-
-@pytest.fixture
-def place(module_machine: Machine, level: Level) -> Iterator[Machine]:
-    usable(level, module_machine.home)
-    yield module_machine
-    module_machine.close_test()
 
 
 def kill_spawner(place: Machine) -> None:
