@@ -487,3 +487,30 @@ def test_collecting_is_not_hindered_by_mounts_elsewhere(home: Path) -> None:
         os.waitpid(child, 0)
         for descriptor in (*to_child, *from_child):
             os.close(descriptor)
+
+
+def test_a_home_of_the_first_version_is_given_what_it_lacks(home: Path, store: Store) -> None:
+    image = put_image(store, [FIRST], "debian:12")
+    store.close()
+    with sqlite3.connect(home / "bulle.db") as connection:
+        for table in ("build_step", "artifact_blob", "artifact", "image_index_image", "image_index", "blob_source"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    with open_store(home) as reopened:
+        reopened.gc()
+        assert reopened.images.get("debian:12").layers == image.layers
+        assert reopened.layers.has(image.layers[0])
+
+
+def test_a_layer_that_is_made_here_is_named_by_what_it_holds(store: Store) -> None:
+    with store.receiving():
+        layer = store.layers.add(pieces(FIRST))
+        assert layer == store.layers.add(pieces(FIRST))
+        assert layer.diff_id == Digest.of(FIRST)
+        with store.layers.export_tar(layer.diff_id) as tar:
+            assert tar.read() == FIRST
+        with pytest.raises(CorruptImage):
+            store.layers.add([b"no tar" * 100])
+    store.gc()
+    assert not store.layers.has(layer.diff_id)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from bulle.errors import BulleError, StorageFull, Unavailable
 
-SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30.0
 
 SCHEMA = """
@@ -81,6 +80,51 @@ CREATE TABLE container_layer (          -- the lease that keeps a layer while a 
 ) STRICT, WITHOUT ROWID;
 """
 
+BUILDS_AND_REGISTRIES = """
+CREATE TABLE build_step (               -- what a step of a build came to: the build cache
+    key TEXT PRIMARY KEY,               -- digest of everything that the step depends on
+    parent TEXT NOT NULL,               -- chain id of the layers that it stands on, '' for none
+    instruction TEXT NOT NULL,          -- as it stands in the Containerfile
+    diff_id TEXT REFERENCES layer(diff_id), -- the layer that it made, NULL for none; kept as long as this row is
+    inputs BLOB NOT NULL,               -- JSON: every input by name with its digest, to say why a step is not cached
+    created_at_ns INTEGER NOT NULL,
+    used_at_ns INTEGER NOT NULL
+) STRICT;
+CREATE INDEX build_step_instruction ON build_step(instruction);
+CREATE INDEX build_step_diff ON build_step(diff_id);
+CREATE TABLE artifact (                 -- what refers to an image: signatures, lists of packages (distribution specification, referrers)
+    digest TEXT PRIMARY KEY,            -- of its manifest
+    subject TEXT NOT NULL,              -- digest of the manifest that it speaks of
+    manifest BLOB NOT NULL              -- raw bytes
+) STRICT;
+CREATE INDEX artifact_subject ON artifact(subject);
+CREATE TABLE artifact_blob (
+    artifact TEXT NOT NULL REFERENCES artifact(digest) ON DELETE CASCADE,
+    blob_digest TEXT NOT NULL,
+    PRIMARY KEY (artifact, blob_digest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX artifact_blob_digest ON artifact_blob(blob_digest);
+CREATE TABLE image_index (              -- several images under one name, one for each platform
+    reference TEXT PRIMARY KEY,         -- canonical, with a tag
+    media_type TEXT NOT NULL,
+    document BLOB NOT NULL              -- raw bytes
+) STRICT;
+CREATE TABLE image_index_image (
+    reference TEXT NOT NULL REFERENCES image_index(reference) ON DELETE CASCADE,
+    image_id TEXT NOT NULL REFERENCES image(id),
+    PRIMARY KEY (reference, image_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_index_image_id ON image_index_image(image_id);
+CREATE TABLE blob_source (              -- which repositories are known to hold a blob, so that a registry can mount it into another
+    blob_digest TEXT NOT NULL,
+    repository TEXT NOT NULL,           -- domain/path
+    PRIMARY KEY (blob_digest, repository)
+) STRICT, WITHOUT ROWID;
+"""
+
+SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES)
+"""What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
+
 
 class Database:
     """Connections to ``home/bulle.db``; safe to share between threads and to inherit by fork (each process and thread opens its own)."""
@@ -104,22 +148,22 @@ class Database:
             connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             connection.execute("PRAGMA foreign_keys = ON")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+            if version < len(SCHEMAS):
                 _use_write_ahead_log(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in SCHEMA.split(";\n"):
+                for schema in SCHEMAS[version:]:
+                    for statement in schema.split(";\n"):
                         connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                connection.execute(f"PRAGMA user_version = {max(version, len(SCHEMAS))}")
                 connection.execute("COMMIT")
             # WAL with NORMAL loses at most the last transactions of a power cut and never corrupts.
             connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as error:
             raise _explained(error, self.path) from error
-        if version > SCHEMA_VERSION:
+        if version > len(SCHEMAS):
             raise Unavailable(
-                f"the database {self.path} was written by a newer Bulle", f"schema {version}, this one knows {SCHEMA_VERSION}", "upgrade Bulle"
+                f"the database {self.path} was written by a newer Bulle", f"schema {version}, this one knows {len(SCHEMAS)}", "upgrade Bulle"
             )
         return connection
 

@@ -20,6 +20,7 @@ LARGE_IDS = 4  # beside them: owners beyond the 65536 ids of a container
 _UNUSED = """
     NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.diff_id = layer.diff_id)
     AND NOT EXISTS (SELECT 1 FROM container_layer WHERE container_layer.diff_id = layer.diff_id)
+    AND NOT EXISTS (SELECT 1 FROM build_step WHERE build_step.diff_id = layer.diff_id)
     AND NOT EXISTS (SELECT 1 FROM layer_lease WHERE layer_lease.diff_id = layer.diff_id)
 """
 
@@ -91,9 +92,15 @@ class LayerRecords:
         """Forget every layer that no image, container or living process needs; returns their diff ids. Their files are the caller's business."""
         unused = [str(diff_id) for (diff_id,) in connection.execute(f"SELECT diff_id FROM layer WHERE {_UNUSED}")]
         connection.executemany("DELETE FROM layer WHERE diff_id = ?", [(diff_id,) for diff_id in unused])
-        # A blob stays while an image's manifest names it, or while its layer is only leased.
+        # What speaks of an image goes with it. A blob stays while an image's or artifact's manifest names it, or while its layer is only leased.
+        connection.execute(
+            "DELETE FROM artifact WHERE NOT EXISTS (SELECT 1 FROM image WHERE image.manifest_digest = artifact.subject)"
+            " AND NOT EXISTS (SELECT 1 FROM layer_lease WHERE layer_lease.diff_id = artifact.subject)"
+        )
         connection.execute(
             "DELETE FROM layer_blob WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.blob_digest = layer_blob.blob_digest)"
+            " AND NOT EXISTS (SELECT 1 FROM artifact_blob WHERE artifact_blob.blob_digest = layer_blob.blob_digest)"
+            " AND NOT EXISTS (SELECT 1 FROM build_step WHERE build_step.diff_id = layer_blob.blob_digest)"
             " AND NOT EXISTS (SELECT 1 FROM layer_lease WHERE layer_lease.diff_id = layer_blob.diff_id)"
         )
         return unused

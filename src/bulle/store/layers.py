@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from bulle.errors import InvalidInput, NotFound, Unavailable
 from bulle.model.digest import Digest, chain_ids
+from bulle.model.image import OCI_LAYER
 from bulle.model.run_plan import LayerMount
 from bulle.records.database import Database
 from bulle.records.layers import IMPLICIT_DIRECTORIES, IMPLICIT_ROOT, LARGE_IDS, LayerRecords, LayerRow
@@ -97,8 +98,17 @@ class LayerStore:
             finally:
                 remove_tree(temporary)
 
+    def add(self, chunks: Iterable[bytes]) -> Layer:
+        """Keep a layer that was made here, from its uncompressed tar; otherwise as :meth:`ingest`."""
+        with storage_errors("the layer could not be stored"):
+            temporary = self._workspace.directory()
+            try:
+                return self._receive(temporary, chunks, OCI_LAYER, None, None, None)
+            finally:
+                remove_tree(temporary)
+
     def _receive(
-        self, temporary: Path, chunks: Iterable[bytes], media_type: str, blob_digest: Digest | None, size: int | None, diff_id: Digest
+        self, temporary: Path, chunks: Iterable[bytes], media_type: str, blob_digest: Digest | None, size: int | None, diff_id: Digest | None
     ) -> Layer:
         layer = temporary / "layer"
         layer.mkdir(mode=0o700)
@@ -107,6 +117,7 @@ class LayerStore:
                 cleanup.enter_context(_opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)) for path in (temporary / "blob", layer / "tar")
             )
             received = reception.receive(chunks, media_type, blob_digest, size, diff_id, blob_fd, tar_fd, self._limits)
+            diff_id = received.tar_digest
             with _syncing((tar_fd, blob_fd) if received.compressed else (tar_fd,)):
                 tree = self._write_variant(layer / "tar", layer / PLAIN, None)
             _sync_directory(layer)

@@ -34,12 +34,19 @@ class Received:
 
 
 def receive(
-    chunks: Iterable[bytes], media_type: str, blob_digest: Digest | None, size: int | None, diff_id: Digest, blob_fd: int, tar_fd: int, limits: Limits
+    chunks: Iterable[bytes],
+    media_type: str,
+    blob_digest: Digest | None,
+    size: int | None,
+    diff_id: Digest | None,
+    blob_fd: int,
+    tar_fd: int,
+    limits: Limits,
 ) -> Received:
     """Write a layer to ``tar_fd``, and its compressed form to ``blob_fd`` (left empty when it is not compressed).
 
-    An empty ``media_type`` means: find out from the first bytes. Raises CorruptImage when a digest or size differs from what was expected, the
-    compression is damaged, or a bound is exceeded; OSError passes.
+    An empty ``media_type``, and digests and sizes that are None, are found out. Raises CorruptImage when a digest or size differs from what was
+    expected, the compression is damaged, or a bound is exceeded; OSError passes.
     """
     stream = _limited(iter(chunks), size)
     first = next(stream, b"")
@@ -48,7 +55,7 @@ def receive(
     algorithm = blob_digest.algorithm if blob_digest else "sha256"
     if compression == "none":
         return _receive_plain(stream, algorithm, blob_digest, size, diff_id, tar_fd, limits)
-    blob_hash, tar_hash = hashlib.new(algorithm), hashlib.new(diff_id.algorithm)
+    blob_hash, tar_hash = hashlib.new(algorithm), hashlib.new(diff_id.algorithm if diff_id else "sha256")
     counts = [0, 0]
 
     def store_tar(piece: bytes) -> None:
@@ -61,15 +68,16 @@ def receive(
             _check_bounds(counts[1], counts[0], limits)
             worker.put(piece)
     blob = Digest(f"{algorithm}:{blob_hash.hexdigest()}")
-    tar = Digest(f"{diff_id.algorithm}:{tar_hash.hexdigest()}")
+    tar = Digest(f"{tar_hash.name}:{tar_hash.hexdigest()}")
     _check(blob, blob_digest, counts[0], size, tar, diff_id)
     return Received(blob, counts[0], tar, counts[1], compressed=True)
 
 
 def _receive_plain(
-    stream: Iterator[bytes], algorithm: str, blob_digest: Digest | None, size: int | None, diff_id: Digest, tar_fd: int, limits: Limits
+    stream: Iterator[bytes], algorithm: str, blob_digest: Digest | None, size: int | None, diff_id: Digest | None, tar_fd: int, limits: Limits
 ) -> Received:
-    hashes = {name: hashlib.new(name) for name in {algorithm, diff_id.algorithm}}
+    tar_algorithm = diff_id.algorithm if diff_id else "sha256"
+    hashes = {name: hashlib.new(name) for name in {algorithm, tar_algorithm}}
     total = 0
 
     def update(piece: bytes) -> None:
@@ -82,17 +90,17 @@ def _receive_plain(
             _check_bounds(total, total, limits)
             worker.put(piece)
             _write(tar_fd, piece)
-    blob, tar = (Digest(f"{name}:{hashes[name].hexdigest()}") for name in (algorithm, diff_id.algorithm))
+    blob, tar = (Digest(f"{name}:{hashes[name].hexdigest()}") for name in (algorithm, tar_algorithm))
     _check(blob, blob_digest, total, size, tar, diff_id)
     return Received(blob, total, tar, total, compressed=False)
 
 
-def _check(blob: Digest, expected_blob: Digest | None, blob_size: int, size: int | None, tar: Digest, diff_id: Digest) -> None:
+def _check(blob: Digest, expected_blob: Digest | None, blob_size: int, size: int | None, tar: Digest, diff_id: Digest | None) -> None:
     if size is not None and blob_size != size:
         raise CorruptImage(f"the layer {(expected_blob or blob).short} has the wrong size", f"{blob_size} bytes came, {size} were announced")
     if expected_blob is not None and blob != expected_blob:
         raise CorruptImage(f"the layer {expected_blob.short} is not what it claims to be", f"its digest is {blob}")
-    if tar != diff_id:
+    if diff_id is not None and tar != diff_id:
         raise CorruptImage(f"the layer {diff_id.short} is not what the image's config says", f"uncompressed, its digest is {tar}")
 
 
