@@ -23,6 +23,7 @@ _KERNEL_FILE_SYSTEMS = frozenset({
     "mqueue", "nsfs", "proc", "pstore", "securityfs", "selinuxfs", "sysfs", "tracefs",
 })  # fmt: skip
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CAPABILITY_REVISION_2, _CAPABILITY_REVISION_3, _CAPABILITY_3_BYTES = 2, 3, 24
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Unreadable = Callable[[str, OSError], None]
@@ -43,7 +44,7 @@ def tar_stream(root: Path, prefix: str = "", *, unreadable: Unreadable | None = 
         raise InvalidInput(f"{root} is not a directory") from None
     except OSError as error:
         raise BulleError(f"cannot read {root}", error.strerror or str(error)) from None
-    walk = _Walk(root, unreadable)
+    walk = Walk(root, unreadable)
     start = os.fsencode(prefix.strip("/"))
     try:
         if start:
@@ -55,14 +56,15 @@ def tar_stream(root: Path, prefix: str = "", *, unreadable: Unreadable | None = 
         yield tar_format.END
 
 
-class _Walk:
-    """One pass over one tree."""
+class Walk:
+    """One pass over one tree; :mod:`changes` has a reading of its own for what overlayfs means by some entries."""
 
-    def __init__(self, root: Path, unreadable: Unreadable | None) -> None:
+    def __init__(self, root: Path, unreadable: Unreadable | None = None, latest_ns: int | None = None) -> None:
         self._root = root
         self._unreadable = unreadable
         self._links: dict[tuple[int, int], bytes] = {}
         self._kernel_devices = _kernel_devices()
+        self._latest_ns = latest_ns
         self._own = (os.geteuid(), os.getegid()) if os.geteuid() else (-1, -1)
 
     def below(self, descriptor: int, prefix: bytes) -> Iterator[bytes]:
@@ -73,7 +75,7 @@ class _Walk:
                 raise InvalidInput(f"cannot make a layer of {where}", "in a layer, names that begin with .wh. delete files")
             try:
                 status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                yield from self._entry(descriptor, name, prefix + name, status)
+                yield from self.entry(descriptor, name, prefix + name, status)
             except PermissionError as error:
                 path = self._root / os.fsdecode(prefix + name)
                 if self._unreadable is None:
@@ -88,32 +90,34 @@ class _Walk:
                     raise Conflict(f"{path} changed while it was read", "it became something else") from None
                 raise BulleError(f"cannot read {path}", error.strerror or str(error)) from None
 
-    def _entry(self, parent: int, name: bytes, path: bytes, status: os.stat_result) -> Iterator[bytes]:
+    def entry(self, parent: int, name: bytes, path: bytes, status: os.stat_result) -> Iterator[bytes]:
+        """The members of one name in a directory: its own, and those of all that is below."""
         kind = tar_format.kind_of(status.st_mode)
         if kind is None:
             return
         if kind == tar_format.DIRECTORY:
-            yield from self._directory(parent, name, path)
+            yield from self.directory(parent, name, path)
             return
         inode = (status.st_dev, status.st_ino)
         if status.st_nlink > 1 and inode in self._links:
-            yield tar_format.header(self._member(status, path, tar_format.HARD_LINK, target=self._links[inode]))
+            yield tar_format.header(self.member(status, path, tar_format.HARD_LINK, target=self._links[inode]))
             return
         if kind == tar_format.FILE:
             yield from self._file(parent, name, path)
         elif kind == tar_format.SYMBOLIC_LINK:
             target = os.fsencode(os.readlink(name, dir_fd=parent))
-            yield tar_format.header(self._member(status, path, kind, target=target))
+            yield tar_format.header(self.member(status, path, kind, target=target))
         else:
-            yield tar_format.header(self._member(status, path, kind))
+            yield tar_format.header(self.member(status, path, kind))
         if status.st_nlink > 1:
             self._links[inode] = path
 
-    def _directory(self, parent: int, name: bytes, path: bytes) -> Iterator[bytes]:
+    def directory(self, parent: int, name: bytes, path: bytes) -> Iterator[bytes]:
+        """A directory's header, and what is in it."""
         descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
         try:
             status = os.fstat(descriptor)
-            yield self.directory_header(status, path, _attributes(descriptor))
+            yield self.directory_header(status, path, attributes_of(descriptor))
             if status.st_dev not in self._kernel_devices:
                 yield from self.below(descriptor, path + b"/")
         finally:
@@ -121,7 +125,7 @@ class _Walk:
 
     def directory_header(self, status: os.stat_result, path: bytes, attributes: dict[bytes, bytes]) -> bytes:
         """The header of a directory."""
-        return tar_format.header(self._member(status, path + b"/", tar_format.DIRECTORY, attributes=attributes))
+        return tar_format.header(self.member(status, path + b"/", tar_format.DIRECTORY, attributes=attributes))
 
     def _file(self, parent: int, name: bytes, path: bytes) -> Iterator[bytes]:
         descriptor = os.open(name, _FILE_FLAGS, dir_fd=parent)
@@ -129,7 +133,7 @@ class _Walk:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise Conflict(f"{self._root / os.fsdecode(path)} changed while it was read")
-            yield tar_format.header(self._member(status, path, tar_format.FILE, attributes=_attributes(descriptor), size=status.st_size))
+            yield tar_format.header(self.member(status, path, tar_format.FILE, attributes=attributes_of(descriptor), size=status.st_size))
             left = status.st_size
             while left:
                 chunk = os.read(descriptor, min(CHUNK_BYTES, left))
@@ -141,9 +145,10 @@ class _Walk:
         finally:
             os.close(descriptor)
 
-    def _member(
+    def member(
         self, status: os.stat_result, path: bytes, kind: bytes, *, target: bytes = b"", size: int = 0, attributes: dict[bytes, bytes] | None = None
     ) -> tar_format.Member:
+        """What stands in a header; times are ``latest_ns`` at most, where the walk was given one."""
         device = kind in (tar_format.CHARACTER_DEVICE, tar_format.BLOCK_DEVICE)
         return tar_format.Member(
             name=path,
@@ -152,7 +157,7 @@ class _Walk:
             uid=0 if status.st_uid == self._own[0] else status.st_uid,
             gid=0 if status.st_gid == self._own[1] else status.st_gid,
             size=size,
-            mtime_ns=status.st_mtime_ns,
+            mtime_ns=status.st_mtime_ns if self._latest_ns is None else min(status.st_mtime_ns, self._latest_ns),
             target=target,
             device_major=os.major(status.st_rdev) if device else 0,
             device_minor=os.minor(status.st_rdev) if device else 0,
@@ -160,7 +165,7 @@ class _Walk:
         )
 
 
-def _attributes(descriptor: int) -> dict[bytes, bytes]:
+def attributes_of(descriptor: int) -> dict[bytes, bytes]:
     """The extended attributes that belong into an image; none where the file system has none."""
     try:
         names = os.listxattr(descriptor)
@@ -170,10 +175,19 @@ def _attributes(descriptor: int) -> dict[bytes, bytes]:
     for name in names:
         if name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay.")):
             try:
-                found[os.fsencode(name)] = os.getxattr(descriptor, name)
+                value = os.getxattr(descriptor, name)
             except OSError:
                 continue
+            found[os.fsencode(name)] = _without_namespace(value) if name == "security.capability" else value
     return found
+
+
+def _without_namespace(capability: bytes) -> bytes:
+    """A file's capabilities as every root sees them: version 3 names the user namespace that they were set in. capabilities(7)"""
+    revision = int.from_bytes(capability[:4], "little")
+    if revision >> 24 != _CAPABILITY_REVISION_3 or len(capability) != _CAPABILITY_3_BYTES:
+        return capability
+    return (revision & 0xFFFFFF | _CAPABILITY_REVISION_2 << 24).to_bytes(4, "little") + capability[4:-4]
 
 
 def _kernel_devices() -> frozenset[int]:

@@ -271,6 +271,12 @@ class LayerStore:
         variants = self.complete(diff_ids)
         return [self._files(diff_id, variants[chain]).index for diff_id, chain in zip(diff_ids, chain_ids(diff_ids), strict=True)]
 
+    @contextmanager
+    def view(self, diff_ids: Sequence[Digest]) -> Iterator[MergedView]:
+        """A stack of layers (lowest first) as overlayfs would show it, to look paths up in."""
+        with ExitStack() as cleanup:
+            yield MergedView([_closing(cleanup, Index(path)) for path in self.index(diff_ids)])
+
     def _files(self, diff_id: Digest, variant: str) -> LayerFiles:
         directory = self.directory(diff_id)
         return LayerFiles(str(diff_id), directory / "tar", directory / variant)
