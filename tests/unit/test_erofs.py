@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bulle.errors import CorruptImage
+from bulle.errors import CorruptImage, InvalidInput
 from bulle.store.erofs import write_index
-from bulle.store.erofs_reader import Index, MergedView
+from bulle.store.erofs_reader import Index
 from bulle.store.limits import Limits
+from bulle.store.merged_view import MergedView
 from bulle.store.tree import Node, build_tree
 from bulle_testing.layers import LayerTar
 
@@ -112,3 +113,21 @@ def test_a_damaged_index_is_said(tmp_path: Path, position: int) -> None:
     (tmp_path / "index").write_bytes(damaged)
     with pytest.raises(CorruptImage, match="damaged"):
         Index(tmp_path / "index")
+
+
+def test_a_merged_view_follows_links_and_reads_files(tmp_path: Path) -> None:
+    """Inside itself, whatever the links say; of what is missing the names are taken as they are."""
+    low = LayerTar().directory("usr").directory("usr/lib").add("usr/lib/x", content=b"low").symlink("lib", "usr/lib")
+    low.symlink("up", "../../../usr/./lib")
+    high = LayerTar().directory("usr").directory("usr/lib").add("usr/lib/y", content=b"high" * 1000).symlink("loop", "/loop").add("file")
+    for name, tar in (("low", low), ("high", high)):
+        (tmp_path / f"{name}.tar").write_bytes(bytes(tar))
+    view = MergedView([indexed(tmp_path, "low", low), indexed(tmp_path, "high", high)], [tmp_path / "low.tar", tmp_path / "high.tar"])
+    assert (view.text("/lib/x"), view.text("up/y"), view.text("/nothing"), view.text("/usr")) == (b"low", b"high" * 1000, None, None)
+    lib = view.resolve(b"/lib").place
+    assert lib is not None and [child.path[-1] for child in view.children(lib)] == [b"x", b"y"]
+    missing = view.resolve(b"lib/new/../other/file")
+    assert (missing.path, missing.place, missing.parent.path) == ((b"usr", b"lib", b"other", b"file"), None, (b"usr", b"lib"))
+    for wrong in (b"/loop", b"/loop/x", b"/file/x", b"/file/x/y"):
+        with pytest.raises(InvalidInput, match="leads nowhere"):
+            view.resolve(wrong)

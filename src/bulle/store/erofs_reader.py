@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from bulle.errors import CorruptImage
@@ -20,7 +20,7 @@ class Index:
     """One index, mapped into memory. ``nid`` names an inode, as in the kernel."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         fields = erofs.SUPERBLOCK.unpack_from(self._data, erofs.SUPERBLOCK_OFFSET)
@@ -67,6 +67,10 @@ class Index:
         block = self._data[start + low * erofs.BLOCK : start + (low + 1) * erofs.BLOCK]
         return dict(self._names(block)).get(name)
 
+    def data(self, offset: int, size: int) -> bytes:
+        """Bytes of the index itself: the content of a sparse file."""
+        return self._data[offset : offset + size]
+
     def _names(self, block: bytes) -> list[tuple[bytes, int]]:
         count = erofs.DIRECTORY_ENTRY.unpack_from(block)[1] // 12
         found = [erofs.DIRECTORY_ENTRY.unpack_from(block, 12 * index) for index in range(count)]
@@ -106,35 +110,4 @@ class Index:
         return found
 
     def _damaged(self) -> CorruptImage:
-        return CorruptImage(f"the index {self._path} is damaged", "", "remove the image with `bulle rmi -f` and pull it again")
-
-
-class MergedView:
-    """Several layers as overlayfs shows them; ``indexes`` lowest first. Looks up one path at a time."""
-
-    def __init__(self, indexes: Sequence[Index]) -> None:
-        self._indexes = list(reversed(indexes))
-
-    def lookup(self, path: tuple[bytes, ...]) -> Node | None:
-        """The node that shows at ``path``, no symlink followed; None where nothing is or a layer has removed it."""
-        here = [(index, index.root) for index in self._indexes]
-        found = here[0][0].node(here[0][1]) if here else None
-        for name in path:
-            below: list[tuple[Index, int]] = []
-            found = None
-            for index, directory in here:
-                nid = index.find(directory, name)
-                if nid is None:
-                    continue
-                node = index.node(nid)
-                if not stat.S_ISDIR(node.mode):
-                    found = found if below or node.is_whiteout else node
-                    break
-                found = found or node
-                below.append((index, nid))
-                if node.opaque:
-                    break
-            here = below
-            if not here and found is None:
-                return None
-        return found
+        return CorruptImage(f"the index {self.path} is damaged", "", "remove the image with `bulle rmi -f` and pull it again")

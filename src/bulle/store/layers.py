@@ -29,9 +29,10 @@ from bulle.store.backend import LayerBackend, LayerFiles
 from bulle.store.backends import BACKENDS, choose_backend
 from bulle.store.blobs import BlobStore
 from bulle.store.erofs import write_index
-from bulle.store.erofs_reader import Index, MergedView
+from bulle.store.erofs_reader import Index
 from bulle.store.failures import storage_errors
 from bulle.store.limits import Limits
+from bulle.store.merged_view import MergedView
 from bulle.store.mounting import is_mounted
 from bulle.store.tree import Below, Tree, build_tree
 from bulle.store.workspace import Workspace, remove_tree
@@ -275,7 +276,8 @@ class LayerStore:
     def view(self, diff_ids: Sequence[Digest]) -> Iterator[MergedView]:
         """A stack of layers (lowest first) as overlayfs would show it, to look paths up in."""
         with ExitStack() as cleanup:
-            yield MergedView([_closing(cleanup, Index(path)) for path in self.index(diff_ids)])
+            indexes = [_closing(cleanup, Index(path)) for path in self.index(diff_ids)]
+            yield MergedView(indexes, [self.directory(diff_id) / "tar" for diff_id in diff_ids])
 
     def _files(self, diff_id: Digest, variant: str) -> LayerFiles:
         directory = self.directory(diff_id)
