@@ -23,6 +23,7 @@ from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.images import Images
 from bulle.engine.inspection import container_document
+from bulle.engine.planning import Base
 from bulle.engine.starting import Order
 from bulle.errors import BulleError, Conflict, InvalidInput, StorageFull, Unavailable
 from bulle.linux import process, subordinate_ids
@@ -34,7 +35,7 @@ from bulle.monitor.state import look, read_state
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
 from bulle.spawner import child, client
-from bulle.store import Image, Store
+from bulle.store import Store
 
 _STOP_MARGIN_S = 10.0
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
@@ -79,14 +80,18 @@ class Container:
             return self._recorded_end(state)
         return state
 
-    def start(self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attachment | None:
+    def start(
+        self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0, bound: bool = False, secrets: Sequence[str] = ()
+    ) -> Attachment | None:
         """Start it; with ``attach`` returns the connection that carries its output (and input with ``stdin``). Nothing happens if it runs already.
 
-        ``rows`` and ``columns`` are the size that its terminal begins with (0: unknown).
+        ``rows`` and ``columns`` are the size that its terminal begins with (0: unknown). One that is ``bound`` is killed when the connection is
+        closed. ``secrets`` are more variables of its environment, which are written down nowhere.
         """
         if current_state(self.directory).status == "running":
             return self.attach(stdin=stdin) if attach else None
-        attachment = self._order(self._start_order(attach, rows, columns))
+        order = msgspec.structs.replace(self._start_order(attach, rows, columns), bound=bound)
+        attachment = self._order(msgspec.structs.replace(order, plan=planning.with_environment(order.plan, secrets)) if secrets else order)
         if attach:
             if self.options.auto_remove:
                 attachment.when_exited = lambda: removal.forget(self._database, self.plan)
@@ -297,11 +302,11 @@ class Containers:
         self._store = store
         self._images = images
 
-    def create(self, options: ContainerOptions) -> Container:
-        """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says."""
-        image = self._image(options)
-        kept = planning.with_image(options, image.config.config or ExecutionConfig())
-        if planning.has_own_users(options) and self._store.layers.has_large_ids(image.layers):
+    def create(self, options: ContainerOptions, base: Base | None = None) -> Container:
+        """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it."""
+        base = base or self._base(options)
+        kept = planning.with_image(options, base.config)
+        if planning.has_own_users(options) and self._store.layers.has_large_ids(base.layers):
             raise Unavailable(
                 f"image {options.image} has files of users beyond id 65535", "a container has 65536 ids of its own", "run it with --userns=host"
             )
@@ -312,8 +317,8 @@ class Containers:
         def build(taken: set[int]) -> ContainerRecord:
             own = planning.has_own_users(options)
             first = identities.free_range(self._home, taken) if own and os.geteuid() == 0 else None
-            plan = self._compose(options, image, identifier, first)
-            return ContainerRecord.of(identifier, options.name or names.random_name(), image.id, time.time_ns(), first, kept, plan)
+            plan = self._compose(options, base, identifier, first)
+            return ContainerRecord.of(identifier, options.name or names.random_name(), base.image_id, time.time_ns(), first, kept, plan)
 
         record = self._insert(build, bool(options.name))
         try:
@@ -328,7 +333,7 @@ class Containers:
 
     def plan(self, options: ContainerOptions) -> RunPlan:
         """What ``create`` and ``start`` would do, without doing it."""
-        return self._compose(options, self._image(options), "0" * 64, identities.free_range(self._home, ()))
+        return self._compose(options, self._base(options), "0" * 64, identities.free_range(self._home, ()))
 
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
@@ -339,8 +344,9 @@ class Containers:
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().status == "running"]
 
-    def _image(self, options: ContainerOptions) -> Image:
-        return self._images.for_run(options.image, options.pull, options.platform)
+    def _base(self, options: ContainerOptions) -> Base:
+        image = self._images.for_run(options.image, options.pull, options.platform)
+        return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds)
 
     def _insert(self, build: object, named: bool) -> ContainerRecord:
         for _ in range(20):
@@ -351,18 +357,17 @@ class Containers:
                     raise
         raise Conflict("no free name was found for the container", "", "give it one with --name")
 
-    def _compose(self, options: ContainerOptions, image: Image, identifier: str, first: int | None) -> RunPlan:
+    def _compose(self, options: ContainerOptions, base: Base, identifier: str, first: int | None) -> RunPlan:
         if os.geteuid() == 0:
             users = groups = identities.root_mappings(first) if first is not None else ()
         else:
             users, groups = subordinate_ids.rootless_mappings()
         return planning.compose(
             options,
-            image.config.config or ExecutionConfig(),
+            base,
             container_id=identifier,
             directory=self._home / "containers" / identifier,
-            layers=self._store.layers.plan(image.layers),
-            host_binds=image.host_binds,
+            layers=self._store.layers.plan(base.layers),
             id_mappings=users,
             group_mappings=groups,
         )

@@ -21,9 +21,10 @@ ff02::2\tip6-allrouters
 def make_directory(plan: RunPlan) -> None:
     """The container's host directory: the writable layer's two directories and the files for its /etc."""
     directory = plan.state_host_path
+    writable = plan.root.writable_host_path
     os.mkdir(directory, 0o700)
-    for name in ("root", "root/upper", "root/work"):
-        os.mkdir(f"{directory}/{name}", 0o755)
+    for path in (writable, f"{writable}/upper", f"{writable}/work"):
+        os.mkdir(path, 0o755)
     for path in identity_files(plan):
         _write(path, _identity_text(os.path.basename(path), plan))
 

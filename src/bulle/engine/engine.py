@@ -17,15 +17,18 @@ from bulle.store import Store
 
 
 class Engine:
-    """One home (a host path; by default BULLE_HOME or the user's own place) and what can be done with it."""
+    """One home (a host path; by default BULLE_HOME or the user's own place) and what can be done with it.
+
+    ``store`` and ``database`` are for the rooms above the engine, which build on it.
+    """
 
     def __init__(self, home: Path | str | None = None) -> None:
         self.home = Path(home).absolute() if home is not None else default_home()
         prepare_home(self.home)
-        self._database = Database(self.home)
-        self._store = Store(self.home, self._database)
-        self.images = Images(self._database, self._store)
-        self.containers = Containers(self.home, self._database, self._store, self.images)
+        self.database = Database(self.home)
+        self.store = Store(self.home, self.database)
+        self.images = Images(self.database, self.store)
+        self.containers = Containers(self.home, self.database, self.store, self.images)
 
     def __enter__(self) -> Engine:
         return self
@@ -35,12 +38,12 @@ class Engine:
 
     def close(self) -> None:
         """Close this thread's connection to the database; containers go on."""
-        self._store.close()
-        self._database.close()
+        self.store.close()
+        self.database.close()
 
     def layer_backend(self) -> str:
         """How layers are shown on this machine: ``erofs``, ``loop`` or ``directory``."""
-        return self._store.layers.backend().kind
+        return self.store.layers.backend().kind
 
     def version(self) -> dict[str, Any]:
         """Versions of Bulle, Python and the kernel."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from bulle.errors import InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
 from bulle.linux import capabilities
 from bulle.model.container import ContainerOptions, ExecOptions
+from bulle.model.digest import Digest
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import (
     IdMapping,
@@ -38,24 +41,46 @@ DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 LEVELS = ("container", "chroot")
 
 
+class Base(msgspec.Struct, frozen=True):
+    """What a container stands on: an image (``image_id``), or the layers of a build so far.
+
+    ``writable`` is the host directory of its writable layer, by default inside its own; ``mounts`` and ``volume_layers`` come with the base.
+    """
+
+    layers: tuple[Digest, ...]
+    config: ExecutionConfig = ExecutionConfig()
+    image_id: str = ""
+    host_binds: tuple[str, ...] = ()
+    writable: str = ""
+    mounts: tuple[Mount, ...] = ()
+    volume_layers: tuple[LayerMount, ...] = ()
+
+
 def compose(
     options: ContainerOptions,
-    config: ExecutionConfig,
+    base: Base,
     *,
     container_id: str,
     directory: Path,
     layers: tuple[LayerMount, ...],
-    host_binds: tuple[str, ...],
     id_mappings: tuple[IdMapping, ...],
     group_mappings: tuple[IdMapping, ...],
 ) -> RunPlan:
-    """The plan of one container. ``directory`` is its host directory; the mappings are used where it gets a user namespace of its own."""
+    """The plan of one container on the base's ``layers``. ``directory`` is its host directory.
+
+    The mappings are used where it gets a user namespace of its own.
+    """
+    config = base.config
     isolation = options.isolation or "container"
     if isolation not in LEVELS:
         raise InvalidInput(f"there is no isolation level {isolation!r}", "", f"use one of {', '.join(LEVELS)}")
     own_users = has_own_users(options)
     root = RootFilesystem(
-        layers, str(directory / "root"), read_only=options.read_only or options.hardened, volatile=options.auto_remove, host_binds=host_binds
+        layers,
+        base.writable or str(directory / "root"),
+        read_only=options.read_only or options.hardened,
+        volatile=options.auto_remove,
+        host_binds=base.host_binds,
     )
     return RunPlan(
         container_id=container_id,
@@ -64,7 +89,8 @@ def compose(
         state_host_path=str(directory),
         root=root,
         process=_process(options, config, container_id),
-        mounts=_mounts(options),
+        mounts=_mounts(options, base.mounts),
+        volume_layers=base.volume_layers,
         resources=_resources(options),
         security=_security(options, own_users, id_mappings, group_mappings),
         network=_network(options, isolation),
@@ -126,6 +152,11 @@ def exec_process(plan: RunPlan, options: ExecOptions) -> Process:
 def with_window(plan: RunPlan, rows: int, columns: int) -> RunPlan:
     """The plan with a terminal that begins with this size: the command's first question is how wide it may write."""
     return replace(plan, process=replace(plan.process, rows=rows, columns=columns))
+
+
+def with_environment(plan: RunPlan, variables: Sequence[str]) -> RunPlan:
+    """The plan with more variables in its command's environment."""
+    return replace(plan, process=replace(plan.process, environment=(*plan.process.environment, *variables)))
 
 
 def signal_name(text: str) -> str:
@@ -225,8 +256,8 @@ def _profile(value: str) -> str:
         raise NotFound(f"the seccomp profile {value} cannot be read", os.strerror(error.errno or 0), "give a file, or unconfined") from error
 
 
-def _mounts(options: ContainerOptions) -> tuple[Mount, ...]:
-    mounts = []
+def _mounts(options: ContainerOptions, given: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    mounts = list(given)
     for volume in options.volumes:
         for path, whose in ((volume.host_path, "host"), (volume.container_path, "container")):
             if not path.startswith("/"):

@@ -35,8 +35,8 @@ _PREDECESSOR_PATIENCE_S = 15.0  # longer than a monitor waits for clients that d
 class Order(msgspec.Struct, frozen=True):
     """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
 
-    ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``). ``home`` is a host
-    path.
+    ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``); where it is ``bound``
+    to that client, the container is killed when the client goes away. ``home`` is a host path.
     """
 
     home: str
@@ -44,6 +44,7 @@ class Order(msgspec.Struct, frozen=True):
     attach: bool = False
     interactive: bool = False
     auto_remove: bool = False
+    bound: bool = False
     execute: Process | None = None
     pid: int = 0
 
@@ -99,7 +100,7 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
 
     try:
         driver.require(plan)
-        Store(home, Database(home)).layers.mount(plan.root.layers)
+        Store(home, Database(home)).layers.mount((*plan.root.layers, *plan.volume_layers))
         streams, stdio = (Streams(), no_stdio()) if plan.process.terminal else make_fifos(directory, owner_of_streams(plan), order.interactive)
         try:
             workload = driver.start(plan, stdio, sibling=for_parent, meanwhile=meanwhile)

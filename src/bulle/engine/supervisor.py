@@ -181,7 +181,7 @@ def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
     watching = started.supervisor()
     if leash is not None:
         watching.input_ended = leash.drop
-    watching.add_client(caller, Hello(True, True))
+    watching.add_client(caller, Hello(True, True), bound=order.bound)
     _finish(order, started.driver, watching, watching.run())
 
 

@@ -125,7 +125,8 @@ class Network(msgspec.Struct, frozen=True):
 class RunPlan(msgspec.Struct, frozen=True):
     """One run of one container, ready to be realised by the driver named ``isolation``.
 
-    ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files).
+    ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files). ``volume_layers`` are layers that
+    binds among ``mounts`` show parts of: they must stand at their ``host_path`` before it starts.
     """
 
     container_id: str
@@ -135,6 +136,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     root: RootFilesystem
     process: Process
     mounts: tuple[Mount, ...] = ()
+    volume_layers: tuple[LayerMount, ...] = ()
     resources: Resources = Resources()
     security: Security = Security()
     network: Network = Network()

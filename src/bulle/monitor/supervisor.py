@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import termios
@@ -36,11 +37,12 @@ class Detached(Exception):
 class _Client:
     """One attached connection."""
 
-    def __init__(self, connection: socket.socket, hello: Hello | None) -> None:
+    def __init__(self, connection: socket.socket, hello: Hello | None, bound: bool = False) -> None:
         connection.setblocking(False)
         self.connection = connection
         self.reader = FrameReader()
         self.hello = hello
+        self.bound = bound
         self.waiting = bytearray()
 
     def send(self, data: bytes) -> None:
@@ -78,9 +80,9 @@ class Supervisor:
         self.released = False
         """Whether a client has said that the container's row is deleted."""
 
-    def add_client(self, connection: socket.socket, hello: Hello | None) -> None:
-        """Serve one more connection; ``hello`` None means that it will introduce itself."""
-        self._clients[connection.fileno()] = _Client(connection, hello)
+    def add_client(self, connection: socket.socket, hello: Hello | None, *, bound: bool = False) -> None:
+        """Serve one more connection; ``hello`` None means that it will introduce itself. The workload dies with one that it is ``bound`` to."""
+        self._clients[connection.fileno()] = _Client(connection, hello, bound)
 
     def send_all(self, data: bytes) -> None:
         """The same bytes (an event) to every client."""
@@ -283,6 +285,9 @@ class Supervisor:
             if known is client:
                 del self._clients[number]
         client.connection.close()
+        if client.bound:
+            with suppress(OSError):  # it has ended
+                process.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 def wait_status(pidfd: int, kept_status: Callable[[], int] = lambda: -1) -> int:
