@@ -149,6 +149,13 @@ class LayerStore:
         _sync_directory(variant)
         return tree
 
+    def keep(self, diff_ids: Sequence[Digest]) -> None:
+        """Keep layers for this process until the end of :meth:`Store.receiving`, whatever becomes of their image. Raises NotFound."""
+        with self._database.transaction() as connection:
+            for diff_id in diff_ids:
+                if not self._records.lease(connection, diff_id, self._workspace.name):
+                    raise NotFound(f"no such layer: {diff_id}", "its image was removed meanwhile", "pull the image again")
+
     def end_leases(self) -> None:
         """Stop keeping the layers that this process ingested; those of an image stay."""
         with self._database.transaction() as connection:

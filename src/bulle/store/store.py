@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from bulle.model.digest import Digest
 from bulle.records.database import Database
 from bulle.store.backend import Kind, LayerProbe
 from bulle.store.backends import probe_backends
 from bulle.store.blobs import BlobStore
+from bulle.store.build_cache import BuildCache
 from bulle.store.garbage import Collector
 from bulle.store.images import ImageStore
 from bulle.store.layers import LayerStore
@@ -45,6 +47,11 @@ class Store:
         """Images by name and id."""
         return ImageStore(self._database, self.layers, self.blobs, self.gc)
 
+    @cached_property
+    def build_cache(self) -> BuildCache:
+        """Layers by what they were made from."""
+        return BuildCache(self._database, self._workspace, self.gc)
+
     def gc(self) -> int:
         """Remove what no image, container or living process needs; returns the bytes that the disk got back."""
         return Collector(self.home, self._database, self._workspace).collect()
@@ -52,6 +59,12 @@ class Store:
     def probe(self) -> dict[Kind, LayerProbe]:
         """Which ways to show layers work here, and why others do not: for doctor. Ways after the first that works are not tried."""
         return probe_backends(self.home, self._workspace)
+
+    def build_mounts(self, name: str) -> Path:
+        """The host directory that keeps what ``RUN --mount=type=cache`` of this name holds from one build to the next; made when missing."""
+        path = self.home / "build-mounts" / Digest.of(name.encode()).encoded[:32]
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
 
     def temporary_directory(self) -> Path:
         """A new empty host directory for this process's large files; what a killed process leaves of it is collected by :meth:`gc`."""
