@@ -9,6 +9,7 @@ below them prints or exits.
     BulleError                      125  500   what failed, why, what to do
     ├── InvalidInput                125  400   an argument, option or value that cannot be right
     │   ├── InvalidReference        125  400   a name of an image that the distribution specification does not allow
+    │   ├── BuildSyntaxError        125  400   a Containerfile that says something which no builder understands, with file and line
     │   └── CorruptImage            125  400   an archive, manifest, layer or digest that is not what it claims to be
     ├── NotFound                    125  404   no such image, container, file
     ├── Conflict                    125  409   a name that is taken, a container that is in the wrong state
@@ -74,6 +75,10 @@ class InvalidInput(BulleError):
 
 class InvalidReference(InvalidInput):
     """A name of an image that the distribution specification does not allow."""
+
+
+class BuildSyntaxError(InvalidInput):
+    """A Containerfile says something that cannot be understood; the brief begins with file and line, the details say what to write instead."""
 
 
 class CorruptImage(InvalidInput):
