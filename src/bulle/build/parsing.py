@@ -76,8 +76,10 @@ def _instruction(statement: Statement, location: Location | None = None) -> Inst
     make = _MAKERS.get(keyword)
     if make is None:
         close = nearest(statement.keyword, KEYWORDS)
-        what = f'unknown instruction "{statement.keyword[:40]}"' if statement.keyword else "a continued line has nothing in it"
-        raise refusal(location, what, f"did you mean {close}?" if close else f"a line begins with one of {', '.join(KEYWORDS)}")
+        if not statement.keyword:
+            raise refusal(location, "the line continues and nothing follows", f"take the {statement.escape} away")
+        remedy = f"did you mean {close}?" if close else f"a line begins with one of {', '.join(KEYWORDS)}"
+        raise refusal(location, f'unknown instruction "{statement.keyword[:40]}"', remedy)
     return make(_Request(statement, location, keyword))
 
 
