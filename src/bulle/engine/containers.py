@@ -304,7 +304,10 @@ class Containers:
 
     def create(self, options: ContainerOptions, base: Base | None = None) -> Container:
         """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it."""
-        base = base or self._base(options)
+        if base is None:
+            base = self._base(options)
+        else:
+            self._store.layers.prepare(base.layers)  # as it was done for an image when that was committed
         kept = planning.with_image(options, base.config)
         if planning.has_own_users(options) and self._store.layers.has_large_ids(base.layers):
             raise Unavailable(

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bulle.errors import InvalidInput, NotFound, Unavailable
+from bulle.linux import user_namespace
+from bulle.linux.subordinate_ids import rootless_mappings
 from bulle.model.digest import Digest, chain_ids
 from bulle.model.image import OCI_LAYER
 from bulle.model.run_plan import LayerMount
@@ -30,6 +32,7 @@ from bulle.store.backends import BACKENDS, choose_backend
 from bulle.store.blobs import BlobStore
 from bulle.store.erofs import write_index
 from bulle.store.erofs_reader import Index
+from bulle.store.extraction import Extraction
 from bulle.store.failures import storage_errors
 from bulle.store.limits import Limits
 from bulle.store.merged_view import MergedView
@@ -67,6 +70,13 @@ class LayerStore:
     def has(self, diff_id: Digest) -> bool:
         """Whether the layer is here."""
         return self._records.get(diff_id) is not None
+
+    def size(self, diff_id: Digest) -> int:
+        """Bytes of a layer's uncompressed tar. Raises NotFound."""
+        row = self._records.get(diff_id)
+        if row is None:
+            raise NotFound(f"no such layer: {diff_id}", "", "pull the image again")
+        return row.size_bytes
 
     def directory(self, diff_id: Digest) -> Path:
         """Where a layer's files are, or would be (host path)."""
@@ -278,6 +288,17 @@ class LayerStore:
         """The indexes of a stack of layers, lowest first (host paths): for who wants to look into an image without mounting it."""
         variants = self.complete(diff_ids)
         return [self._files(diff_id, variants[chain]).index for diff_id, chain in zip(diff_ids, chain_ids(diff_ids), strict=True)]
+
+    def extract(self, diff_id: Digest, target: Path) -> None:
+        """Write the files of one layer into an empty host directory, for somebody to change them."""
+        users, groups = rootless_mappings()
+        files = self._files(diff_id, PLAIN)
+
+        def work() -> None:
+            Extraction(files.index, files.tar, target, os.geteuid() == 0 or len(users) > 1).run()
+
+        with storage_errors(f"the layer {diff_id.short} could not be extracted"):
+            work() if os.geteuid() == 0 else user_namespace.call(users, groups, work)
 
     @contextmanager
     def view(self, diff_ids: Sequence[Digest]) -> Iterator[MergedView]:

@@ -70,7 +70,7 @@ class MergedView:
         for name in path:
             if here is None or not here.is_directory:
                 return None
-            here = self._child(here, name)
+            here = self.child(here, name)
         return here
 
     def resolve(self, path: bytes) -> Resolved:
@@ -97,7 +97,7 @@ class MergedView:
             here = trail[-1]
             if not here.is_directory:
                 raise _leads_nowhere(path, here)
-            child = None if missing else self._child(here, name)
+            child = None if missing else self.child(here, name)
             if child is None:
                 missing.append(name)
             elif stat.S_ISLNK(child.node.mode):
@@ -120,7 +120,7 @@ class MergedView:
         names: set[bytes] = set()
         for number, nid in directory.where:
             names.update(name for name, _, _ in self._indexes[number].entries(nid))
-        found = (self._child(directory, name) for name in sorted(names))
+        found = (self.child(directory, name) for name in sorted(names))
         return [place for place in found if place is not None]
 
     def read(self, place: Place) -> Iterator[bytes]:
@@ -160,7 +160,8 @@ class MergedView:
                 break
         return bytes(content[:limit])
 
-    def _child(self, directory: Place, name: bytes) -> Place | None:
+    def child(self, directory: Place, name: bytes) -> Place | None:
+        """One name in a directory."""
         found: Node | None = None
         where: list[tuple[int, int]] = []
         for number, parent in directory.where:

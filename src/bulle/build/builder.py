@@ -1,0 +1,227 @@
+"""``build``: from a Containerfile and a context to an image of the store.
+
+Called by the command line and by programs. The stages that the result needs run in threads of their own, as many commands at once as there are
+processors; everything that is made on the way is kept for this process until the image is there, and by the build cache afterwards. A build that is
+killed leaves nothing but cached layers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from bulle.build.context import Context, open_context, open_directory
+from bulle.build.graph import PREDEFINED, Graph, Stage, make_graph, platform_arguments, stage_number
+from bulle.build.options import BuildEvent, BuildOptions, Report, silent
+from bulle.build.parsing import parse
+from bulle.build.result import commit
+from bulle.build.sources import HostDirectory, LayersSource, Source
+from bulle.build.stage import Cancelled, StageRun
+from bulle.build.state import StageState, state_of_image
+from bulle.engine import Engine
+from bulle.errors import BulleError, InvalidInput
+from bulle.model.image import Manifest, Platform
+from bulle.registry.documents import parse_platform, this_platform
+from bulle.store import Image
+
+_NANOSECONDS = 1_000_000_000
+_SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build came to: the image, and for each argument that was given and never declared its name."""
+
+    image: Image
+    state: StageState
+    unused_arguments: tuple[str, ...] = ()
+
+
+def build(engine: Engine, options: BuildOptions, *, report: Report = silent, stdin: BinaryIO | None = None, explain: bool = False) -> Built:
+    """Build one image for one platform. ``report`` is called from several threads. Raises BulleError naming file and line."""
+    if len(options.platforms) > 1:
+        raise InvalidInput("a build makes one image for one platform", f"{len(options.platforms)} were asked for", "build them one by one")
+    with engine.store.receiving():
+        try:
+            with open_context(options, engine.store, stdin, lambda text: report(BuildEvent("note", None, text=text))) as context:
+                return _Build(engine, options, report, context, explain).run()
+        except BaseException:
+            engine.store.gc()  # what was made for a step that failed
+            raise
+
+
+class _Build:
+    """The work of one build; its stages' threads share it."""
+
+    def __init__(self, engine: Engine, options: BuildOptions, report: Report, context: Context, explain: bool) -> None:
+        self.engine = engine
+        self.options = options
+        self.report = report
+        self.explain = explain
+        self.now_ns = time.time_ns()
+        self.latest_ns = None if options.source_date_epoch_s is None else options.source_date_epoch_s * _NANOSECONDS
+        if self.latest_ns is not None:
+            self.now_ns = self.latest_ns
+        self._context = context
+        self._given = _given_arguments(options)
+        self._contexts = dict(options.contexts)
+        self._asked: set[str] = set()
+        self._platform = parse_platform(options.platforms[0] if options.platforms else "")
+        self._file = parse(context.text, context.name)
+        platforms = platform_arguments(self._platform, this_platform())
+        self._graph: Graph = make_graph(self._file, options.target, self._given, platforms, self._contexts)
+        self._numbers = {stage.name.lower(): stage.number for stage in self._graph.stages if stage.name}
+        self._results: dict[int, Future[StageState]] = {}
+        self._processors = threading.Semaphore(os.cpu_count() or 1)
+        self._failed = threading.Event()
+        self._used: set[str] = set()
+        self._locks = os.open(engine.home / "run" / "builds.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def run(self) -> Built:
+        """All stages that the target needs, and the image of the target."""
+        for warning in self._file.warnings:
+            self.report(BuildEvent("warning", None, text=warning))
+        needed = self._graph.needed
+        try:
+            with ThreadPoolExecutor(len(needed), "bulle-stage") as pool:
+                ready = threading.Event()
+                for stage in needed:
+                    self._results[stage.number] = pool.submit(self._run_stage, stage, ready)
+                ready.set()
+            state = self._outcome(needed)
+            if self._used:
+                self.engine.store.build_cache.use(sorted(self._used))
+            image = commit(self.engine, state, self.options, self.latest_ns)
+        finally:
+            os.close(self._locks)
+        unused = sorted(set(self._given) - self._asked - PREDEFINED - {"SOURCE_DATE_EPOCH"})
+        return Built(image, state, tuple(unused))
+
+    def _outcome(self, needed: list[Stage]) -> StageState:
+        """The target's state; else the error that was first, not one that it caused elsewhere."""
+        errors = [error for stage in needed if (error := self._results[stage.number].exception()) is not None]
+        for error in errors:
+            if not isinstance(error, Cancelled):
+                raise error
+        return self._results[self._graph.target.number].result()
+
+    def _run_stage(self, stage: Stage, ready: threading.Event) -> StageState:
+        ready.wait()
+        try:
+            return StageRun(self, stage).run()
+        except BaseException:
+            self._failed.set()
+            raise
+        finally:
+            self.engine.database.close()
+
+    def _result(self, number: int) -> StageState:
+        try:
+            return self._results[number].result()
+        except BulleError as error:
+            raise Cancelled("another stage failed", str(error)) from None
+
+    # What stages ask for: see bulle.build.stage.Work.
+
+    def argument(self, name: str) -> str | None:
+        """A build argument that the caller gave."""
+        self._asked.add(name)
+        return self._given.get(name)
+
+    def global_argument(self, name: str) -> str | None:
+        """An argument from before the first FROM, or one that is always there."""
+        return self._graph.global_arguments.get(name)
+
+    def begin(self, stage: Stage) -> StageState:
+        """The state in which a stage begins."""
+        if isinstance(stage.base, int):
+            return self._result(stage.base).copy()
+        platform = parse_platform(stage.platform) if stage.platform else self._platform
+        if stage.base == _SCRATCH:
+            return StageState(platform)
+        return self._state_of(self._image(stage.base, platform, str(stage.beginning.location)))
+
+    def _state_of(self, image: Image) -> StageState:
+        descriptors = Manifest.parse(image.manifest).layers
+        return state_of_image(image, [(one.parsed_digest, one.size, one.media_type) for one in descriptors])
+
+    def _image(self, name: str, platform: Platform, where: str) -> Image:
+        """An image by name, pulled when it must be, its layers kept for this build."""
+        name = self._contexts.get(name, name)
+        name = name.removeprefix("docker-image://")
+        if name.startswith("oci-layout://"):
+            name = f"oci:{name.removeprefix('oci-layout://')}"
+        wanted = "" if platform == this_platform() else str(platform)
+        try:
+            image = self.engine.images.for_run(name, "always" if self.options.pull else "missing", wanted)
+        except BulleError as error:
+            error.args = (f"{where}: {error.brief}", error.details, error.resolution)
+            error.brief = f"{where}: {error.brief}"
+            raise
+        self.engine.store.layers.keep(image.layers)
+        return image
+
+    def source(self, name: str, stage: Stage, cleanup: ExitStack) -> Source:
+        """What ``--from`` names: the context for "", a context by name, a stage, an image."""
+        if not name:
+            return self._context.source
+        directory = self._contexts.get(name, "")
+        if directory and not directory.startswith(("docker-image://", "oci-layout://")):
+            root, _text = open_directory(directory, self.engine.store, None, lambda _text: None, cleanup)
+            return HostDirectory(root, f"the context {name}")
+        number = stage_number(name, stage.number, self._numbers, self._contexts)
+        if number is not None and number < stage.number:
+            layers, binds = self._result(number).layers, self._result(number).host_binds
+        else:
+            image = self._image(name, self._platform, str(stage.beginning.location))
+            layers, binds = list(image.layers), image.host_binds
+        view = cleanup.enter_context(self.engine.store.layers.view(layers))
+        if binds:
+            raise InvalidInput(f"nothing can be copied from {name}", f"its {binds[0]} is this machine's own, in no layer", "copy from the context")
+        return LayersSource(view, name)
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """Be the only one on this home that makes this step; a lock on one byte of a file, which the kernel ends with its owner."""
+        place = int(key[:14], 16)
+        # Of the open file, not of the process: stages are threads. fcntl(2), "Open file description locks"
+        descriptor = os.open(f"/proc/self/fd/{self._locks}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0))
+            yield
+        finally:
+            os.close(descriptor)
+
+    def used(self, key: str) -> None:
+        """Note that a step of the cache is of use."""
+        self._used.add(key)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While a command runs: as many at once as there are processors. Raises when another stage has failed."""
+        with self._processors:
+            if self._failed.is_set():
+                raise Cancelled("another stage failed")
+            yield
+
+
+def _given_arguments(options: BuildOptions) -> dict[str, str]:
+    """``--build-arg NAME=value``, and ``NAME`` alone for the caller's own."""
+    found: dict[str, str] = {}
+    for item in options.arguments:
+        name, equals, value = item.partition("=")
+        if not name:
+            raise InvalidInput(f"--build-arg {item!r} names nothing", "", "write NAME=value, or NAME for the value of your environment")
+        if equals:
+            found[name] = value
+        elif name in options.environment:
+            found[name] = options.environment[name]
+    return found

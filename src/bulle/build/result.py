@@ -1,0 +1,56 @@
+"""The image that a stage is: its config and manifest, and its place in the store under the names that were asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bulle.build.options import BuildOptions
+from bulle.build.state import StageState
+from bulle.engine import Engine
+from bulle.errors import InvalidInput
+from bulle.model.digest import Digest
+from bulle.model.image import OCI_CONFIG, OCI_MANIFEST
+from bulle.model.reference import Reference
+from bulle.store import Image
+
+
+def commit(engine: Engine, state: StageState, options: BuildOptions, latest_ns: int | None) -> Image:
+    """Make the image visible. The same layers and settings give the same image, byte for byte."""
+    if not state.layers:
+        raise InvalidInput("the image would be empty", "no instruction made a layer", "COPY something into it")
+    for item in options.labels:
+        name, _, value = item.partition("=")
+        state.change(labels={**(state.config.labels or {}), name: value})
+    if latest_ns is not None:
+        state.created_ns = latest_ns
+    config = msgspec.json.encode(state.image_config())
+    references = [Reference.parse(tag) for tag in options.tags]
+    for reference in references:
+        if reference.digest is not None:
+            raise InvalidInput(f"{reference.familiar!r} cannot be given to an image", "a digest is not chosen, it follows from the content")
+    layers = [(blob, diff_id) for (blob, _size, _type), diff_id in zip(state.blobs, state.layers, strict=True)]
+    return engine.store.images.commit(manifest(state, config, options), OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
+
+
+def manifest(state: StageState, config: bytes, options: BuildOptions) -> bytes:
+    """The manifest as raw bytes; layers of the base keep the blobs that they came as."""
+    annotations = dict(item.partition("=")[::2] for item in options.annotations)
+    document: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": str(Digest.of(config)), "size": len(config)},
+        "layers": [{"mediaType": _oci(media_type), "digest": str(digest), "size": size} for digest, size, media_type in state.blobs],
+    }
+    if annotations:
+        document["annotations"] = annotations
+    return msgspec.json.encode(document)
+
+
+def _oci(media_type: str) -> str:
+    """A layer's media type in an OCI manifest: Docker's are the same under other names."""
+    from bulle.model.image import LAYER_COMPRESSIONS, OCI_LAYER
+
+    compression = LAYER_COMPRESSIONS.get(media_type, "none")
+    return OCI_LAYER if compression == "none" else f"{OCI_LAYER}+{compression}"

@@ -1,0 +1,124 @@
+"""RUN: the instruction's command in a container of its own on the layers so far, and what it changed as a layer.
+
+The container is one of the engine's, at any isolation level, with the network that was asked for; it stands in the list of containers while it runs,
+is removed when it ends, and dies with the build. Its output is reported as it comes and kept nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from bulle.build.instructions import Run
+from bulle.build.options import BuildOptions
+from bulle.build.state import StageState
+from bulle.build.step_mounts import StepMounts
+from bulle.engine import Engine
+from bulle.engine.changes import keep_changes
+from bulle.engine.drivers import driver_for
+from bulle.engine.planning import Base
+from bulle.errors import BulleError, InvalidInput
+from bulle.isolation.driver import Feature
+from bulle.model.container import ContainerOptions
+from bulle.model.image import ExecutionConfig
+from bulle.monitor import Attachment
+from bulle.monitor.frames import Event, Kind
+from bulle.store import Layer
+from bulle.store.workspace import remove_tree
+
+_CLEANED_WITHIN_S = 30.0
+
+
+def arguments_of(run: Run, shell: tuple[str, ...]) -> tuple[str, ...]:
+    """The words that are executed."""
+    script = run.script
+    if script is not None:
+        return (f"/dev/pipes/{script.name}",)
+    return (*shell, run.command[0]) if run.shell else run.command
+
+
+def network_of(run: Run, options: BuildOptions) -> str:
+    """The network of a step: as the instruction says, else as the build was told; the host's where nobody said anything, until there are bridges."""
+    wanted = run.network or options.network
+    return "host" if wanted in ("", "default") else wanted
+
+
+def execute(
+    engine: Engine,
+    state: StageState,
+    run: Run,
+    arguments: Mapping[str, str],
+    mounts: StepMounts,
+    options: BuildOptions,
+    output: Callable[[bytes], None],
+    latest_ns: int | None,
+) -> Layer:
+    """Run the command; returns the layer. Raises BulleError naming the line where it ends with another exit code than 0."""
+    if not state.layers:
+        raise InvalidInput(
+            f"{run.location}: RUN has nothing to run in", "the stage is empty so far", "begin it with FROM an image, or COPY a program"
+        )
+    mounts.prepare()
+    temporary = engine.store.temporary_directory()
+    try:
+        base = Base(
+            tuple(state.layers),
+            ExecutionConfig(env=state.config.env, user=state.config.user, working_dir=state.config.working_dir, stop_signal="SIGKILL"),
+            host_binds=state.host_binds,
+            writable=str(temporary / "root"),
+            mounts=tuple(mounts.mounts),
+            volume_layers=tuple(mounts.volume_layers),
+        )
+        wanted = ContainerOptions(
+            image=f"build step at {run.location}",
+            command=arguments_of(run, state.shell),
+            entrypoint=(),
+            environment=tuple(f"{name}={value}" for name, value in arguments.items()),
+            network=network_of(run, options),
+            isolation=options.isolation,
+            memory_bytes=options.memory_bytes,
+            shm_bytes=options.shm_bytes,
+            privileged=run.security == "insecure",
+            auto_remove=True,
+        )
+        container = engine.containers.create(wanted, base)
+        try:
+            attachment = container.start(attach=True, bound=True, secrets=mounts.variables)
+        except BaseException:
+            container.remove(force=True)
+            raise
+        assert attachment is not None
+        try:
+            code = _follow(attachment, output)
+        finally:
+            attachment.close()
+        if code is None:
+            raise BulleError(f"{run.location}: the step was lost", "its monitor was killed", "build again")
+        if code:
+            shown = run.command[0].strip().partition("\n")[0] if run.shell else " ".join(run.command)
+            raise BulleError(f"{run.location}: RUN ended with exit code {code}", shown[:200], "its output is above")
+        if Feature.OWN_PROCESSES not in driver_for(container.plan.isolation, engine.home).probe().features:
+            _wait_until_cleaned(container.plan.state_host_path)
+        return keep_changes(engine.store, container.plan, latest_ns=latest_ns)
+    finally:
+        remove_tree(temporary)
+
+
+def _follow(attachment: Attachment, output: Callable[[bytes], None]) -> int | None:
+    while (received := attachment.receive()) is not None:
+        kind, payload = received
+        if kind in (Kind.STDOUT, Kind.STDERR):
+            output(payload)
+        elif kind == Kind.EVENT and (happened := msgspec.json.decode(payload, type=Event)).event == "exited":
+            return happened.exit_code
+    return None
+
+
+def _wait_until_cleaned(directory: str) -> None:
+    """Where processes can outlive the first one, until the monitor has ended them: they might still be writing."""
+    deadline = time.monotonic() + _CLEANED_WITHIN_S
+    while os.path.exists(directory) and time.monotonic() < deadline:
+        time.sleep(0.005)
