@@ -22,7 +22,7 @@ from bulle.build.context import Context, open_context, open_directory
 from bulle.build.graph import PREDEFINED, Graph, Stage, make_graph, platform_arguments, stage_number
 from bulle.build.options import BuildEvent, BuildOptions, Report, silent
 from bulle.build.parsing import parse
-from bulle.build.result import commit
+from bulle.build.result import finish
 from bulle.build.sources import HostDirectory, LayersSource, Source
 from bulle.build.stage import Cancelled, StageRun
 from bulle.build.state import StageState, state_of_image
@@ -99,7 +99,7 @@ class _Build:
             state = self._outcome(needed)
             if self._used:
                 self.engine.store.build_cache.use(sorted(self._used))
-            image = commit(self.engine, state, self.options, self.latest_ns)
+            image = finish(self.engine, state, self.options, self.latest_ns)
         finally:
             os.close(self._locks)
         unused = sorted(set(self._given) - self._asked - PREDEFINED - {"SOURCE_DATE_EPOCH"})

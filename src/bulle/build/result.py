@@ -7,17 +7,21 @@ from typing import Any
 import msgspec
 
 from bulle.build.options import BuildOptions
+from bulle.build.outputs import write_output
 from bulle.build.state import StageState
 from bulle.engine import Engine
 from bulle.errors import InvalidInput
 from bulle.model.digest import Digest
-from bulle.model.image import OCI_CONFIG, OCI_MANIFEST
+from bulle.model.image import LAYER_COMPRESSIONS, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from bulle.model.reference import Reference
 from bulle.store import Image
 
 
-def commit(engine: Engine, state: StageState, options: BuildOptions, latest_ns: int | None) -> Image:
-    """Make the image visible. The same layers and settings give the same image, byte for byte."""
+def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: int | None) -> Image:
+    """The image, visible in the store unless it goes elsewhere only, and written where it was asked for.
+
+    The same layers and settings give the same image, byte for byte.
+    """
     if not state.layers:
         raise InvalidInput("the image would be empty", "no instruction made a layer", "COPY something into it")
     for item in options.labels:
@@ -31,7 +35,28 @@ def commit(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
         if reference.digest is not None:
             raise InvalidInput(f"{reference.familiar!r} cannot be given to an image", "a digest is not chosen, it follows from the content")
     layers = [(blob, diff_id) for (blob, _size, _type), diff_id in zip(state.blobs, state.layers, strict=True)]
-    return engine.store.images.commit(manifest(state, config, options), OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
+    raw = manifest(state, config, options)
+    if not options.outputs or any(output.type == "image" for output in options.outputs):
+        image = engine.store.images.commit(raw, OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
+    else:
+        image = Image(
+            id=str(Digest.of(config)),
+            manifest_digest=str(Digest.of(raw)),
+            manifest_media_type=OCI_MANIFEST,
+            manifest=raw,
+            config_raw=config,
+            config=state.image_config(),
+            created_at_ns=state.created_ns,
+            size_bytes=sum(engine.store.layers.size(layer) for layer in state.layers),
+            layers=tuple(state.layers),
+            blob_digests=tuple(blob for blob, _ in layers),
+            references=(),
+            host_binds=state.host_binds,
+        )
+    for output in options.outputs:
+        if output.type != "image":
+            write_output(engine, image, output, tuple(references))
+    return image
 
 
 def manifest(state: StageState, config: bytes, options: BuildOptions) -> bytes:
@@ -50,7 +75,5 @@ def manifest(state: StageState, config: bytes, options: BuildOptions) -> bytes:
 
 def _oci(media_type: str) -> str:
     """A layer's media type in an OCI manifest: Docker's are the same under other names."""
-    from bulle.model.image import LAYER_COMPRESSIONS, OCI_LAYER
-
     compression = LAYER_COMPRESSIONS.get(media_type, "none")
     return OCI_LAYER if compression == "none" else f"{OCI_LAYER}+{compression}"

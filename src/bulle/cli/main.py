@@ -45,6 +45,7 @@ CONTAINER_VERBS = {
     "wait": "lifecycle:wait",
 }
 IMAGE_VERBS = {
+    "build": "building:build",
     "load": "image_transfer:load",
     "pull": "image_transfer:pull",
     "save": "image_transfer:save",
