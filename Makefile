@@ -8,7 +8,7 @@ PYTHON := .venv/bin/python
 BUILT_FROM := pyproject.toml README.md tools/venv.sh $(wildcard hatch_build.py native/*)
 ARGUMENTS ?=
 
-.PHONY: help demo test test-unit check bench bench-write reference packages packages-demo packages-test clean
+.PHONY: help demo test test-unit check bench bench-write reference packages packages-bench packages-demo packages-test clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -17,6 +17,9 @@ packages: packages-test
 
 packages-demo:
 	@bash tools/packages.sh demo
+
+packages-bench:
+	@bash tools/packages.sh bench
 
 packages-test:
 	@bash tools/packages.sh test
@@ -45,10 +48,10 @@ check: .venv/dev.stamp
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m pytest tests/style $(ARGUMENTS)
 
-bench: packages-test .venv/dev.stamp
+bench: packages-bench .venv/dev.stamp
 	@$(PYTHON) bench/run.py $(ARGUMENTS)
 
-bench-write: packages-test .venv/dev.stamp
+bench-write: packages-bench .venv/dev.stamp
 	@$(PYTHON) bench/run.py --write docs/performance.md $(ARGUMENTS)
 
 reference: .venv/dev.stamp

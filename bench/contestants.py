@@ -70,6 +70,34 @@ class Podman:
         return done.stdout
 
 
+@dataclass
+class Buildah:
+    """buildah with storage of its own, and runc below it."""
+
+    directory: Path
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir()
+        (self.directory / "containers.conf").write_text("[containers]\ndefault_ulimits = []\n")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its settings, and nothing of the machine's."""
+        return {"CONTAINERS_CONF": str(self.directory / "containers.conf"), "BUILDAH_RUNTIME": "runc"}
+
+    def command(self, *arguments: str) -> list[str]:
+        """A whole command."""
+        own = ["--root", f"{self.directory}/root", "--runroot", f"{self.directory}/run", "--storage-driver", "overlay"]
+        return [str(program("buildah")), *own, *arguments]
+
+    def __call__(self, *arguments: str) -> str:
+        """Run it, unmeasured."""
+        done = subprocess.run(self.command(*arguments), env={**os.environ, **self.environment}, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"buildah {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+
 def docker_command(docker: peers.Docker, *arguments: str) -> list[str]:
     """A whole command of the docker client."""
     return [str(program("docker")), "--host", f"unix://{docker.socket_path}", *arguments]

@@ -142,7 +142,7 @@ def machine() -> str:
     """What this was measured on, in one paragraph."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = []
-    for name in ("crun", "runc", "dockerd", "podman", "bwrap"):
+    for name in ("crun", "runc", "dockerd", "podman", "buildah", "bwrap"):
         if path := program(name):
             said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
             number = next((word.strip(",") for word in said.split() if word[0].isdigit()), "?")

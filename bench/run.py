@@ -1,4 +1,4 @@
-"""The figures of Bulle beside its peers: ``make bench``, or ``python bench/run.py --only start,ps,library,load,memory --rounds 20``.
+"""The figures of Bulle beside its peers: ``make bench``, or ``python bench/run.py --only start,build --rounds 20``.
 
 Every figure is a median of interleaved rounds on this machine in this run; what is not installed is left out and named. Needs root. Prints Markdown;
 ``--write docs/performance.md`` puts it between that page's two marks.
@@ -18,13 +18,14 @@ from datetime import date
 from pathlib import Path
 
 import figures
+import images
 from contestants import Bulle, Podman
 from measuring import Failed, machine, program
 
 from bulle_testing import leaks, peers, places, tiers
 
 BEGIN, END = "<!-- figures: written by make bench-write -->", "<!-- end of figures -->"
-PARTS = ("start", "library", "ps", "memory", "load")
+PARTS = ("start", "library", "ps", "memory", "load", "build", "pull")
 
 
 @dataclass
@@ -50,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=30, help="rounds of whole commands")
     parser.add_argument("--library-rounds", type=int, default=200, help="calls of bulle.run and rounds of the C floor")
     parser.add_argument("--load-rounds", type=int, default=5, help="loads of the large image")
+    parser.add_argument("--build-rounds", type=int, default=10, help="builds of thirty steps, each of three kinds")
     parser.add_argument("--containers", type=int, default=100, help="running containers for ps and memory")
     parser.add_argument("--write", type=Path, help="page to write the table into")
     return parser.parse_args()
@@ -88,7 +90,7 @@ def write(page: Path, text: str) -> None:
 
 def report(rows: list[Row], details: list[str], options: argparse.Namespace) -> str:
     """The section as Markdown."""
-    names = ("rounds", "library_rounds", "load_rounds", "containers")
+    names = ("rounds", "library_rounds", "load_rounds", "build_rounds", "containers")
     chosen = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
     command = f"make bench-write ARGUMENTS='{chosen}'"
     lines = [f"Measured {date.today().isoformat()} by `{command}` on {machine()}", ""]
@@ -108,6 +110,7 @@ def main() -> int:
     wanted = options.only.split(",")
     parts: dict[str, Callable[[figures.Field, argparse.Namespace], tuple[list[tuple[str, str, str, float | None, float | None]], list[str]]]] = {
         "start": figures.start, "library": figures.library, "ps": figures.many, "memory": figures.alone, "load": figures.load,
+        "build": images.build, "pull": images.pull,
     }  # fmt: skip
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="bulle-bench-", dir=os.environ.get("BULLE_TEST_DIRECTORY", "/var/tmp")))

@@ -18,9 +18,12 @@ tests=(
     erofs-utils:dump.erofs attr:setfattr iputils-ping:ping
 )
 
+benchmarks=(buildah:buildah isal:igzip curl:curl)
+
 case ${1:-} in
     demo) wanted=("${demo[@]}") ;;
-    test | bench) wanted=("${demo[@]}" "${tests[@]}") ;;
+    test) wanted=("${demo[@]}" "${tests[@]}") ;;
+    bench) wanted=("${demo[@]}" "${tests[@]}" "${benchmarks[@]}") ;;
     *) echo "usage: tools/packages.sh demo|test|bench" >&2; exit 2 ;;
 esac
 

@@ -61,12 +61,13 @@ def configure(home: str) -> Configuration:
         entries=ENTRIES,
         interpreter=interpreter_directory(),
         package=os.fsencode(Path(__file__).resolve().parent),
-        spare={"command": 1, "run": 1, "monitor": 1},
+        spare={"command": 1, "run": 1, "build": 1, "monitor": 1},
         kind=kind_of,
         watchers={"start": supervisor.watch},
         rehearsals={
             "command": partial(rehearse_command, home),
             "run": partial(rehearse_run, home),
+            "build": partial(rehearse_build, home),
             "monitor": rehearse_monitor,
             "start": supervisor.rehearse_watch,
         },
@@ -87,14 +88,22 @@ def rehearse_command(home: str) -> None:
 
 
 def kind_of(entry: str, argv: Sequence[bytes]) -> str:
-    """Commands that start a container get a child that has a shell for it."""
-    return "run" if entry == "command" and argv[:1] == [b"run"] else entry
+    """Commands that start a container get a child that has a shell for it, builds one that has read a Containerfile."""
+    return argv[0].decode() if entry == "command" and argv[:1] in ([b"run"], [b"build"]) else entry
 
 
 def rehearse_run(home: str) -> None:
     """As :func:`rehearse_command`, and make ready for a start."""
     rehearse_command(home)
     rehearse_monitor()
+
+
+def rehearse_build(home: str) -> None:
+    """As :func:`rehearse_command`, and read a Containerfile."""
+    from bulle.build.builder import rehearse
+
+    rehearse_command(home)
+    rehearse()
 
 
 def rehearse_monitor() -> None:

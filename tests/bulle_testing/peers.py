@@ -271,8 +271,15 @@ def registry(run_directory: Path) -> Iterator[Registry]:
     """A private registry for this session."""
     tiers.need("docker-registry")
     directory = run_directory / "registry"
-    directory.mkdir()
     leaks.session_places.add(str(directory))
+    with private_registry(directory) as registry:
+        yield registry
+
+
+@contextmanager
+def private_registry(directory: Path) -> Iterator[Registry]:
+    """A registry with everything below ``directory``, for as long as the block lasts."""
+    directory.mkdir()
     port = free_port()
     settings = directory / "config.yml"
     settings.write_text(REGISTRY_SETTINGS.format(directory=directory, port=port))

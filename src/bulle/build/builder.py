@@ -13,18 +13,21 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+import msgspec
+
+from bulle.build.configuring import configure, configures
 from bulle.build.context import Context, open_context, open_directory
+from bulle.build.expansion import expanded
 from bulle.build.graph import PREDEFINED, Graph, Stage, make_graph, platform_arguments, stage_number
 from bulle.build.options import BuildEvent, BuildOptions, Report, silent
 from bulle.build.parsing import parse
-from bulle.build.result import finish
+from bulle.build.result import finish, manifest
 from bulle.build.sources import HostDirectory, LayersSource, Source
-from bulle.build.stage import Cancelled, StageRun
+from bulle.build.stage import Cancelled, Pruned, StageRun
 from bulle.build.state import StageState, state_of_image
 from bulle.engine import Engine
 from bulle.errors import BulleError, InvalidInput
@@ -32,8 +35,26 @@ from bulle.model.image import Manifest, Platform
 from bulle.registry.documents import parse_platform, this_platform
 from bulle.store import Image
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 _NANOSECONDS = 1_000_000_000
 _SCRATCH = "scratch"
+_SAMPLE = """FROM scratch AS sample
+ARG NAME=value
+ENV A=$NAME B="${NAME}"
+LABEL a=b
+WORKDIR /a
+COPY --chown=0:0 a* b ./
+RUN --mount=type=cache,target=/c make && echo $A
+RUN ["a", "b"]
+USER 0
+EXPOSE 80
+VOLUME /v
+STOPSIGNAL TERM
+ENTRYPOINT ["a"]
+CMD b
+"""
 
 
 @dataclass(frozen=True)
@@ -52,10 +73,25 @@ def build(engine: Engine, options: BuildOptions, *, report: Report = silent, std
     with engine.store.receiving():
         try:
             with open_context(options, engine.store, stdin, lambda text: report(BuildEvent("note", None, text=text))) as context:
-                return _Build(engine, options, report, context, explain).run()
+                try:
+                    return _Build(engine, options, report, context, explain).run()
+                except Pruned:
+                    return _Build(engine, options, report, context, explain).run()
         except BaseException:
             engine.store.gc()  # what was made for a step that failed
             raise
+
+
+def rehearse() -> None:
+    """What every build does before its first step, without an effect: so that a process made ready ahead of time has done it once."""
+    file = parse(_SAMPLE, "Containerfile")
+    make_graph(file, "", {}, platform_arguments(this_platform(), this_platform()), {})
+    state = StageState(this_platform())
+    for instruction in file.instructions:
+        done = expanded(instruction, {"NAME": "value"})
+        if configures(done):
+            configure(state, done)
+    manifest(state, msgspec.json.encode(state.image_config()), BuildOptions())
 
 
 class _Build:
@@ -89,39 +125,50 @@ class _Build:
         """All stages that the target needs, and the image of the target."""
         for warning in self._file.warnings:
             self.report(BuildEvent("warning", None, text=warning))
-        needed = self._graph.needed
         try:
-            with ThreadPoolExecutor(len(needed), "bulle-stage") as pool:
-                ready = threading.Event()
-                for stage in needed:
-                    self._results[stage.number] = pool.submit(self._run_stage, stage, ready)
-                ready.set()
-            state = self._outcome(needed)
-            if self._used:
-                self.engine.store.build_cache.use(sorted(self._used))
+            state = self._run_stages(self._graph.target, [stage for stage in self._graph.needed if stage is not self._graph.target])
+            self.engine.store.build_cache.use(sorted(self._used))
             image = finish(self.engine, state, self.options, self.latest_ns)
         finally:
             os.close(self._locks)
         unused = sorted(set(self._given) - self._asked - PREDEFINED - {"SOURCE_DATE_EPOCH"})
         return Built(image, state, tuple(unused))
 
-    def _outcome(self, needed: list[Stage]) -> StageState:
-        """The target's state; else the error that was first, not one that it caused elsewhere."""
-        errors = [error for stage in needed if (error := self._results[stage.number].exception()) is not None]
-        for error in errors:
-            if not isinstance(error, Cancelled):
-                raise error
-        return self._results[self._graph.target.number].result()
+    def _run_stages(self, target: Stage, others: list[Stage]) -> StageState:
+        """The target in this thread, the others in theirs. Raises the error that was first, not one that it caused elsewhere."""
+        if not others:
+            return self._run_stage(target)
+        from concurrent.futures import ThreadPoolExecutor  # a build of one stage does without
 
-    def _run_stage(self, stage: Stage, ready: threading.Event) -> StageState:
-        ready.wait()
+        with ThreadPoolExecutor(len(others), "bulle-stage") as pool:
+            ready = threading.Event()
+
+            def run(stage: Stage) -> StageState:
+                ready.wait()
+                try:
+                    return self._run_stage(stage)
+                finally:
+                    self.engine.database.close()  # this thread's connection
+
+            for stage in others:
+                self._results[stage.number] = pool.submit(run, stage)
+            ready.set()
+            try:
+                state: StageState | BaseException = self._run_stage(target)
+            except BaseException as error:  # noqa: BLE001 - raised below, unless another one caused it
+                state = error
+        found = [self._results[stage.number].exception() for stage in others]
+        errors = [error for error in (*found, state) if isinstance(error, BaseException)]
+        if isinstance(state, BaseException) or errors:
+            raise next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
+        return state
+
+    def _run_stage(self, stage: Stage) -> StageState:
         try:
             return StageRun(self, stage).run()
         except BaseException:
             self._failed.set()
             raise
-        finally:
-            self.engine.database.close()
 
     def _result(self, number: int) -> StageState:
         try:

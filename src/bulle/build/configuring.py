@@ -122,6 +122,11 @@ def configure(state: StageState, instruction: Instruction) -> None:
     state.note(_ACTIONS[type(instruction)](state, instruction), empty=True)
 
 
+def configures(instruction: Instruction) -> bool:
+    """Whether an instruction is of that kind."""
+    return type(instruction) in _ACTIONS
+
+
 def names() -> Mapping[str, type[Instruction]]:
     """The instructions of that kind by keyword, for ``commit --change``."""
     return {kind.keyword: kind for kind in _ACTIONS}

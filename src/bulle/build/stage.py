@@ -61,6 +61,10 @@ class Cancelled(BulleError):
     """Another stage failed first."""
 
 
+class Pruned(BulleError):
+    """A layer from the cache was pruned before it was kept: the build begins anew."""
+
+
 @dataclass
 class StageRun:
     """One stage of one build."""
@@ -68,6 +72,7 @@ class StageRun:
     work: Work
     stage: Stage
     arguments: dict[str, str] = field(default_factory=dict)
+    _taken: list[Digest] = field(default_factory=list)
     _number: int = 0
     _total: int = 0
     state: StageState = field(init=False)
@@ -85,6 +90,7 @@ class StageRun:
             self._total += sum(isinstance(instruction, _STEPS) for instruction in triggers)
         for instruction in (*triggers, *instructions):
             self._carry_out(instruction)
+        self._keep_taken()
         return self.state
 
     def _trigger(self, text: str) -> Instruction:
@@ -220,13 +226,21 @@ class StageRun:
                 with work.locked(key):
                     row = cache.take(key) if may_use else None
                     if row is None:
+                        self._keep_taken()
                         layer = make(lambda data: work.report(BuildEvent("output", step.step, data)))
                         row = cache.put(key, inputs.parent, inputs.instruction, layer.diff_id, inputs.document)
                 work.report(BuildEvent("done", step.step, seconds=step.seconds))
             else:
                 work.report(BuildEvent("cached", step.step))
+                self._taken.append(Digest(row.diff_id or ""))
             work.used(key)
             self._append(row.diff_id, row.created_at_ns, created_by)
+
+    def _keep_taken(self) -> None:
+        """Before anything is built on layers from the cache, have them kept."""
+        taken, self._taken = self._taken, []
+        if taken and not self.work.engine.store.build_cache.keep(taken):
+            raise Pruned("a layer was pruned while it was built on", "", "build again")
 
     def _append(self, diff_id: str | None, created_at_ns: int, created_by: str) -> None:
         assert diff_id is not None

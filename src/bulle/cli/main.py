@@ -121,8 +121,8 @@ ROOT = VerbGroup(
 
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
-    for name in ("go_template", "progress"):
-        importlib.import_module(f"bulle.cli.{name}")
+    for name in ("cli.go_template", "cli.progress", "build.builder"):
+        importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     for group in (ROOT, container, image, system):
         for name in group.verbs:

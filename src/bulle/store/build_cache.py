@@ -1,7 +1,7 @@
 """The build cache: layers by what they were made from. Shared by all builds of a home, kept until it is pruned.
 
-A row keeps its layer (:mod:`bulle.records.layers`); a layer that a build takes from here is leased to its process at the same moment, so that a prune
-in between takes nothing away from it. What a key is made of is the build's business.
+A row keeps its layer (:mod:`bulle.records.layers`); a build leases what it takes from here before it builds on it, and begins anew where a prune was
+faster. What a key is made of is the build's business.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ class BuildCache:
         self._collect = collect
 
     def take(self, key: str) -> BuildStepRow | None:
-        """The step with this key, its layer kept for this process until the end of :meth:`Store.receiving`; None where there is none."""
-        row = self._records.get(key)
-        if row is None or row.diff_id is None:
-            return row
+        """The step with this key; None where there is none. Its layer is only safe from a prune once :meth:`keep` was told of it."""
+        return self._records.get(key)
+
+    def keep(self, diff_ids: Sequence[Digest]) -> bool:
+        """Keep layers of taken steps for this process until the end of :meth:`Store.receiving`; False where one was pruned meanwhile.
+
+        All at once, because each transaction costs as much as ten lookups.
+        """
         with self._database.transaction() as connection:
-            return row if self._layers.lease(connection, Digest(row.diff_id), self._workspace.name) else None
+            missing = [diff_id for diff_id in diff_ids if not self._layers.lease(connection, diff_id, self._workspace.name)]
+        return not missing
 
     def similar(self, parent: str, instruction: str) -> BuildStepRow | None:
         """What most resembles a step that is not here: the same instruction when it was run last, else another one on the same layers."""
@@ -48,8 +53,9 @@ class BuildCache:
 
     def use(self, keys: Sequence[str]) -> None:
         """Note that these steps are still of use."""
-        with self._database.transaction() as connection:
-            self._records.use(connection, keys, time.time_ns())
+        if keys:
+            with self._database.transaction() as connection:
+                self._records.use(connection, keys, time.time_ns())
 
     def list(self) -> list[BuildStepRow]:
         """Every step, the one used last first."""
