@@ -99,7 +99,7 @@ def pull(field: Field, options: argparse.Namespace) -> tuple[Rows, list[str]]:
     """``pull`` of a Debian image of some 400 MB from a registry on this machine, and the same work by a pipe of small programs."""
     if not program("docker-registry") or not program("skopeo"):
         raise Failed("docker-registry and skopeo are not installed")
-    tar = peers.debian_root("bookworm", LARGE_PACKAGES)
+    tar = peers.debian_root("bookworm", (*LARGE_PACKAGES, "gcc"))
     archive = places.cache_directory() / f"{tar.stem}-image.tar"
     if not archive.exists():
         part = archive.with_suffix(".part")

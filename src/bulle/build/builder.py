@@ -78,7 +78,7 @@ def build(engine: Engine, options: BuildOptions, *, report: Report = silent, std
                 except Pruned:
                     return _Build(engine, options, report, context, explain).run()
         except BaseException:
-            engine.store.gc()  # what was made for a step that failed
+            engine.gc()  # what was made for a step that failed
             raise
 
 

@@ -41,6 +41,15 @@ class Engine:
         self.store.close()
         self.database.close()
 
+    def gc(self) -> int:
+        """Remove what nothing needs any more and what killed processes left; returns the bytes that the disk got back."""
+        from bulle.engine import removal
+
+        freed = self.store.gc()
+        removal.collect_steps(self.home, self.database)
+        removal.collect(self.home, self.database)
+        return freed
+
     def layer_backend(self) -> str:
         """How layers are shown on this machine: ``erofs``, ``loop`` or ``directory``."""
         return self.store.layers.backend().kind

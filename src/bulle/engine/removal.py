@@ -9,9 +9,11 @@ import shutil
 import time
 from pathlib import Path
 
+from bulle.engine.drivers import driver_for
 from bulle.isolation.control_group import ControlGroup
 from bulle.linux import user_namespace
 from bulle.model.run_plan import RunPlan
+from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
 
@@ -57,6 +59,17 @@ def collect(home: Path, database: Database) -> None:
         group.remove()
         group.close()
         shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def collect_steps(home: Path, database: Database) -> None:
+    """Remove the containers of builds that were killed: those whose writable layer was in a workspace that is gone, and that do not run."""
+    for record in ContainerRecords(database).of_image(""):
+        writable = Path(record.plan.root.writable_host_path)
+        if writable.parent.exists() or current_state(record.plan.state_host_path).status == "running":
+            continue
+        forget(database, record.plan)
+        driver_for(record.plan.isolation, home).clean_up(record.plan)
+        remove_directory(record.plan)
 
 
 def _is_locked(path: str) -> bool:
