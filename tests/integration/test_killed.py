@@ -9,7 +9,9 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +21,8 @@ import pytest
 import bulle
 from bulle.build.builder import build
 from bulle.build.options import BuildOptions
-from bulle.errors import NotFound
+from bulle.errors import BulleError, Conflict, NotFound, StorageFull
+from bulle_testing import places
 from bulle_testing.layers import LayerTar
 from bulle_testing.peers import Registry, docker_archive
 from bulle_testing.running import wait_for
@@ -157,3 +160,76 @@ def test_build(engine: bulle.Engine, tmp_path: Path) -> None:
         build(own, BuildOptions(context=str(tmp_path), tags=("killed-build",), network="none"))
 
     kill_in_the_middle(engine, act, prepare, whole_or_absent(engine, "killed-build", base + 2))
+
+
+@pytest.mark.root
+def test_many_at_once_come_to_one_result(engine: bulle.Engine, archive: Path, registry: Registry, tmp_path: Path) -> None:
+    """Four processes pull, build, prune and remove the same things at the same time; nothing breaks, and what is there at the end is whole."""
+    registry.push(f"docker-archive:{archive}", "many:latest")
+    name = f"{registry.address}/many:latest"
+    (tmp_path / "Containerfile").write_text("FROM busybox\nCOPY file /file\nRUN wc -c file > count\nRUN cat count > again\n")
+    (tmp_path / "file").write_bytes(os.urandom(1 << 18))
+    allowed = (NotFound, Conflict)
+
+    def work(own: bulle.Engine, number: int) -> None:
+        for turn in range(8):
+            for act in (
+                lambda: own.images.pull(name),
+                lambda turn=turn: build(own, BuildOptions(context=str(tmp_path), tags=(f"built:{turn}",), network="none")),
+                lambda: own.store.build_cache.prune() if number == 0 else own.gc(),
+                lambda: own.images.remove(name, force=True) if number == 1 else own.gc(),
+            ):
+                with suppress(*allowed):  # removed by another one meanwhile: said, and no harm
+                    act()
+
+    engine.close()
+    children = []
+    for number in range(4):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                with bulle.Engine(engine.home) as own:
+                    work(own, number)
+                code = 0
+            except BaseException:  # noqa: BLE001 - shown, and told by the exit code
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    inspect(engine)
+    engine.images.pull(name)
+    ids = {engine.images.get(f"built:{turn}").id for turn in range(8)}
+    for built in ids:
+        command = [*places.command_line(), "run", "--rm", built, "cat", "again"]
+        assert subprocess.run(command, env=places.environment(engine.home), capture_output=True).stdout.split()[0] == str(1 << 18).encode()
+    engine.close()
+
+
+@pytest.mark.root
+def test_a_full_disk_in_the_middle_of_a_build(run_directory: Path, busybox_image: Path, tmp_path: Path) -> None:
+    """One sentence, and the images are as they were."""
+    disk = run_directory / "small-disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)], check=True)
+    try:
+        home = disk / "home"
+        home.mkdir(mode=0o700)
+        with bulle.Engine(home) as engine:
+            engine.images.load(busybox_image)
+            before = [image.id for image in engine.images.list()]
+            for text in ("RUN dd if=/dev/zero of=/large bs=1M count=30", "COPY large /"):
+                (tmp_path / "Containerfile").write_text(f"FROM busybox\n{text}\n")
+                (tmp_path / "large").write_bytes(os.urandom(30 << 20))
+                with pytest.raises(BulleError) as caught:
+                    build(engine, BuildOptions(context=str(tmp_path), tags=("large",), network="none"))
+                if text.startswith("COPY"):
+                    assert isinstance(caught.value, StorageFull)
+                assert [image.id for image in engine.images.list()] == before
+            inspect(engine)
+            (tmp_path / "Containerfile").write_text("FROM busybox\nRUN echo small > /small\n")
+            build(engine, BuildOptions(context=str(tmp_path), tags=("small",), network="none"))
+        places.close_home(home)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
