@@ -71,6 +71,7 @@ class PathPattern:
     def _walk(self, path: str) -> bool:
         """The same as the regular expression, all ways at once: the work is the length of the path times that of the pattern."""
         places = self._entered(0)
+        singles = [re.compile(expression, re.DOTALL).fullmatch for _, expression in self._parts]
         for character in path:
             after: set[int] = set()
             for place in places:
@@ -78,7 +79,7 @@ class PathPattern:
                 index = ~place if place < 0 else place
                 if index == len(self._parts):
                     continue
-                kind, expression = self._parts[index]
+                kind, _ = self._parts[index]
                 if kind == _DEEP:
                     if place < 0:
                         after.add(place)
@@ -86,7 +87,7 @@ class PathPattern:
                             after |= self._entered(index + 1)
                 elif kind == _REST or (kind == _STAR and character != "/"):
                     after |= self._entered(index)
-                elif kind == _NAME and re.fullmatch(expression, character, re.DOTALL):
+                elif kind == _NAME and singles[index](character):
                     after |= self._entered(index + 1)
             places = after
         return len(self._parts) in places

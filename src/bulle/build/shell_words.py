@@ -20,6 +20,7 @@ _DEEPEST = 50
 # A value that grows by substitution (${x//a/aaaa…} and again) stops here, far above what an environment can carry.
 _LONGEST = 1 << 20
 _SPECIAL = "@*#?-$!0"
+_OPERATORS = ("-", "+", "?", ":-", ":+", ":?", "#", "%")
 
 
 class WordError(ValueError):
@@ -206,14 +207,17 @@ class Lexer:
             return self._replaced(name)
         if operator == ":":
             operator += self._next()
-        if operator not in ("-", "+", "?", ":-", ":+", ":?", "#", "%"):
-            if not operator:
-                raise WordError("a } is missing")
-            raise WordError(f"${{{name} is followed by {operator}; there are :- - :+ + :? ? # ## % %% / and //")
+        if not operator:
+            raise WordError("a } is missing")
+        unknown = WordError(f"${{{name} is followed by {operator}; there are :- - :+ + :? ? # ## % %% / and //")
+        if operator[0] not in ":-+?#%" or operator in (":#", ":%"):
+            raise unknown
         word, _ = self._until("}", operator in "#%")
         value = self._look_up(name)
         if value is None and self._keep_unset:
             return f"${{{name}{operator}{word}}}"
+        if operator not in _OPERATORS:
+            raise unknown
         return _modified(name, operator, word, value)
 
     def _replaced(self, name: str) -> str:

@@ -20,7 +20,7 @@ _DIRECTIVES = ("syntax", "escape", "check")
 _DIRECTIVE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9]*")
 _ASCII_SPACE = "\t\n\f\r "
 _WITH_HEREDOCS = ("ADD", "COPY", "RUN")
-_HEREDOC = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]+)")
+_HEREDOC = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]*)")
 _LEADING_TABS = re.compile(r"^\t+", re.MULTILINE)
 
 
@@ -84,7 +84,7 @@ def read(text: bytes | str, name: str, *, first_line: int = 1, directives: bool 
 def parse_heredoc(word: str) -> tuple[str, bool, bool, int] | None:
     """Name, whether its content is expanded, whether tabs are stripped, and descriptor of ``<<EOF``; None for other words. Raises WordError."""
     match = _HEREDOC.fullmatch(word)
-    if match is None:
+    if match is None or not match[3]:
         return None
     plain = Lexer(match[3], {}, keep_unset=True).words()
     if len(plain) != 1:
@@ -124,7 +124,7 @@ class _Reader:
 
     def _read_directive(self, line: str) -> None:
         key, equals, value = line[1:].partition("=")
-        key, value = key.lstrip(SPACE).rstrip(_ASCII_SPACE), value.strip(_ASCII_SPACE)
+        key, value = key.lstrip(SPACE).rstrip(_ASCII_SPACE), value.strip(_ASCII_SPACE) or value[-1:]
         name = key.lower()
         if not (line.startswith("#") and equals and value and _DIRECTIVE_NAME.fullmatch(key) and name in _DIRECTIVES):
             self._directives_over = True
