@@ -22,6 +22,10 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
+EMPTY_MEDIA_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
+"""What stands where an artifact must have a config and has none."""
+
 INDEX_MEDIA_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_MEDIA_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIG_MEDIA_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
@@ -79,7 +83,7 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """One image for one platform: its config and its layers, lowest first."""
+    """One image for one platform: its config and its layers, lowest first. An artifact is a manifest too; ``subject`` is what it speaks of."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
@@ -87,6 +91,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     media_type: str = ""
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
+    subject: Descriptor | None = None
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:

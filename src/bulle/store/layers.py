@@ -71,6 +71,11 @@ class LayerStore:
         """Where a layer's files are, or would be (host path)."""
         return self._root / diff_id.algorithm / diff_id.encoded
 
+    def keep(self, diff_id: Digest) -> bool:
+        """Whether the layer is here; with its blobs it then stays until the end of :meth:`Store.receiving`."""
+        with self._database.transaction() as connection:
+            return self._records.lease(connection, diff_id, self._workspace.name)
+
     def ingest(
         self,
         chunks: Iterable[bytes],
