@@ -47,6 +47,7 @@ CONTAINER_VERBS = {
 IMAGE_VERBS = {
     "load": "image_transfer:load",
     "pull": "image_transfer:pull",
+    "push": "image_transfer:push",
     "save": "image_transfer:save",
     "tag": "images:tag",
 }
@@ -61,6 +62,9 @@ VERBS = {
     "image": "main:image",
     "images": "images:images",
     "inspect": "inspection:inspect",
+    "login": "login:login",
+    "logout": "login:logout",
+    "manifest": "main:manifest",
     "ps": "processes:ps",
     "rmi": "images:remove",
     "system": "main:system",
@@ -84,10 +88,24 @@ image = VerbGroup(
     verbs={
         **IMAGE_VERBS,
         "inspect": "inspection:inspect_image",
+        "referrers": "manifests:referrers",
         **dict.fromkeys(("ls", "list"), "images:images"),
         **dict.fromkeys(("rm", "remove"), "images:remove"),
     },
     hidden=("list", "remove"),
+)
+manifest = VerbGroup(
+    "manifest",
+    help="Manage indexes: several images under one name, one for each platform.",
+    verbs={
+        "add": "manifests:add",
+        "annotate": "manifests:annotate",
+        "create": "manifests:create",
+        "inspect": "manifests:inspect",
+        "push": "manifests:push",
+        "remove": "manifests:remove",
+        "rm": "manifests:delete",
+    },
 )
 system = VerbGroup("system", help="Manage Bulle.", verbs=SYSTEM_VERBS)
 
@@ -123,7 +141,7 @@ def preload() -> None:
     for name in ("go_template", "progress"):
         importlib.import_module(f"bulle.cli.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, container, image, system):
+    for group in (ROOT, container, image, manifest, system):
         for name in group.verbs:
             command = group.get_command(context, name)
             if isinstance(command, Verb):

@@ -12,6 +12,8 @@ from typing import Any
 from bulle.engine.containers import Containers
 from bulle.engine.home import default_home, prepare_home
 from bulle.engine.images import Images
+from bulle.engine.indexes import Indexes
+from bulle.engine.registries import Registries
 from bulle.records.database import Database
 from bulle.store import Store
 
@@ -25,6 +27,8 @@ class Engine:
         self._database = Database(self.home)
         self._store = Store(self.home, self._database)
         self.images = Images(self._database, self._store)
+        self.indexes = Indexes(self._database, self._store, self.images)
+        self.registries = Registries()
         self.containers = Containers(self.home, self._database, self._store, self.images)
 
     def __enter__(self) -> Engine:
