@@ -1,8 +1,9 @@
 """Sending one blob to one repository: not at all where it is there, mounted from another repository where the registry can, else uploaded.
 
 Distribution specification, "pushing blobs". A large blob goes in one PATCH, so that what arrived before a broken connection counts: the registry is
-asked how much that was, and the rest follows. A registry that takes no such body is given smaller ones, and at last a single PUT. Called by
-``destination``, from several threads; what a blob is and whence it comes is the caller's business.
+asked how much that was, and the rest follows (registries of the line of ``distribution`` 2 have then cancelled the upload, and get it from the
+start). A registry that takes no such body is given smaller ones, and at last a single PUT. Called by ``destination``, from several threads; what a
+blob is and whence it comes is the caller's business.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class _Refused(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+class _Lost(Exception):
+    """The registry has forgotten the upload: many cancel one of which a part arrived that they did not acknowledge."""
 
 
 class Upload:
@@ -140,11 +145,13 @@ class Upload:
                 if refusal.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and len(pieces) > 1:
                     pieces.pop(0)
                 elif pieces and refusal.status in _NO_PATCH and not restarts:
-                    restarts += 1  # it may have lost the upload, or what was left of a broken one arrived late: once more from the start
+                    restarts += 1  # what was left of a broken request may have arrived late: once more from the start
                 elif pieces and refusal.status in _NO_PATCH:
                     pieces.clear()
                 else:
                     raise RegistryFailure(f"cannot push {self._what}", f"{self._client.host} answers {refusal.status} to a blob") from None
+            except _Lost:
+                self._place = ""
             except TemporaryFailure as failure:
                 self._place = ""
                 self._wait(failure)
@@ -203,14 +210,14 @@ class Upload:
             response, place = self._exchange("GET", self._place, allowed=frozenset({404, 405, 416}))
             discard(response)
             if response.status not in (HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT):
-                raise _Refused(HTTPStatus.NOT_FOUND)
+                raise _Lost
             with suppress(RegistryFailure):
                 self._place = self._location(response, place)
             return self._received(response) or 0
 
         position = self._client.repeat(attempt, self._what)
         if position > self._blob.size:
-            raise _Refused(HTTPStatus.NOT_FOUND)
+            raise _Lost
         return position
 
     def _commit(self) -> None:
