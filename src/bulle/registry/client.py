@@ -252,8 +252,9 @@ class Client:
 
     def _trust(self, netloc: str) -> Trust:
         """What makes a host believed: what the user said of it, no more for the places that it sends us to."""
-        trust = self._configuration.trust(netloc)
-        return replace(trust, verify=False) if netloc in self._configuration.insecure_registries else trust
+        name = self.host if netloc == self._address else netloc  # docker.io has another address than its name
+        trust = self._configuration.trust(name)
+        return replace(trust, verify=False) if name in self._configuration.insecure_registries else trust
 
     def _find_base(self) -> SplitResult:
         """The registry's address: https, or plain http where that is allowed and https does not answer."""
@@ -261,9 +262,7 @@ class Client:
             if self._base is None:
                 secure = urlsplit(f"https://{self._address}")
                 self._reach = self._measure_reach(secure)
-                self._base = secure
-                if self._plain_allowed:
-                    self._base = self._plain_or_secure(secure)
+                self._base = self._plain_or_secure(secure) if self._plain_allowed else secure
             return self._base
 
     def _plain_or_secure(self, secure: SplitResult) -> SplitResult:
