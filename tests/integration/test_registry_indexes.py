@@ -109,6 +109,7 @@ def test_what_is_refused(bulle: Any, images: list[str]) -> None:
         done = bulle("manifest", *arguments)
         assert done.returncode == 1, arguments
         assert words in done.stderr
+    assert "bulle manifest push there:1" in bulle("push", "there:1").stderr
     assert json.loads(bulle("manifest", "inspect", "there:1").stdout)["manifests"] == []
     bulle("manifest", "create", "--amend", "there:1", *images, check=True)
     assert len(json.loads(bulle("manifest", "inspect", "there:1").stdout)["manifests"]) == 2

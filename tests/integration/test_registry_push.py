@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from bulle.registry.remote import fallback_tag
 from bulle_testing import guarded, places, tiers
 from bulle_testing.guarded import HTPASSWD, IDENTITY, PASSWORD, USER, breaking_wire, docker_registry, requests_of, token_service
 from bulle_testing.peers import Registry
-from bulle_testing.registry_server import Answer, registry_server
+from bulle_testing.registry_server import CONFIG, LAYER, Answer, descriptor, registry_server
 
 LARGE_BYTES = 32 << 20
 MIB = 1 << 20
@@ -277,7 +280,7 @@ def test_a_broken_download_goes_on_where_it_broke(engine: library.Engine, regist
 def test_a_wire_that_always_breaks_ends_the_push(
     engine: library.Engine, registry: Registry, large_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bulle.registry.client.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("bulle.registry.client._WAIT_LIMIT_S", 0.01)
     with breaking_wire(registry.port, cut_up=1, cuts=1000) as wire, pytest.raises(RegistryFailure):
         engine.images.push(large_image, f"{wire.address}/broken/always:1")
 
@@ -613,3 +616,39 @@ def test_nothing_is_asked_before_it_is_needed() -> None:
 
     with Destination(Reference.parse("127.0.0.1:1/x:1"), SourceConfiguration()):
         pass
+
+
+def test_giving_up_ends_at_once(bulle: Any, tmp_path: Path) -> None:
+    """Two layers that come slowly: Ctrl-C does not wait for their ends, and leaves nothing."""
+    with registry_server() as server:
+        layers = [random.randbytes(MIB), random.randbytes(MIB)]
+        config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(layer)) for layer in layers]}}
+        encoded = json.dumps(config).encode()
+        server.add_image(layers[0], config=descriptor(encoded, CONFIG), layers=[descriptor(layer, LAYER) for layer in layers])
+        server.add_blob(encoded)
+        slow = {f"/v2/image/blobs/{Digest.of(layer)}" for layer in layers}
+
+        def handler(request: Any) -> Answer | None:
+            if request.path not in slow:
+                return None
+            request.send_response(200)
+            request.send_header("Content-Length", str(MIB))
+            request.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(1200):
+                    request.wfile.write(b"x" * 16)
+                    request.wfile.flush()
+                    time.sleep(0.05)
+            return Answer(b"")
+
+        server.handler = handler
+        process = bulle.start("pull", f"{server.address}/image", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while not slow <= {path for path, _ in server.requests} and time.monotonic() < deadline:
+            time.sleep(0.02)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode in (130, -signal.SIGINT)
+        assert time.monotonic() - began < 5
+        assert bulle("images", "-q").stdout == ""

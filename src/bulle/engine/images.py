@@ -88,7 +88,7 @@ class Images:
         ``compression`` (``gzip``, ``zstd``, ``none``) is for layers that were made here. Raises NotFound, Conflict, RegistryFailure,
         AuthenticationFailed, InvalidInput.
         """
-        image, known_as = self._find(name)
+        image, known_as = self._pushed_image(name)
         reference = _destination(known_as, destination)
         if not destination and reference.canonical not in image.references:
             raise InvalidInput(f"{name} says not where it is to be pushed", "it is an id", "name the destination too, or push one of its names")
@@ -110,6 +110,12 @@ class Images:
                 self._push(self.get(f"{wanted.repository}:{tag}"), Reference(target.domain, target.path, tag), compression, configuration)
                 for tag in tags
             ]
+
+    def _pushed_image(self, name: str) -> tuple[Image, str]:
+        with suppress(InvalidReference):
+            if self._store.indexes.has(Reference.parse(name)):
+                raise InvalidInput(f"{name} is an index", "it goes out with all its images", f"push it with `bulle manifest push {name}`")
+        return self._find(name)
 
     def _push(self, image: Image, reference: Reference, compression: Compression, configuration: SourceConfiguration) -> Pushed:
         from bulle.engine.pushing import Push
@@ -188,7 +194,7 @@ class Images:
 
         Raises Conflict when a container was made from it; ``force`` does it all the same unless that container runs.
         """
-        image, known_as = self._find(name)
+        image, known_as = self._pushed_image(name)
         for container in self._containers.of_image(image.id) if force else ():
             if current_state(container.plan.state_host_path).status == "running":
                 raise Conflict(
@@ -249,7 +255,7 @@ class Images:
         try:
             images = list_(source.images())
             for image in images:
-                self._ingest(image)
+                self._ingest(image, source.stopped.set if source.stopped is not None else lambda: None)
             committed = [
                 self._store.images.commit(
                     image.manifest,
@@ -280,7 +286,7 @@ class Images:
         except BulleError as error:
             source.progress(Progress("step", str(image.manifest_digest), message=f"not all that refers to it could be fetched: {error}"))
 
-    def _ingest(self, image: RemoteImage) -> None:
+    def _ingest(self, image: RemoteImage, stop: Callable[[], object]) -> None:
         parents = [layer.diff_id for layer in image.layers]
 
         def ingest(position: int) -> None:
@@ -290,7 +296,7 @@ class Images:
                 _lazily(layer.open), layer.descriptor.media_type, blob, layer.descriptor.size, layer.diff_id, parents[:position]
             )
 
-        each(ingest, len(image.layers), self._database.close)
+        each(ingest, len(image.layers), self._database.close, stop)
 
 
 def _repository(text: str) -> Reference:

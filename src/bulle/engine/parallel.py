@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-def each(work: Callable[[int], object], count: int, leave: Callable[[], object], at_once: int = 2) -> None:
-    """Do the work for every number below ``count``, some at once, each followed by ``leave`` in a thread of its own; the first error ends it.
+def each(work: Callable[[int], object], count: int, leave: Callable[[], object], stop: Callable[[], object], at_once: int = 2) -> None:
+    """Do the work for every number below ``count``, some at once, each followed by ``leave`` in a thread of its own.
 
+    The first error (also that the user wants no more of it) ends it: what has not begun does not, and ``stop`` tells what has.
     Two at once by default: as many as the smallest machines have processors; more would only wait for the disk.
     """
     if count <= 1:
@@ -30,4 +31,5 @@ def each(work: Callable[[int], object], count: int, leave: Callable[[], object],
         except BaseException:
             for future in futures:
                 future.cancel()
+            stop()
             raise

@@ -85,7 +85,7 @@ class Push:
             else:
                 self._destination.send(config)
 
-        each(work, len(layers) + 1, self._database.close, _AT_ONCE)
+        each(work, len(layers) + 1, self._database.close, self._configuration.stopped.set, _AT_ONCE)
         manifest = _with_layers(saved.manifest, [layer.descriptor for layer in layers])
         self._sources.add(self._destination.reference.repository, [str(config.digest), *(layer.descriptor.digest for layer in layers)])
         if kept and manifest != image.manifest:
@@ -160,6 +160,7 @@ class Push:
         def counted() -> Iterator[bytes]:
             nonlocal done
             for chunk in layer.open_tar():
+                self._configuration.check_stopped()
                 done += len(chunk)
                 self._configuration.progress(Progress("compress", identity, done, max(total, done)))
                 yield chunk

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -98,6 +97,7 @@ class Client:
         while position < size or size == 0:
             try:
                 for chunk in self._part(path, scope, what, position):
+                    self._configuration.check_stopped()
                     position += len(chunk)
                     failures = 0
                     yield chunk
@@ -243,10 +243,11 @@ class Client:
         with self._lock:
             if key not in self._pools:
                 proxy = connection.proxy_for(parts.scheme, host)
-                timeout_s = self._configuration.timeout_s
-                trust = self._trust(parts.netloc)
+                timeout_s, trust = self._configuration.timeout_s, self._trust(parts.netloc)
                 self._pools[key] = (
-                    connection.make_proxy(proxy, host, least, timeout_s, trust) if proxy else connection.make_pool(*key, timeout_s, trust)
+                    connection.make_proxy(proxy, host, least, timeout_s, trust)
+                    if proxy
+                    else connection.make_pool(*key, timeout_s, trust, self._configuration.stopped)
                 )
             return self._pools[key]
 
@@ -349,7 +350,8 @@ class Client:
             raise RegistryFailure(f"cannot {self._doing} {what}", str(error), "try again later") from None
         self._configuration.progress(Progress("retry", what, failures, self._configuration.retries, str(error)))
         pause_s = self._configuration.backoff_s * 2 ** (failures - 1) * random.uniform(0.75, 1.25)
-        time.sleep(min(max(pause_s, error.after_s), _WAIT_LIMIT_S))
+        self._configuration.stopped.wait(min(max(pause_s, error.after_s), _WAIT_LIMIT_S))
+        self._configuration.check_stopped()
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:

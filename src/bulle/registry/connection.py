@@ -17,7 +17,7 @@ from urllib3.exceptions import NewConnectionError
 
 from bulle.errors import InvalidInput
 from bulle.registry.destinations import Reach, judge, reach, resolve
-from bulle.registry.transport import Trust
+from bulle.registry.transport import Stop, Trust
 
 
 class _Checked:
@@ -25,9 +25,17 @@ class _Checked:
 
     least = Reach.LOOPBACK
     reached: Reach | None = None
+    stop: Stop | None = None
+    sock: socket.socket | None
     host: str
     port: int
     timeout: float | None
+
+    def connect(self) -> None:
+        """Connect, and let the connection break when the transfer is given up."""
+        super().connect()  # type: ignore[misc]  # the other parent has it
+        if self.stop is not None and self.sock is not None:
+            self.stop.watch(self.sock)
 
     def _new_conn(self) -> socket.socket:
         last: OSError | None = None
@@ -63,18 +71,18 @@ class _Unverified(HTTPSConnectionPool):
             conn.connect()
 
 
-def make_pool(scheme: str, host: str, port: int, least: Reach, timeout_s: float, trust: Trust) -> HTTPConnectionPool:
-    """A pool of checked connections to one host; certificates are verified as ``trust`` says. Raises InvalidInput."""
+def make_pool(scheme: str, host: str, port: int, least: Reach, timeout_s: float, trust: Trust, stop: Stop) -> HTTPConnectionPool:
+    """A pool of checked connections to one host; certificates are verified as ``trust`` says, and ``stop`` breaks them. Raises InvalidInput."""
     pool: HTTPConnectionPool
     timeout = Timeout(connect=timeout_s, read=timeout_s)
     name = "CheckedConnection"
     if scheme == "https":
         kind = HTTPSConnectionPool if trust.verify else _Unverified
         pool = kind(host, port, timeout=timeout, maxsize=4, retries=False, **_tls(trust))
-        pool.ConnectionCls = type(name, (_CheckedHttps,), {"least": least})
+        pool.ConnectionCls = type(name, (_CheckedHttps,), {"least": least, "stop": stop})
     else:
         pool = HTTPConnectionPool(host, port, timeout=timeout, maxsize=4, retries=False)
-        pool.ConnectionCls = type(name, (_CheckedHttp,), {"least": least})
+        pool.ConnectionCls = type(name, (_CheckedHttp,), {"least": least, "stop": stop})
     return pool
 
 

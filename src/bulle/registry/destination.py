@@ -52,11 +52,11 @@ class Destination:
 
     def send(self, blob: Blob) -> Outcome:
         """Bring one blob there; may be called from several threads. Raises RegistryFailure, AuthenticationFailed."""
-        return Upload(self._client, self._path, blob, self._what, self._configuration.progress).send()
+        return Upload(self._client, self._path, blob, self._what, self._configuration).send()
 
     def find(self, blob: Blob) -> Outcome | None:
         """Whether one blob is there, or the registry took it from another of its repositories, without its bytes."""
-        return Upload(self._client, self._path, blob, self._what, self._configuration.progress).find()
+        return Upload(self._client, self._path, blob, self._what, self._configuration).find()
 
     def has_manifest(self, digest: Digest) -> bool:
         """Whether the repository has a manifest."""

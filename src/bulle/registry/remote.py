@@ -137,6 +137,7 @@ class RemoteRepository(Source):
         self.reference = Reference.parse(request.text.removeprefix("//"))
         self.repository = self.reference.repository
         self.progress = request.configuration.progress
+        self.stopped = request.configuration.stopped
         self._clients: list[Client] = []
         self._repository: Repository | None = None
 

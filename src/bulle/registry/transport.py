@@ -7,13 +7,18 @@ bytes are bounded by the size in the descriptor, their digests are checked where
 
 from __future__ import annotations
 
+import socket
+import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bulle.errors import BulleError
 from bulle.model.digest import Digest
 from bulle.model.image import Descriptor, Platform
 from bulle.model.reference import Reference
@@ -83,6 +88,39 @@ class Trust:
     client: tuple[Path, Path] | None = None
 
 
+class Stop:
+    """That a transfer has no use any more: whoever waits, or reads from a connection, is woken. Shared by threads."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def is_set(self) -> bool:
+        """Whether the transfer was given up."""
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait so long, or until it is given up."""
+        self._event.wait(timeout_s)
+
+    def watch(self, connection: socket.socket) -> None:
+        """Break a connection when the transfer is given up."""
+        with self._lock:
+            self._connections.add(connection)
+        if self.is_set():
+            self.set()
+
+    def set(self) -> None:
+        """Give the transfer up."""
+        self._event.set()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            with suppress(OSError, ValueError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfiguration:
     """What the user configured, as far as sources care.
@@ -90,7 +128,7 @@ class SourceConfiguration:
     ``temporary`` is a host directory for large temporary files (its owner makes and keeps it private). ``insecure_registries`` are hosts (with port)
     that may speak plain http, or TLS that nobody vouches for; this machine itself may always speak plain http. ``trust`` says how any other host
     shows who it is. ``mirrors`` maps a registry to the hosts to try before it. ``credentials`` finds the login for a registry's host. ``retries``
-    and ``backoff_s`` say how often and after how long a failed request is repeated.
+    and ``backoff_s`` say how often and after how long a failed request is repeated. ``stopped`` is set when what is under way has no use any more.
     """
 
     temporary: Path | None = None
@@ -103,16 +141,23 @@ class SourceConfiguration:
     backoff_s: float = 0.5
     timeout_s: float = 30.0
     progress: ProgressCallback = silent
+    stopped: Stop = field(default_factory=Stop)
+
+    def check_stopped(self) -> None:
+        """Raise BulleError once somebody gave the transfer up: other threads of it learn so at their next piece."""
+        if self.stopped.is_set():
+            raise BulleError("the transfer was given up")
 
 
 class Source(ABC):
     """One opened place with images. A context manager: leaving it closes files and connections, after which no layer can be opened.
 
-    ``repository`` is ``domain/path`` where the images come from a registry.
+    ``repository`` is ``domain/path`` where the images come from a registry. Layers that are being read end soon after ``stopped`` is set.
     """
 
     repository = ""
     progress: ProgressCallback = staticmethod(silent)
+    stopped: Stop | None = None
 
     @abstractmethod
     def images(self) -> Iterator[RemoteImage]:

@@ -22,7 +22,8 @@ from bulle.registry.answers import TemporaryFailure, discard
 from bulle.registry.client import Client
 from bulle.registry.compression import CHUNK_BYTES
 from bulle.registry.destinations import follow
-from bulle.registry.progress import Progress, ProgressCallback
+from bulle.registry.progress import Progress
+from bulle.registry.transport import SourceConfiguration
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -63,12 +64,13 @@ class _Lost(Exception):
 class Upload:
     """One blob on its way to the repository ``path``; ``what`` is how errors call the image."""
 
-    def __init__(self, client: Client, path: str, blob: Blob, what: str, progress: ProgressCallback) -> None:
+    def __init__(self, client: Client, path: str, blob: Blob, what: str, configuration: SourceConfiguration) -> None:
         self._client = client
         self._path = path
         self._blob = blob
         self._what = what
-        self._report = progress
+        self._configuration = configuration
+        self._report = configuration.progress
         self._scope = f"repository:{path}:pull,push"
         self._place = ""
         self._failures = 0
@@ -256,6 +258,7 @@ class Upload:
                 chunk = file.read(min(CHUNK_BYTES, end - position))
                 if not chunk:
                     raise BulleError(f"cannot push {self._what}", f"the blob {self._blob.digest.short} is shorter than {self._blob.size} bytes")
+                self._configuration.check_stopped()
                 yield chunk
                 position += len(chunk)
                 self._report(Progress("upload", str(self._blob.digest), position, self._blob.size))
