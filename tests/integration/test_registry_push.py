@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import random
+import select
 import signal
 import stat
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +76,32 @@ def test_a_pulled_image_keeps_its_digest(bulle: Any, registry: Registry, busybox
     log = requests_of(registry)
     assert any(f"/elsewhere/{form}-{compression}/blobs/uploads/?mount=" in one for one in log)
     assert not [one for one in log if one.startswith("PATCH") and f"/elsewhere/{form}-{compression}/" in one]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_layer_that_came_in_another_form_before(bulle: Any, registry: Registry, busybox_layout: Path, tmp_path: Path, gone: bool) -> None:
+    """Two images share a layer, one as gzip and one as zstd: the second form is not fetched, until it is needed so that the digest holds.
+
+    Where it is gone, the layer is compressed anew, and the digest is another.
+    """
+    registry.push(f"oci:{busybox_layout}:v1", "forms/one:1")
+    skopeo("copy", "--dest-decompress", f"oci:{busybox_layout}:v2", f"dir:{tmp_path}/plain")
+    target = f"forms/two-{gone}:1".lower()
+    with contextlib.ExitStack() as running:
+        other = running.enter_context(docker_registry(tmp_path / "other"))
+        other.push(f"dir:{tmp_path}/plain", "forms/two:1", "--dest-compress", "--dest-compress-format", "zstd", "--format", "oci")
+        before = raw(other, "forms/two:1")
+        bulle("pull", "-q", f"{registry.address}/forms/one:1", check=True)
+        bulle("pull", "-q", f"{other.address}/forms/two:1", check=True)
+        identity = bulle("inspect", "-f", "{{.Id}}", f"{other.address}/forms/two:1").stdout
+        if gone:
+            running.close()
+        bulle("push", f"{other.address}/forms/two:1", f"{registry.address}/{target}", check=True)
+        after = raw(registry, target)
+        assert (after == before) == (not gone)
+        assert json.loads(after)["config"] == json.loads(before)["config"]
+        assert bulle("inspect", "-f", "{{.Descriptor.digest}}", f"{other.address}/forms/two:1").stdout.strip() == Digest.of(after.encode())
+        assert bulle("inspect", "-f", "{{.Id}}", f"{other.address}/forms/two:1").stdout == identity
 
 
 def test_an_image_made_here_is_compressed_once(bulle: Any, registry: Registry, image_directory: Path, tmp_path: Path) -> None:
@@ -652,3 +681,62 @@ def test_giving_up_ends_at_once(bulle: Any, tmp_path: Path) -> None:
         assert process.returncode in (130, -signal.SIGINT)
         assert time.monotonic() - began < 5
         assert bulle("images", "-q").stdout == ""
+
+
+def test_a_login_that_is_typed(bulle: Any, guarded_registry: Registry, tmp_path: Path) -> None:
+    """On a terminal: the name is echoed, the password is not, and the terminal is as it was."""
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    process = bulle.start(
+        "login",
+        guarded_registry.address,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=bulle.environment | {"DOCKER_CONFIG": str(tmp_path / "docker")},
+    )
+    seen = b""
+
+    def until(words: bytes) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 20
+        while words not in seen:
+            assert select.select([ours], (), (), max(0, deadline - time.monotonic()))[0], seen
+            seen += os.read(ours, 4096)
+
+    try:
+        until(b"Username: ")
+        os.write(ours, f"{USER}\n".encode())
+        until(b"Password: ")
+        while termios.tcgetattr(theirs)[3] & termios.ECHO:
+            time.sleep(0.01)
+        os.write(ours, f"{PASSWORD}\n".encode())
+        until(b"Login Succeeded")
+        assert process.wait(20) == 0
+        assert PASSWORD.encode() not in seen
+        assert USER.encode() in seen
+        assert termios.tcgetattr(theirs) == before
+        assert b"stored unencrypted" in seen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+    assert "cannot ask for a login" in bulle("login", guarded_registry.address).stderr
+
+
+def test_progress_on_a_terminal(bulle: Any, registry: Registry, image_directory: Path) -> None:
+    """Bars on standard error, results on standard output; on a pipe only the results."""
+    bulle("pull", "-q", f"dir:{image_directory}", check=True)
+    ours, theirs = pty.openpty()
+    try:
+        process = bulle.start("push", "fresh", f"{registry.address}/bars/fresh:1", stdout=subprocess.PIPE, stderr=theirs)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert out.decode().splitlines()[1].startswith("1: digest: sha256:")
+        assert select.select([ours], (), (), 5)[0]
+        assert b"pushed" in os.read(ours, 1 << 16)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert bulle("push", "fresh", f"{registry.address}/bars/fresh:1", check=True).stderr == ""

@@ -17,7 +17,7 @@ import msgspec
 
 from bulle.engine.parallel import each
 from bulle.engine.saving import saved_image
-from bulle.errors import BulleError, InvalidInput
+from bulle.errors import BulleError, CorruptImage, InvalidInput, NotFound, RegistryFailure
 from bulle.model.digest import Digest
 from bulle.model.image import DOCKER_LAYER, LAYER_COMPRESSIONS, OCI_LAYER, Descriptor, Manifest
 from bulle.records.database import Database
@@ -26,6 +26,7 @@ from bulle.registry.compression import compress, detect
 from bulle.registry.destination import Destination, Pushed
 from bulle.registry.documents import kind_of
 from bulle.registry.progress import Progress
+from bulle.registry.remote import fetch_blob
 from bulle.registry.self_contained import self_contained
 from bulle.registry.uploads import Blob
 from bulle.store import Image, Store
@@ -98,27 +99,40 @@ class Push:
 
     def _layer(self, layer: _Layer, kind: Literal["gzip", "zstd"], *, keep: bool) -> None:
         """Bring one layer there, as it is or compressed; what it is in the manifest is then known."""
-        digest = layer.descriptor.parsed_digest
-        if not layer.compress:
-            opened = self._opener(layer, digest) if keep else self._copied_aside(layer)
-            blob = Blob(digest, layer.descriptor.size, opened, self._where(digest))
-            if opened is not _nothing or self._destination.find(blob):
-                self._destination.send(blob)
-                return
-            # The compressed form was pruned and this registry does not have it: it can only be made anew, under another digest.
-            message = f"compressed anew: {digest} is not kept"
-            self._configuration.progress(Progress("step", str(layer.diff_id), message=message))
+        if not layer.compress and self._as_it_is(layer, keep=keep):
+            return
         blob = self._compressed(layer, kind) if keep else self._compressed_aside(layer, kind)
         self._destination.send(blob)
         media_type = _compressed_type(layer.descriptor.media_type, kind)
         layer.descriptor = msgspec.structs.replace(layer.descriptor, media_type=media_type, digest=str(blob.digest), size=blob.size)
 
-    def _opener(self, layer: _Layer, digest: Digest) -> Callable[[], BinaryIO]:
+    def _as_it_is(self, layer: _Layer, *, keep: bool) -> bool:
+        """Bring a layer there as the manifest has it; False where its bytes are not to be had."""
+        digest = layer.descriptor.parsed_digest
+        opened = self._opener(layer, digest) if keep else self._copied_aside(layer)
+        if opened is not None:
+            self._destination.send(Blob(digest, layer.descriptor.size, opened, self._where(digest)))
+            return True
+        # The same layer had come in another form before this one was pulled, or its form was pruned.
+        if self._destination.find(Blob(digest, layer.descriptor.size, _nothing, self._where(digest))):
+            return True
+        for repository in self._sources.repositories(str(digest)):
+            try:
+                self._store.blobs.add(fetch_blob(repository, layer.descriptor, self._configuration), digest, layer.descriptor.size, layer.diff_id)
+            except (RegistryFailure, NotFound, CorruptImage):
+                continue
+            self._destination.send(self._blob_of_store(digest, layer.descriptor.size))
+            return True
+        message = f"compressed anew, since {digest} is not kept: the digest of the image changes"
+        self._configuration.progress(Progress("step", str(layer.diff_id), message=message))
+        return False
+
+    def _opener(self, layer: _Layer, digest: Digest) -> Callable[[], BinaryIO] | None:
         if self._store.blobs.has(digest):
             return lambda: self._store.blobs.open(digest)
         if digest == layer.diff_id and self._store.layers.has(digest):
             return lambda: self._store.layers.export_tar(digest)
-        return _nothing
+        return None
 
     def _compressed(self, layer: _Layer, kind: Literal["gzip", "zstd"]) -> Blob:
         """A layer of the store, compressed once and kept."""

@@ -126,6 +126,11 @@ class BlobSources:
         rows = self._database.rows(sql, (blob, f"{domain}/", f"{domain}0", _SOURCES_LIMIT))
         return tuple(str(repository).partition("/")[2] for (repository,) in rows)
 
+    def repositories(self, blob: str) -> tuple[str, ...]:
+        """The repositories (``domain/path``) of any registry that hold a blob, some of them."""
+        rows = self._database.rows("SELECT repository FROM blob_source WHERE blob_digest = ? LIMIT ?", (blob, _SOURCES_LIMIT))
+        return tuple(str(repository) for (repository,) in rows)
+
     def are_known(self, blobs: Sequence[str]) -> bool:
         """Whether each of these blobs is in some registry."""
         marks = ",".join("?" * len(set(blobs)))

@@ -128,6 +128,17 @@ def fetch_document(reference: Reference, configuration: SourceConfiguration) -> 
         client.close()
 
 
+def fetch_blob(repository: str, descriptor: Descriptor, configuration: SourceConfiguration) -> Iterator[bytes]:
+    """One blob of a repository (``domain/path``), bounded but not verified. Raises as :func:`list_tags` does."""
+    reference = Reference.parse(repository)
+    client = Client(reference.domain, configuration)
+    try:
+        contents = Repository(client, reference.path, configuration, reference.familiar_name)
+        yield from bounded(contents.blob(descriptor), descriptor.size, f"a layer of {reference.familiar_name}")
+    finally:
+        client.close()
+
+
 class RemoteRepository(Source):
     """The image that one reference names. Raises InvalidReference at once, everything else when the image is asked for."""
 
