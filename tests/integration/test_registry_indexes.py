@@ -39,6 +39,9 @@ def test_made_pushed_and_pulled(bulle: Any, registry: Registry, images: list[str
     assert made.stdout == f"Created manifest list {name}\n"
     bulle("manifest", "add", "--arch", "arm64", "--variant", "v8", "--annotation", "a=b", name, images[1], check=True)
     bulle("manifest", "annotate", "--os-version", "12", "--os-features", "x", name, images[1], check=True)
+    platform = json.loads(bulle("manifest", "ls", "--format", "json", check=True).stdout)["Platforms"]
+    assert platform.endswith(", linux/arm64/v8")
+    assert bulle("manifest", "ls", "-q", check=True).stdout == f"{name}\n"
     here = json.loads(bulle("manifest", "inspect", name, check=True).stdout)
     assert here["annotations"] == {"org.example.made": "here"}
     assert here["manifests"][1]["platform"] == {"os": "linux", "architecture": "arm64", "variant": "v8", "os.version": "12", "os.features": ["x"]}

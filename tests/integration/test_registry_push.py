@@ -336,6 +336,8 @@ def test_login_push_pull_logout(bulle: Any, guarded_registry: Registry, image_di
     environment = {"DOCKER_CONFIG": str(config)}
     wrong = login(bulle, guarded_registry, config, "not-this-word")
     assert wrong.returncode == 1
+    assert wrong.stderr.startswith(f"bulle: cannot log in to {guarded_registry.address}")
+    assert "check user name and password" in wrong.stderr
     assert "not-this-word" not in wrong.stderr
     assert guarded_registry.address not in (config / "config.json").read_text()
     bulle("pull", "-q", f"dir:{image_directory}", check=True)
@@ -450,6 +452,33 @@ def test_certificates(bulle: Any, tmp_path: Path, busybox_layout: Path) -> None:
         # Another registry's entry does not help this one.
         settings.write_text(f'[registry."other.example"]\ninsecure = true\nca = "{chain}"\n')
         assert bulle("pull", name, environment=environment).returncode == 1
+
+
+def test_a_registry_that_wants_our_certificate(bulle: Any, tmp_path: Path, busybox_layout: Path) -> None:
+    chain, key = guarded.certificate(tmp_path / "tls")
+    http = f"  tls:\n    certificate: {chain}\n    key: {key}\n    clientcas:\n      - {chain}\n"
+    with docker_registry(tmp_path / "mutual", http=http) as mutual:
+        settings = tmp_path / "registries.toml"
+        environment = {"BULLE_REGISTRIES": str(settings)}
+        bulle("pull", "-q", f"oci:{busybox_layout}:v1", check=True)
+        settings.write_text(f'[registry."{mutual.address}"]\nca = "{chain}"\n')
+        assert bulle("push", f"{busybox_layout.name}:v1", f"{mutual.address}/box:1", environment=environment).returncode == 1
+        settings.write_text(settings.read_text() + f'client_certificate = "{chain}"\nclient_key = "{key}"\n')
+        bulle("push", f"{busybox_layout.name}:v1", f"{mutual.address}/box:1", environment=environment, check=True)
+
+
+def test_login_elsewhere(bulle: Any, tmp_path: Path) -> None:
+    """A server that is no registry, and one that is not there; nothing is kept."""
+    environment = {"DOCKER_CONFIG": str(tmp_path / "docker")}
+    with registry_server() as server:
+        server.handler = lambda _request: Answer(status=404)
+        done = bulle("login", "-u", "me", "--password-stdin", server.address, input="word", environment=environment)
+        assert done.returncode == 1
+        assert "no registry" in done.stderr
+    assert bulle("login", "-u", "me", "--password-stdin", "127.0.0.1:1", input="word", environment=environment).returncode == 1
+    assert bulle("login", "-u", "me", "--password-stdin", "127.0.0.1:1", input="", environment=environment).returncode == 1
+    assert bulle("login", "--password-stdin", "127.0.0.1:1", input="word", environment=environment).returncode == 1
+    assert not (tmp_path / "docker").exists()
 
 
 def test_mirrors_in_their_order(bulle: Any, registry: Registry, busybox_layout: Path, tmp_path: Path) -> None:

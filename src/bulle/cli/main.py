@@ -102,10 +102,12 @@ manifest = VerbGroup(
         "annotate": "manifests:annotate",
         "create": "manifests:create",
         "inspect": "manifests:inspect",
+        **dict.fromkeys(("ls", "list"), "manifests:ls"),
         "push": "manifests:push",
         "remove": "manifests:remove",
         "rm": "manifests:delete",
     },
+    hidden=("list",),
 )
 system = VerbGroup("system", help="Manage Bulle.", verbs=SYSTEM_VERBS)
 

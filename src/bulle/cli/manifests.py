@@ -105,6 +105,25 @@ def inspect(session: Session, name: str) -> int:
     return 0
 
 
+@verb("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Only show names")
+@click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help="Format output: 'table', 'json', or a Go TEMPLATE")
+@click.pass_obj
+def ls(session: Session, quiet: bool, form: str) -> int:
+    """List the indexes that were made here."""
+    listing: Listing[Any] = Listing(
+        fields={
+            "Name": ("NAME", lambda one: one.reference.familiar),
+            "Digest": ("DIGEST", lambda one: str(one.digest)),
+            "Platforms": ("PLATFORMS", lambda one: ", ".join(str(entry.platform) for entry in one.manifests if entry.platform)),
+        },
+        columns=("Name", "Platforms"),
+        methods={},
+    )
+    write(render(listing, session.engine.indexes.list(), "{{.Name}}" if quiet else form))
+    return 0
+
+
 @verb("push", "INDEX [DESTINATION]")
 @click.argument("name")
 @click.argument("destination", required=False)

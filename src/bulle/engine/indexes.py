@@ -14,7 +14,6 @@ import msgspec
 
 from bulle.engine.images import Images
 from bulle.errors import Conflict, InvalidInput, NotFound
-from bulle.model.digest import Digest
 from bulle.model.image import OCI_INDEX, Descriptor, Platform
 from bulle.model.reference import Reference
 from bulle.records.database import Database
@@ -157,7 +156,7 @@ class Indexes:
             # Images that were compressed on their way have another manifest now, which the index follows.
             index = self.get(name)
             target.put_manifest(index.document, index.media_type, reference.tag)
-        return Pushed(reference, Digest.of(index.document), len(index.document))
+        return Pushed(reference, index.digest, len(index.document))
 
     def _is_image(self, reference: Reference) -> bool:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from bulle.errors import CorruptImage, NotFound, RegistryFailure
+from bulle.errors import AuthenticationFailed, CorruptImage, RegistryFailure
 from bulle.model.digest import Digest
 from bulle.model.image import METADATA_LIMIT_BYTES, OCI_INDEX, Index, Manifest
 from bulle.model.reference import Reference
@@ -140,7 +140,11 @@ def check_login(host: str, configuration: SourceConfiguration) -> None:
     client = Client(host, configuration, "log in to")
     try:
         client.read("", scope="", accept="application/json", limit=1 << 20, what=host)
-    except NotFound:
-        raise RegistryFailure(f"cannot log in to {host}", "it is no registry: it knows no /v2/", "check its name") from None
+    except AuthenticationFailed as error:
+        raise AuthenticationFailed(f"cannot log in to {host}", error.details, "check user name and password") from None
+    except RegistryFailure as error:
+        if "404" in error.details:
+            raise RegistryFailure(f"cannot log in to {host}", "it is no registry: it knows no /v2/", "check its name") from None
+        raise
     finally:
         client.close()

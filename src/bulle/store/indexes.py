@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from bulle.errors import NotFound
+from bulle.model.digest import Digest
 from bulle.model.image import Descriptor, Index
 from bulle.model.reference import Reference
 from bulle.records.database import Database
@@ -26,6 +27,11 @@ class ImageIndex(msgspec.Struct, frozen=True):
     media_type: str
     document: bytes
     image_ids: tuple[str, ...]
+
+    @property
+    def digest(self) -> Digest:
+        """What a registry calls it."""
+        return Digest.of(self.document)
 
     @property
     def manifests(self) -> tuple[Descriptor, ...]:
