@@ -27,7 +27,7 @@ from bulle.registry.progress import Progress
 from bulle.registry.remote import fallback_tag
 from bulle_testing import guarded, places, tiers
 from bulle_testing.guarded import HTPASSWD, IDENTITY, PASSWORD, USER, breaking_wire, docker_registry, requests_of, token_service
-from bulle_testing.peers import Registry
+from bulle_testing.peers import Docker, Registry
 from bulle_testing.registry_server import CONFIG, LAYER, Answer, descriptor, registry_server
 
 LARGE_BYTES = 32 << 20
@@ -168,6 +168,26 @@ def test_podman_reads_what_was_pushed(bulle: Any, registry: Registry, image_dire
     bulle("pull", "-q", f"{registry.address}/podman/back:1", check=True)
     digest = (tmp_path / "digest").read_text()
     assert json.loads(bulle("inspect", f"{registry.address}/podman/back:1").stdout)[0]["RepoDigests"] == [f"{registry.address}/podman/back@{digest}"]
+
+
+@pytest.mark.root
+def test_docker_reads_what_was_pushed(bulle: Any, registry: Registry, image_directory: Path, dockerd: Docker) -> None:
+    bulle("pull", "-q", f"dir:{image_directory}", check=True)
+    name, back = f"{registry.address}/docker/fresh:1", f"{registry.address}/docker/back:1"
+    said = bulle("push", "fresh", name, check=True).stdout.splitlines()[1]
+    identity = bulle("inspect", "-f", "{{.Id}}", "fresh", check=True).stdout
+    try:
+        assert f"Digest: {said.split()[2]}" in dockerd("pull", name).stdout
+        assert dockerd("image", "inspect", "--format", "{{.Id}}", name).stdout == identity
+        dockerd("tag", name, back)
+        pushed = dockerd("push", back).stdout.splitlines()[-1]
+    finally:
+        dockerd("rmi", "-f", name, back, check=False)
+    bulle("rmi", "-f", identity.strip(), check=True)
+    bulle("pull", "-q", back, check=True)
+    assert bulle("inspect", "-f", "{{.Id}}", back, check=True).stdout == identity
+    # What Docker pushed goes on as it is: the line is the one that Docker printed.
+    assert bulle("push", back, f"{registry.address}/docker/again:1", check=True).stdout.splitlines()[1] == pushed
 
 
 def test_all_tags_out_and_in(bulle: Any, registry: Registry, image_directory: Path) -> None:
@@ -507,10 +527,14 @@ def test_what_speaks_of_an_image_travels_with_it(engine: library.Engine, registr
     listed = json.loads(raw(registry, f"sbom/fresh:{fallback_tag(pushed.digest)}"))
     assert [entry["artifactType"] for entry in listed["manifests"]] == ["application/spdx+json", "application/vnd.example.signature"]
     assert listed["manifests"][0]["annotations"] == {"org.example.made": "early"}
+    with pytest.raises(library.BulleError, match="not a media type"):
+        engine.images.attach("fresh", "no type", "text/plain", b"")
     with library.Engine(home / "second") as second:
         second.images.pull(name)
         assert [one.digest for one in second.images.referrers(name)] == [entry["digest"] for entry in listed["manifests"]]
         assert second.images.artifact_content(second.images.referrers(name, "application/spdx+json")[0].digest) == content
+        second.images.detach(second.images.referrers(name, "application/spdx+json")[0].digest)
+        assert [one.artifact_type for one in second.images.referrers(name)] == ["application/vnd.example.signature"]
         # It goes with its image, and nothing stays of it.
         second.images.remove(name)
         assert not [path for path in (home / "second/blobs").rglob("*") if path.is_file()]

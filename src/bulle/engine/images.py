@@ -17,7 +17,7 @@ from bulle.engine.inspection import image_document
 from bulle.engine.parallel import each
 from bulle.errors import BulleError, Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
 from bulle.model.digest import Digest
-from bulle.model.image import Descriptor
+from bulle.model.image import MEDIA_TYPE, Descriptor
 from bulle.model.reference import DEFAULT_TAG, Reference
 from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
@@ -128,8 +128,11 @@ class Images:
         """Let something speak of an image: a list of packages, a signature. It is pushed and pulled with the image; returns its digest.
 
         ``artifact_type`` says what it is (``application/spdx+json``), ``media_type`` in what form the content is. The same content again is the
-        same artifact. Raises NotFound, StorageFull.
+        same artifact. Raises NotFound, InvalidInput, StorageFull.
         """
+        for kind in (artifact_type, media_type):
+            if not MEDIA_TYPE.fullmatch(kind):
+                raise InvalidInput(f"{kind!r} is not a media type", "expected something like application/spdx+json")
         image = self.get(name)
         subject = Descriptor(media_type=image.manifest_media_type, digest=image.manifest_digest, size=len(image.manifest))
         with self._store.receiving():
@@ -139,6 +142,11 @@ class Images:
         """What speaks of an image, of one type or of all. Raises NotFound."""
         found = self._store.artifacts.list(Digest.parse(self.get(name).manifest_digest))
         return [artifact for artifact in found if artifact_type in ("", artifact.artifact_type)]
+
+    def detach(self, digest: str) -> None:
+        """Let an artifact speak of its image no more; what registries have of it stays there. Raises NotFound."""
+        self._store.artifacts.remove(Digest.parse(digest))
+        self._store.gc()
 
     def artifact_content(self, digest: str) -> bytes:
         """The content of an artifact, all of it in memory. Raises NotFound."""

@@ -6,6 +6,7 @@ taken from the raw bytes, which their owners keep. No I/O. Image specification 1
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -43,6 +44,9 @@ LAYER_COMPRESSIONS = {
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "gzip",
 }
 """Media types of layers that can be unpacked, and how each is compressed."""
+
+MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+"""What a media type looks like. RFC 6838, section 4.2."""
 
 METADATA_LIMIT_BYTES = 8 * 1024 * 1024
 """Largest manifest, index or config that is read; registries refuse more than 4 MiB."""

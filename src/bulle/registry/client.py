@@ -226,7 +226,8 @@ class Client:
                 raise RegistryFailure(f"cannot talk to {parts.netloc} securely", reason(error), mend) from None
             if method in _UPLOADING:
                 raise TemporaryFailure(f"{parts.netloc}: {reason(error)}") from None  # a connection that broke while TLS was written to
-            raise RegistryFailure(f"cannot talk to {parts.netloc} securely", reason(error)) from None
+            mend = f"if it speaks plain http, say `insecure = true` in registries.toml, under [registry.{parts.netloc!r}]"
+            raise RegistryFailure(f"cannot talk to {parts.netloc} securely", reason(error), mend if "WRONG_VERSION" in str(error) else "") from None
         except NameResolutionError as error:
             raise RegistryFailure(f"cannot find {host}", reason(error), "check the name and this machine's network") from None
         except (HTTPError, OSError) as error:
