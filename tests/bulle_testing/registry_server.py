@@ -46,12 +46,14 @@ Handler = Callable[[BaseHTTPRequestHandler], Answer | None]
 
 @dataclass
 class RegistryServer:
-    """What is served: fixed answers by path, or whatever ``handler`` says first. ``requests`` are (path, headers) in order of arrival."""
+    """What is served: fixed answers by path, or whatever ``handler`` says first. ``requests`` are (path, headers) in order of arrival, ``received``
+    (method, path, body) of what came with another method than GET."""
 
     port: int = 0
     answers: dict[str, Answer] = field(default_factory=dict)
     handler: Handler | None = None
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    received: list[tuple[str, str, bytes]] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -91,6 +93,8 @@ def registry_server(host: str = "127.0.0.1", context: ssl.SSLContext | None = No
 
         def do_GET(self) -> None:
             served.requests.append((self.path, dict(self.headers.items())))
+            if self.command != "GET":
+                served.received.append((self.command, self.path, self.rfile.read(int(self.headers.get("Content-Length", 0)))))
             answer = served.handler(self) if served.handler else None
             if answer is None:
                 answer = served.answers.get(self.path) or (Answer(b"{}") if self.path == "/v2/" else Answer(b'{"errors":[]}', 404))
@@ -100,9 +104,13 @@ def registry_server(host: str = "127.0.0.1", context: ssl.SSLContext | None = No
             if "Content-Length" not in answer.headers:
                 self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
+            if self.command == "HEAD":
+                return
             self.wfile.write(answer.body if answer.cut_at is None else answer.body[: answer.cut_at])
             if answer.cut_at is not None:
                 self.close_connection = True
+
+        do_HEAD = do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815 - http.server's names
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Tests print nothing."""

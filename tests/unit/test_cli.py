@@ -96,7 +96,9 @@ FLAGS = {
     "inspect": "--type -f",
     "images": "-q -a --digests --no-trunc --filter --format",
     "load": "-i -q",
-    "pull": "-q --platform",
+    "pull": "-a --all-tags -q --platform",
+    "push": "-a --all-tags -q",
+    "login": "-u --username -p --password --password-stdin",
     "save": "-o --format",
     "rmi": "-f",
 }

@@ -1,4 +1,4 @@
-"""``bulle pull``, ``load`` and ``save``: images between this machine and archives, directories and registries."""
+"""``bulle pull``, ``push``, ``load`` and ``save``: images between this machine and archives, directories and registries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import click
 
@@ -23,13 +23,21 @@ _TRANSPORTS = Suggestion("image", "host", "deb:", "docker-archive:", "oci:", "oc
 @verb("pull", "NAME[:TAG|@DIGEST] | TRANSPORT:NAME")
 @click.argument("name", type=_TRANSPORTS)
 @click.option("-q", "--quiet", is_flag=True, help="Suppress the progress")
+@click.option("-a", "--all-tags", "every", is_flag=True, help="Download all tagged images in the repository")
 @click.option("--platform", type=Suggestion("string", "linux/amd64", "linux/arm64"), help="Set platform if the image has several")
 @click.pass_obj
-def pull(session: Session, name: str, quiet: bool, platform: str | None) -> int:
+def pull(session: Session, name: str, quiet: bool, every: bool, platform: str | None) -> int:
     """Download an image from a registry, or make one from host, deb:SUITE, dir:DIR, oci:DIR, an archive.
 
     Prints the name under which the image is kept.
     """
+    if every:
+        with progress_on_terminal(enabled=not quiet) as report:
+            images = session.engine.images.pull_all(name, platform=platform or "", progress=report)
+        repository = Reference.parse(name.removeprefix("docker://")).repository
+        names = {one for image in images for one in image.references if one.startswith(f"{repository}:")}
+        write("".join(f"{one}\n" for one in sorted(names)))
+        return 0
     with progress_on_terminal(enabled=not quiet) as report:
         image = session.engine.images.pull(name, platform=platform or "", progress=report)
     write((_name_asked_for(name, image.references) or image.id) + "\n")
@@ -43,6 +51,32 @@ def _name_asked_for(name: str, references: Sequence[str]) -> str:
         if wanted in references:
             return wanted
     return references[-1] if references else ""
+
+
+@verb("push", "NAME[:TAG] [DESTINATION]")
+@click.argument("name", shell_complete=complete_images)
+@click.argument("destination", required=False)
+@click.option("-a", "--all-tags", "every", is_flag=True, help="Push all tags of an image to the repository")
+@click.option("-q", "--quiet", is_flag=True, help="Suppress verbose output")
+@click.option("--compression", type=Choice("gzip", "zstd", "none"), help="Compression of layers that were made here (default gzip)")
+@click.pass_obj
+def push(session: Session, name: str, destination: str | None, every: bool, quiet: bool, compression: Literal["gzip", "zstd", "none"] | None) -> int:
+    """Upload an image to a registry, with what speaks of it.
+
+    It goes to the registry in its name, or to DESTINATION. Prints the digest that the registry has it under.
+    """
+    images = session.engine.images
+    with progress_on_terminal(enabled=not quiet) as report:
+        if every:
+            pushed = images.push_all(name, destination or "", compression=compression or "", progress=report)
+        else:
+            pushed = [images.push(name, destination or "", compression=compression or "", progress=report)]
+    if quiet:
+        write("".join(f"{one.reference.canonical}\n" for one in pushed))
+        return 0
+    write(f"The push refers to repository [{pushed[0].reference.repository}]\n")
+    write("".join(f"{one.reference.tag}: digest: {one.digest} size: {one.size}\n" for one in pushed))
+    return 0
 
 
 @verb("load")

@@ -48,6 +48,7 @@ IMAGE_VERBS = {
     "build": "building:build",
     "load": "image_transfer:load",
     "pull": "image_transfer:pull",
+    "push": "image_transfer:push",
     "save": "image_transfer:save",
     "tag": "images:tag",
 }
@@ -62,6 +63,9 @@ VERBS = {
     "image": "main:image",
     "images": "images:images",
     "inspect": "inspection:inspect",
+    "login": "login:login",
+    "logout": "login:logout",
+    "manifest": "main:manifest",
     "ps": "processes:ps",
     "rmi": "images:remove",
     "system": "main:system",
@@ -85,10 +89,26 @@ image = VerbGroup(
     verbs={
         **IMAGE_VERBS,
         "inspect": "inspection:inspect_image",
+        "referrers": "manifests:referrers",
         **dict.fromkeys(("ls", "list"), "images:images"),
         **dict.fromkeys(("rm", "remove"), "images:remove"),
     },
     hidden=("list", "remove"),
+)
+manifest = VerbGroup(
+    "manifest",
+    help="Manage indexes: several images under one name, one for each platform.",
+    verbs={
+        "add": "manifests:add",
+        "annotate": "manifests:annotate",
+        "create": "manifests:create",
+        "inspect": "manifests:inspect",
+        **dict.fromkeys(("ls", "list"), "manifests:ls"),
+        "push": "manifests:push",
+        "remove": "manifests:remove",
+        "rm": "manifests:delete",
+    },
+    hidden=("list",),
 )
 system = VerbGroup("system", help="Manage Bulle.", verbs=SYSTEM_VERBS)
 
@@ -124,7 +144,7 @@ def preload() -> None:
     for name in ("cli.go_template", "cli.progress", "build.builder"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, container, image, system):
+    for group in (ROOT, container, image, manifest, system):
         for name in group.verbs:
             command = group.get_command(context, name)
             if isinstance(command, Verb):

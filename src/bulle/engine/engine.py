@@ -12,6 +12,8 @@ from typing import Any
 from bulle.engine.containers import Containers
 from bulle.engine.home import default_home, prepare_home
 from bulle.engine.images import Images
+from bulle.engine.indexes import Indexes
+from bulle.engine.registries import Registries
 from bulle.records.database import Database
 from bulle.store import Store
 
@@ -28,6 +30,8 @@ class Engine:
         self.database = Database(self.home)
         self.store = Store(self.home, self.database)
         self.images = Images(self.database, self.store)
+        self.indexes = Indexes(self.database, self.store, self.images)
+        self.registries = Registries()
         self.containers = Containers(self.home, self.database, self.store, self.images)
 
     def __enter__(self) -> Engine:

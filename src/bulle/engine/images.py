@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import shutil
 from builtins import list as list_
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from bulle.engine.inspection import image_document
-from bulle.errors import BulleError, Conflict, InvalidReference, NotFound
-from bulle.model.reference import Reference
+from bulle.engine.parallel import each
+from bulle.errors import BulleError, Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
+from bulle.model.digest import Digest
+from bulle.model.image import MEDIA_TYPE, Descriptor
+from bulle.model.reference import DEFAULT_TAG, Reference
 from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
-from bulle.store import Image, Store
+from bulle.records.registries import BlobSources
+from bulle.store import Artifact, Image, Store
 
 if TYPE_CHECKING:
+    from bulle.engine.pushing import Compression
+    from bulle.registry.destination import Pushed
     from bulle.registry.progress import ProgressCallback
     from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
-
-_PARALLEL_LAYERS = 2  # as many as the smallest machines have processors; more only waits for the disk
 
 
 class Images:
@@ -46,7 +50,7 @@ class Images:
         from bulle.registry.sources import open_source
 
         with (
-            self._configured(progress) as configuration,
+            self.configured(progress) as configuration,
             open_source(reference, platform=parse_platform(platform), configuration=configuration) as source,
         ):
             images = self._receive(source)
@@ -54,11 +58,109 @@ class Images:
             raise NotFound(f"{reference} holds no image", "", "check the name")
         return images[0]
 
+    def pull_all(self, repository: str, *, platform: str = "", progress: ProgressCallback | None = None) -> list_[Image]:
+        """Bring in every tag of a registry's repository that is an image for the platform. Raises what :meth:`pull` does if there is none."""
+        from bulle.registry.documents import parse_platform
+        from bulle.registry.progress import Progress, silent
+        from bulle.registry.remote import list_tags
+
+        parse_platform(platform)
+        reference = _repository(repository)
+        with self.configured(progress) as configuration:
+            tags = list_tags(reference, configuration)
+        images: list_[Image] = []
+        failure: BulleError = NotFound(f"{reference.familiar_name} has no tags")
+        for tag in tags:
+            name = f"{reference.repository}:{tag}"
+            try:
+                images.append(self.pull(name, platform=platform, progress=progress))
+            except (NotFound, CorruptImage) as error:
+                # Another platform's image, or what is no image at all (signatures have tags): the others are still wanted.
+                failure = error
+                (progress or silent)(Progress("step", name, message=f"left out: {error}"))
+        if not images:
+            raise failure
+        return images
+
+    def push(self, name: str, destination: str = "", *, compression: Compression = "", progress: ProgressCallback | None = None) -> Pushed:
+        """Send an image to a registry, under its own name or as ``destination`` (``HOST/PATH[:TAG]``), with what speaks of it.
+
+        ``compression`` (``gzip``, ``zstd``, ``none``) is for layers that were made here. Raises NotFound, Conflict, RegistryFailure,
+        AuthenticationFailed, InvalidInput.
+        """
+        image, known_as = self._pushed_image(name)
+        reference = _destination(known_as, destination)
+        if not destination and reference.canonical not in image.references:
+            raise InvalidInput(f"{name} says not where it is to be pushed", "it is an id", "name the destination too, or push one of its names")
+        with self.configured(progress) as configuration:
+            return self._push(image, reference, compression, configuration)
+
+    def push_all(
+        self, repository: str, destination: str = "", *, compression: Compression = "", progress: ProgressCallback | None = None
+    ) -> list_[Pushed]:
+        """Send every tag of a repository that is here, to its own registry or to another repository. Raises as :meth:`push` does."""
+        wanted = _repository(repository)
+        target = _repository(destination) if destination else wanted
+        references = [Reference.parse(one) for image in self.list() for one in image.references]
+        tags = sorted({one.tag for one in references if one.repository == wanted.repository and one.digest is None})
+        if not tags:
+            raise NotFound(f"no such image: {wanted.familiar_name}", "no tag of that repository is here")
+        with self.configured(progress) as configuration:
+            return [
+                self._push(self.get(f"{wanted.repository}:{tag}"), Reference(target.domain, target.path, tag), compression, configuration)
+                for tag in tags
+            ]
+
+    def _pushed_image(self, name: str) -> tuple[Image, str]:
+        with suppress(InvalidReference):
+            if self._store.indexes.has(Reference.parse(name)):
+                raise InvalidInput(f"{name} is an index", "it goes out with all its images", f"push it with `bulle manifest push {name}`")
+        return self._find(name)
+
+    def _push(self, image: Image, reference: Reference, compression: Compression, configuration: SourceConfiguration) -> Pushed:
+        from bulle.engine.pushing import Push
+        from bulle.registry.destination import Destination
+
+        with Destination(reference, configuration) as destination:
+            return Push(self._store, self._database, destination, configuration).image(image, compression, reference.tag)[1]
+
+    def attach(self, name: str, artifact_type: str, media_type: str, content: bytes, annotations: Mapping[str, str] | None = None) -> Digest:
+        """Let something speak of an image: a list of packages, a signature. It is pushed and pulled with the image; returns its digest.
+
+        ``artifact_type`` says what it is (``application/spdx+json``), ``media_type`` in what form the content is. The same content again is the
+        same artifact. Raises NotFound, InvalidInput, StorageFull.
+        """
+        for kind in (artifact_type, media_type):
+            if not MEDIA_TYPE.fullmatch(kind):
+                raise InvalidInput(f"{kind!r} is not a media type", "expected something like application/spdx+json")
+        image = self.get(name)
+        subject = Descriptor(media_type=image.manifest_media_type, digest=image.manifest_digest, size=len(image.manifest))
+        with self._store.receiving():
+            return self._store.artifacts.attach(subject, artifact_type, media_type, content, annotations or {}).digest
+
+    def referrers(self, name: str, artifact_type: str = "") -> list_[Artifact]:
+        """What speaks of an image, of one type or of all. Raises NotFound."""
+        found = self._store.artifacts.list(Digest.parse(self.get(name).manifest_digest))
+        return [artifact for artifact in found if artifact_type in ("", artifact.artifact_type)]
+
+    def detach(self, digest: str) -> None:
+        """Let an artifact speak of its image no more; what registries have of it stays there. Raises NotFound."""
+        self._store.artifacts.remove(Digest.parse(digest))
+        self._store.gc()
+
+    def artifact_content(self, digest: str) -> bytes:
+        """The content of an artifact, all of it in memory. Raises NotFound."""
+        content = b""
+        for layer in self._store.artifacts.get(Digest.parse(digest)).layers:
+            with self._store.blobs.open(layer.parsed_digest) as file:
+                content += file.read()
+        return content
+
     def load(self, source: Path | BinaryIO, progress: ProgressCallback | None = None) -> list[Image]:
         """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
         from bulle.registry.sources import sniff
 
-        with self._configured(progress) as configuration, sniff(source, configuration=configuration) as opened:
+        with self.configured(progress) as configuration, sniff(source, configuration=configuration) as opened:
             return self._receive(opened)
 
     def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:
@@ -100,7 +202,7 @@ class Images:
 
         Raises Conflict when a container was made from it; ``force`` does it all the same unless that container runs.
         """
-        image, known_as = self._find(name)
+        image, known_as = self._pushed_image(name)
         for container in self._containers.of_image(image.id) if force else ():
             if current_state(container.plan.state_host_path).status == "running":
                 raise Conflict(
@@ -145,15 +247,14 @@ class Images:
         return image, (reference,) if reference.canonical in image.references else ()
 
     @contextmanager
-    def _configured(self, progress: ProgressCallback | None) -> Iterator[SourceConfiguration]:
-        """How sources are opened, and where they may put large files meanwhile; what they bring is kept at least that long."""
-        from bulle.registry.progress import silent
-        from bulle.registry.transport import SourceConfiguration
+    def configured(self, progress: ProgressCallback | None) -> Iterator[SourceConfiguration]:
+        """How sources and destinations are opened, and where they may put large files meanwhile; what they bring is kept at least that long."""
+        from bulle.engine.registries import network_configuration
 
         with self._store.receiving():
             temporary = self._store.temporary_directory()
             try:
-                yield SourceConfiguration(temporary=temporary, progress=progress or silent)
+                yield network_configuration(temporary, progress)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -162,8 +263,8 @@ class Images:
         try:
             images = list_(source.images())
             for image in images:
-                self._ingest(image)
-            return [
+                self._ingest(image, source.stopped.set if source.stopped is not None else lambda: None)
+            committed = [
                 self._store.images.commit(
                     image.manifest,
                     image.media_type,
@@ -177,8 +278,23 @@ class Images:
         except BaseException:
             self._store.gc()  # layers of an image that did not come whole
             raise
+        if source.repository:
+            for image in images:
+                self._remember(source, image)
+        return committed
 
-    def _ingest(self, image: RemoteImage) -> None:
+    def _remember(self, source: Source, image: RemoteImage) -> None:
+        """What a registry told beside an image: where its blobs are, and what speaks of it. A failure of this is none of the pull."""
+        from bulle.registry.progress import Progress
+
+        BlobSources(self._database).add(source.repository, [str(image.id), *(layer.descriptor.digest for layer in image.layers)])
+        try:
+            for artifact in source.artifacts(image):
+                self._store.artifacts.add(artifact.manifest, artifact.open)
+        except BulleError as error:
+            source.progress(Progress("step", str(image.manifest_digest), message=f"not all that refers to it could be fetched: {error}"))
+
+    def _ingest(self, image: RemoteImage, stop: Callable[[], object]) -> None:
         parents = [layer.diff_id for layer in image.layers]
 
         def ingest(position: int) -> None:
@@ -188,34 +304,32 @@ class Images:
                 _lazily(layer.open), layer.descriptor.media_type, blob, layer.descriptor.size, layer.diff_id, parents[:position]
             )
 
-        _each(ingest, len(image.layers), self._database.close)
+        each(ingest, len(image.layers), self._database.close, stop)
+
+
+def _repository(text: str) -> Reference:
+    """The repository that a name without a tag means. Raises InvalidReference, InvalidInput."""
+    name = text.removeprefix("docker://")
+    reference = Reference.parse(name)
+    if reference.digest is not None or (reference.tag != DEFAULT_TAG or name.endswith(f":{DEFAULT_TAG}")):
+        raise InvalidInput("tag can't be used with --all-tags/-a", f"{text!r} has one", "name the repository alone")
+    return reference
+
+
+def _destination(name: str, destination: str) -> Reference:
+    """Where an image of this name is to be pushed. Raises InvalidReference, InvalidInput."""
+    text = (destination or name).removeprefix("docker://")
+    try:
+        reference = Reference.parse(text)
+    except InvalidReference:
+        if destination:
+            raise
+        raise InvalidInput(f"{name} says not where it is to be pushed", "", "give it a name with `bulle tag`, or name the destination") from None
+    if reference.digest is not None:
+        raise InvalidInput(f"cannot push to {text}", "a digest is not chosen, it follows from the content", "name a tag")
+    return reference
 
 
 def _lazily(open_layer: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
     """The layer's bytes, asked for only when the store wants them (a layer that is there is not fetched)."""
     yield from open_layer()
-
-
-def _each(work: Callable[[int], object], count: int, leave: Callable[[], object]) -> None:
-    """Do the work for every number below ``count``, some at once, each followed by ``leave`` in a thread of its own; the first error ends it."""
-    if count <= 1:
-        for number in range(count):
-            work(number)
-        return
-    import concurrent.futures  # a moment that only pull and load need
-
-    def do(number: int) -> None:
-        try:
-            work(number)
-        finally:
-            leave()  # else the thread's connection to the database would last until garbage is collected
-
-    with concurrent.futures.ThreadPoolExecutor(_PARALLEL_LAYERS) as pool:
-        futures = [pool.submit(do, number) for number in range(count)]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise

@@ -6,6 +6,7 @@ taken from the raw bytes, which their owners keep. No I/O. Image specification 1
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -21,6 +22,10 @@ DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+EMPTY_MEDIA_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
+"""What stands where an artifact must have a config and has none."""
 
 INDEX_MEDIA_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_MEDIA_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
@@ -39,6 +44,9 @@ LAYER_COMPRESSIONS = {
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "gzip",
 }
 """Media types of layers that can be unpacked, and how each is compressed."""
+
+MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+"""What a media type looks like. RFC 6838, section 4.2."""
 
 METADATA_LIMIT_BYTES = 8 * 1024 * 1024
 """Largest manifest, index or config that is read; registries refuse more than 4 MiB."""
@@ -79,7 +87,7 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """One image for one platform: its config and its layers, lowest first."""
+    """One image for one platform: its config and its layers, lowest first. An artifact is a manifest too; ``subject`` is what it speaks of."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
@@ -87,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     media_type: str = ""
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
+    subject: Descriptor | None = None
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:

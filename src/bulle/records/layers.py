@@ -60,6 +60,16 @@ class LayerRecords:
         """Record a blob, leased together with the layer ``diff_id`` (its own digest where it is no layer)."""
         connection.execute("INSERT OR REPLACE INTO layer_blob VALUES (?, ?, ?)", (str(blob), str(diff_id), size_bytes))
 
+    def blob_owner(self, connection: sqlite3.Connection, blob: Digest) -> Digest | None:
+        """The layer (or the blob itself) whose lease keeps a blob, None when the blob is not here."""
+        row = connection.execute("SELECT diff_id FROM layer_blob WHERE blob_digest = ?", (str(blob),)).fetchone()
+        return Digest(row[0]) if row else None
+
+    def blobs_of(self, diff_id: Digest) -> list[tuple[Digest, int]]:
+        """The blobs that a layer is recorded as: digest and bytes."""
+        rows = self._database.rows("SELECT blob_digest, size_bytes FROM layer_blob WHERE diff_id = ? ORDER BY blob_digest", (str(diff_id),))
+        return [(Digest(str(blob)), size) for blob, size in rows if isinstance(size, int)]
+
     def lease(self, connection: sqlite3.Connection, diff_id: Digest, workspace: str) -> bool:
         """Keep a layer for the owner of ``workspace``; False when the layer is not here (the lease is taken all the same)."""
         connection.execute("INSERT OR IGNORE INTO layer_lease VALUES (?, ?)", (str(diff_id), workspace))
@@ -102,6 +112,12 @@ class LayerRecords:
             " AND NOT EXISTS (SELECT 1 FROM artifact_blob WHERE artifact_blob.blob_digest = layer_blob.blob_digest)"
             " AND NOT EXISTS (SELECT 1 FROM build_step WHERE build_step.diff_id = layer_blob.blob_digest)"
             " AND NOT EXISTS (SELECT 1 FROM layer_lease WHERE layer_lease.diff_id = layer_blob.diff_id)"
+        )
+        # Where blobs are in registries is worth knowing of those that are here, and of configs.
+        connection.execute(
+            "DELETE FROM blob_source WHERE NOT EXISTS (SELECT 1 FROM layer_blob WHERE layer_blob.blob_digest = blob_source.blob_digest)"
+            " AND NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.blob_digest = blob_source.blob_digest)"
+            " AND NOT EXISTS (SELECT 1 FROM image WHERE image.id = blob_source.blob_digest)"
         )
         return unused
 

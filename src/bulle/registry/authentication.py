@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from urllib.parse import SplitResult, urlencode
 
 import msgspec
 
@@ -47,11 +48,32 @@ def parse_challenge(header: str, registry: str) -> Challenge:
     raise AuthenticationFailed(f"{registry} wants a login of a kind that is not known here", repr(header[:100]))
 
 
-def token_query(challenge: Challenge, scope: str) -> str:
-    """The query string for the token service; ``scope`` is used where the challenge names none."""
+def token_request(
+    service: SplitResult, challenge: Challenge, scope: str, credentials: Credentials | None
+) -> tuple[str, SplitResult, dict[str, str], Callable[[], bytes] | None]:
+    """The request for a token: method, address, headers and body.
+
+    Anonymously or with a password it is a GET; an identity token (what single sign-on leaves behind) is exchanged by POST, as OAuth 2 has it.
+    """
     fields = [("service", challenge.service)] if challenge.service else []
-    fields += [("scope", part) for part in (challenge.scope or scope).split(" ") if part]
-    return urlencode(fields)
+    scopes = wanted_scopes(challenge.scope, scope)
+    if credentials is not None and credentials.identity_token:
+        fields += [("grant_type", "refresh_token"), ("refresh_token", credentials.identity_token), ("client_id", "bulle")]
+        form = urlencode([*fields, *([("scope", " ".join(scopes))] if scopes else [])]).encode()
+        return "POST", service, {"Content-Type": "application/x-www-form-urlencoded"}, lambda: form
+    query = "&".join(part for part in (service.query, urlencode([*fields, *(("scope", one) for one in scopes)])) if part)
+    headers = {"Authorization": basic(credentials)} if credentials else {}
+    return "GET", service._replace(query=query), headers, None
+
+
+def wanted_scopes(challenged: str, ours: str) -> list[str]:
+    """What a token is asked for: what the challenge names (a mirror may call things otherwise), and what we are going to push as well."""
+    actions: dict[str, list[str]] = {}
+    for one in (challenged or ours).split() + (ours.split() if "push" in ours else []):
+        resource, _, verbs = one.rpartition(":")
+        known = actions.setdefault(resource, [])
+        known += [verb for verb in verbs.split(",") if verb not in known]
+    return [f"{resource}:{','.join(verbs)}" for resource, verbs in actions.items()]
 
 
 def parse_token(body: bytes, registry: str) -> str:

@@ -1,13 +1,13 @@
-"""Recognises and undoes the compressions that images come in, as streams with bounded memory.
+"""Recognises, undoes and makes the compressions that images come in, as streams with bounded memory.
 
-Called by the archive readers for whole archives and for the layers inside them. What a layer's media type claims is the store's business; here only
-the first bytes count. Nothing is ever compressed here.
+Called by the archive readers for whole archives and for the layers inside them, and by ``push`` for layers that were made here. What a layer's media
+type claims is the store's business; here only the first bytes count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from bulle.errors import CorruptImage, Unavailable
 
@@ -118,3 +118,39 @@ def _zstd_decoder() -> tuple[Callable[[], _Decoder], _Failures]:
         from backports import zstd
 
     return zstd.ZstdDecompressor, (zstd.ZstdError, EOFError)
+
+
+def compress(chunks: Iterable[bytes], compression: Literal["gzip", "zstd"]) -> Iterator[bytes]:
+    """A stream, compressed: with the same library the same bytes each time, since no time and no name are written into it.
+
+    The levels are those that a processor of today keeps up with while a network takes what comes out. Raises Unavailable.
+    """
+    if compression == "gzip":
+        try:
+            from isal import isal_zlib as library
+
+            level = library.ISAL_DEFAULT_COMPRESSION
+        except ImportError:  # there is no isal for some processors
+            import zlib as library  # type: ignore[no-redef]
+
+            level = 6
+        stream = library.compressobj(level, library.DEFLATED, 31)
+    else:
+        stream = _zstd_compressor()
+    for chunk in chunks:
+        if piece := stream.compress(chunk):
+            yield piece
+    yield stream.flush()
+
+
+def _zstd_compressor() -> Any:
+    import sys
+
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+    except ImportError as error:
+        raise Unavailable("cannot write zstd data", f"this Python has no module {error.name!r}", "use --compression gzip") from None
+    return zstd.ZstdCompressor(level=3)

@@ -18,7 +18,7 @@ class Progress:
     where nobody knows). A ``step`` has a ``message`` for a person instead of a count.
     """
 
-    kind: Literal["resolve", "download", "read", "step", "retry"]
+    kind: Literal["resolve", "download", "read", "step", "retry", "compress", "upload"]
     id: str
     current: int = 0
     total: int = 0

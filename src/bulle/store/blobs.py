@@ -45,12 +45,28 @@ class BlobStore:
         except FileNotFoundError:
             raise NotFound(f"no such blob: {digest}", "", "pull the image again") from None
 
+    def keep(self, digest: Digest) -> bool:
+        """Whether the blob is here; it then stays until the end of :meth:`Store.receiving`, as one that is added does."""
+        with self._database.transaction() as connection:
+            owner = self._records.blob_owner(connection, digest)
+            if owner is None:
+                return False
+            self._records.lease(connection, owner, self._workspace.name)
+        return self.has(digest)
+
+    def of_layer(self, diff_id: Digest) -> list[tuple[Digest, int]]:
+        """The compressed forms of a layer that are here: digest and bytes."""
+        return [(digest, size) for digest, size in self._records.blobs_of(diff_id) if digest != diff_id and self.has(digest)]
+
     def remove(self, digest: Digest) -> None:
         """Remove a blob; harmless when it is not here."""
         self.path(digest).unlink(missing_ok=True)
 
-    def add(self, chunks: Iterable[bytes], expected: Digest | None = None, size: int | None = None) -> Digest:
-        """Store a blob of ``size`` bytes with the digest ``expected`` (None: unknown). Raises CorruptImage or StorageFull; then nothing is left."""
+    def add(self, chunks: Iterable[bytes], expected: Digest | None = None, size: int | None = None, diff_id: Digest | None = None) -> Digest:
+        """Store a blob of ``size`` bytes with the digest ``expected`` (None: unknown), which is the compressed layer ``diff_id`` if it is one.
+
+        Raises CorruptImage or StorageFull; then nothing is left.
+        """
         checksum = hashlib.new(expected.algorithm if expected else "sha256")
         total = 0
         with storage_errors("the blob could not be stored"):
@@ -72,8 +88,8 @@ class BlobStore:
                         raise CorruptImage(f"the blob {expected.short} is not what it claims to be", f"its digest is {digest}")
                     os.fdatasync(file.fileno())
                 with self._database.transaction() as connection:
-                    self._records.add_blob(connection, digest, digest, total)
-                    self._records.lease(connection, digest, self._workspace.name)
+                    self._records.add_blob(connection, digest, diff_id or digest, total)
+                    self._records.lease(connection, diff_id or digest, self._workspace.name)
                     self.adopt(path, digest)
             finally:
                 path.unlink(missing_ok=True)

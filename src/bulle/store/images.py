@@ -6,19 +6,24 @@ Called by the engine. :meth:`ImageStore.get` is on the path of ``run``: two quer
 from __future__ import annotations
 
 import re
+import sqlite3
 import time
 from builtins import list as list_
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
 from bulle.errors import Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
 from bulle.model.digest import Digest
-from bulle.model.image import MANIFEST_MEDIA_TYPES, METADATA_LIMIT_BYTES, ImageConfig, Manifest
+from bulle.model.image import MANIFEST_MEDIA_TYPES, METADATA_LIMIT_BYTES, Descriptor, ImageConfig, Manifest
 from bulle.model.reference import Reference
 from bulle.records.database import Database
 from bulle.records.images import ImageRecords, ImageRow
+from bulle.records.registries import ArtifactRecords, ArtifactRow, IndexRecords
+from bulle.store.artifacts import blobs_of, with_subject
 from bulle.store.blobs import BlobStore
+from bulle.store.indexes import with_manifest
 from bulle.store.layers import LayerStore
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
@@ -85,8 +90,43 @@ class ImageStore:
                     tuple(host_binds), tuple((str(diff_id), str(blob)) for blob, diff_id in layers),
                 )  # fmt: skip
                 self._records.put(connection, row)
+                if existing is not None:
+                    self._follow(connection, existing, row)
             self._records.tag(connection, image_id, names)
         return self.get(image_id)
+
+    def settle(self, image: Image, manifest: bytes, media_type: str) -> Image:
+        """Replace the manifest of an image by one that names other blobs of the same layers: those that a registry has been given.
+
+        The image stays what it is (its id is the digest of its config); indexes and artifacts that name its manifest follow in the same
+        transaction. Raises NotFound when it was removed meanwhile, Conflict when somebody else gave it another manifest, CorruptImage.
+        """
+        blobs = [descriptor.parsed_digest for descriptor in Manifest.parse(manifest).layers]
+        _check(manifest, media_type, image.config_raw, list_(zip(blobs, image.layers, strict=True)))
+        with self._database.transaction() as connection:
+            existing = self._records.by_id(image.id)
+            if existing is None:
+                raise NotFound(f"no such image: {image.id}", "it was removed meanwhile")
+            if existing.manifest_digest not in (image.manifest_digest, Digest.of(manifest)):
+                raise Conflict(f"image {image.id} changed meanwhile", "another command gave it another manifest", "try again")
+            layers = tuple((str(diff_id), str(blob)) for diff_id, blob in zip(image.layers, blobs, strict=True))
+            row = replace(existing, manifest_digest=str(Digest.of(manifest)), manifest_media_type=media_type, manifest=manifest, layers=layers)
+            self._records.put(connection, row)
+            self._follow(connection, existing, row)
+        return self.get(image.id)
+
+    def _follow(self, connection: sqlite3.Connection, before: ImageRow, after: ImageRow) -> None:
+        """Let everything that names the manifest of an image name its new one."""
+        if before.manifest_digest == after.manifest_digest:
+            return
+        now = Descriptor(media_type=after.manifest_media_type, digest=after.manifest_digest, size=len(after.manifest))
+        indexes, artifacts = IndexRecords(self._database), ArtifactRecords(self._database)
+        for index in indexes.of_image(after.id):
+            indexes.put(connection, replace(index, document=with_manifest(index.document, before.manifest_digest, now)))
+        for artifact in artifacts.of_subject(before.manifest_digest):
+            raw = with_subject(artifact.manifest, now)
+            artifacts.remove(connection, artifact.digest)
+            artifacts.add(connection, ArtifactRow(str(Digest.of(raw)), now.digest, raw), [blob.digest for blob in blobs_of(raw)])
 
     def get(self, name: str) -> Image:
         """The image that ``name`` means: a reference, an id, or an unambiguous beginning of an id. Raises NotFound, InvalidInput when ambiguous."""
@@ -115,8 +155,8 @@ class ImageStore:
     def remove(self, name: str, force: bool = False) -> list_[str]:
         """Remove a name, and with the last name the image and the layers that nothing else needs. Returns lines as Docker prints them.
 
-        Raises Conflict when a container was made from it or it has names in several repositories, unless ``force``; layers on which containers
-        stand are kept in any case.
+        Raises Conflict when an index has it, and unless ``force`` when a container was made from it or it has names in several repositories;
+        layers on which containers stand are kept in any case.
         """
         row, by_name = self._find(name)
         with self._database.transaction() as connection:
@@ -137,6 +177,9 @@ class ImageStore:
             repositories = {Reference.parse(reference).repository for reference in taken}
             if by_name is None and len(repositories) > 1 and not force:
                 raise Conflict(f"cannot remove image {name}", "it has names in several repositories", "remove the names one by one, or use --force")
+            if indexes := IndexRecords(self._database).of_image(row.id):
+                index = familiar(indexes[0].reference)
+                raise Conflict(f"cannot remove image {name}", f"the index {index} has it", f"remove that with `bulle manifest rm {index}`")
             self._records.delete(connection, row.id)
         self._collect()
         lines.append(f"Deleted: {row.id}")

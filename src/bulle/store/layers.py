@@ -160,7 +160,10 @@ class LayerStore:
         return tree
 
     def keep(self, diff_ids: Sequence[Digest]) -> None:
-        """Keep layers for this process until the end of :meth:`Store.receiving`, whatever becomes of their image. Raises NotFound."""
+        """Keep layers, with their blobs, for this process until the end of :meth:`Store.receiving`, whatever becomes of their image.
+
+        Raises NotFound.
+        """
         with self._database.transaction() as connection:
             for diff_id in diff_ids:
                 if not self._records.lease(connection, diff_id, self._workspace.name):

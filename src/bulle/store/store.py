@@ -10,12 +10,14 @@ from pathlib import Path
 
 from bulle.model.digest import Digest
 from bulle.records.database import Database
+from bulle.store.artifacts import ArtifactStore
 from bulle.store.backend import Kind, LayerProbe
 from bulle.store.backends import probe_backends
 from bulle.store.blobs import BlobStore
 from bulle.store.build_cache import BuildCache
 from bulle.store.garbage import Collector
 from bulle.store.images import ImageStore
+from bulle.store.indexes import IndexStore
 from bulle.store.layers import LayerStore
 from bulle.store.limits import Limits
 from bulle.store.workspace import Workspace
@@ -51,6 +53,16 @@ class Store:
     def build_cache(self) -> BuildCache:
         """Layers by what they were made from."""
         return BuildCache(self._database, self._workspace, self.gc)
+
+    @cached_property
+    def artifacts(self) -> ArtifactStore:
+        """What speaks of images."""
+        return ArtifactStore(self._database, self.blobs)
+
+    @cached_property
+    def indexes(self) -> IndexStore:
+        """Several images under one name."""
+        return IndexStore(self._database)
 
     def gc(self) -> int:
         """Remove what no image, container or living process needs; returns the bytes that the disk got back."""

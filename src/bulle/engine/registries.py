@@ -1,0 +1,77 @@
+"""What the engine knows of registries in general: how they are spoken to, and the user's logins.
+
+``images`` and ``indexes`` take their configuration from here, so that mirrors, certificates and credentials mean the same to all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bulle.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from bulle.registry.progress import ProgressCallback
+    from bulle.registry.transport import SourceConfiguration
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A login that a registry took: ``file`` (a host path) has it, in plain text unless a credential helper keeps the secret."""
+
+    server: str
+    file: Path
+    in_plain_text: bool
+
+
+def network_configuration(temporary: Path | None, progress: ProgressCallback | None) -> SourceConfiguration:
+    """How registries are spoken to, as the user configured it. Raises InvalidInput where a file of settings is wrong."""
+    from bulle.registry import credentials, settings
+    from bulle.registry.progress import silent
+    from bulle.registry.transport import SourceConfiguration
+
+    found = settings.read_settings()
+    return SourceConfiguration(
+        temporary=temporary,
+        insecure_registries=found.insecure,
+        mirrors=found.mirrors,
+        credentials=credentials.find,
+        trust=found.trust,
+        progress=progress or silent,
+    )
+
+
+class Registries:
+    """The user's logins."""
+
+    def login(self, server: str, username: str, password: str) -> Login:
+        """Keep a login for a registry (``""`` is Docker's own), once the registry took it.
+
+        Raises AuthenticationFailed, RegistryFailure, InvalidInput; then nothing is kept.
+        """
+        from bulle.registry import credentials
+        from bulle.registry.destination import check_login
+        from bulle.registry.transport import Credentials
+
+        if not username or not password or ":" in username or any(not character.isprintable() for character in username + password):
+            raise InvalidInput("a login needs a user name and a password", "one is empty, or has characters that cannot be")
+        host = credentials.server_name(server)
+        given = Credentials(username, password)
+        configuration = replace(network_configuration(None, None), credentials=lambda asked: given if asked == host else None)
+        check_login(host, configuration)
+        path = credentials.store(host, given)
+        return Login(host, path, not credentials.is_kept_by_helper(host))
+
+    def known_user(self, server: str) -> str:
+        """The user name that is kept for a registry, "" for none."""
+        from bulle.registry import credentials
+
+        found = credentials.find(credentials.server_name(server))
+        return found.username if found is not None else ""
+
+    def logout(self, server: str) -> bool:
+        """Forget the login for a registry; False where there was none. Raises InvalidInput, AuthenticationFailed (a failed helper)."""
+        from bulle.registry import credentials
+
+        return credentials.erase(credentials.server_name(server))
