@@ -33,6 +33,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 CONTAINER_VERBS = {
     "attach": "attaching:attach",
+    "cp": "copying:copy",
     "create": "running:create",
     "exec": "attaching:execute",
     "kill": "lifecycle:kill",

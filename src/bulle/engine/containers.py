@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,6 +37,9 @@ from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
 from bulle.spawner import child, client
 from bulle.store import Store
+
+if TYPE_CHECKING:
+    from bulle.engine.copying import ContainerFiles
 
 _STOP_MARGIN_S = 10.0
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
@@ -70,6 +74,13 @@ class Container:
     def plan(self) -> RunPlan:
         """What is done when it starts."""
         return self.record.plan
+
+    @property
+    def files(self) -> ContainerFiles:
+        """Its files: copy them in and out, see what changed, export them."""
+        from bulle.engine.copying import ContainerFiles  # a few verbs need it
+
+        return ContainerFiles(self._home, self.plan, self.name)
 
     def state(self) -> ContainerState:
         """How it is now. A container whose monitor was killed is given a new one first, so that the answer stays true."""

@@ -1,0 +1,71 @@
+"""``bulle cp``, ``diff`` and ``export``: a container's files, seen from outside."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from bulle.cli import human
+from bulle.cli.option_types import HostPath
+from bulle.cli.session import Session, note, printable, warn_of
+from bulle.cli.verb import verb
+from bulle.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from bulle.engine.copying import Copied
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """Container and path of ``CONTAINER:PATH``; an empty container for a path of the host. Docker's rule: a colon in a path needs ``./`` or ``/``."""
+    container, colon, path = argument.partition(":")
+    if not colon or argument.startswith(("/", ".")):
+        return "", argument
+    return container, path
+
+
+@verb("cp", "CONTAINER:SRC_PATH DEST_PATH|- | SRC_PATH|- CONTAINER:DEST_PATH")
+@click.argument("source", type=HostPath())
+@click.argument("target", type=HostPath())
+@click.option("-a", "--archive", is_flag=True, help="Archive mode (copy all uid/gid information)")
+@click.option("-L", "--follow-link", "follow", is_flag=True, help="Always follow symbol link in SRC_PATH")
+@click.option("-q", "--quiet", is_flag=True, default=None, help="Suppress the message (it is given on a terminal only)")
+@click.pass_obj
+def copy(session: Session, source: str, target: str, archive: bool, follow: bool, quiet: bool) -> int:
+    """Copy files/folders between a container and the local filesystem.
+
+    Use '-' as the source to read a tar archive from stdin and extract it to a directory destination in a container. Use '-' as the destination to
+    stream a tar archive of a container source to stdout.
+    """
+    (from_container, source_path), (to_container, target_path) = _split(source), _split(target)
+    if from_container and to_container:
+        raise InvalidInput("copying between containers is not supported", "", "copy to the host first, or pipe one cp to another")
+    if not from_container and not to_container:
+        raise InvalidInput("must specify at least one container source", "", "write it as CONTAINER:PATH")
+    if not source_path or not target_path:
+        raise InvalidInput(f"{'source' if not source_path else 'destination'} can not be empty")
+    if from_container:
+        files = session.engine.containers.get(from_container).files
+        if target_path == "-":
+            if os.isatty(1):
+                raise InvalidInput("cowardly refusing to write an archive to a terminal", "", "redirect it")
+            with open(1, "wb", closefd=False) as out:
+                files.read_archive(source_path, out, follow=follow)
+            return 0
+        copied = files.copy_out(source_path, target_path, archive=archive, follow=follow)
+        return _said(copied, target_path, quiet)
+    files = session.engine.containers.get(to_container).files
+    if source_path == "-":
+        with open(0, "rb", closefd=False) as stream:
+            copied = files.write_archive(stream, target_path, archive=archive)
+        return _said(copied, target, quiet=True)
+    copied = files.copy_in(source_path, target_path, archive=archive, follow=follow)
+    return _said(copied, target, quiet)
+
+
+def _said(copied: Copied, target: str, quiet: bool) -> int:
+    warn_of(f"{name} is a device and was left out" for name in copied.left_out)
+    if not quiet and os.isatty(1):
+        note(f"Successfully copied {human.size(copied.size_bytes, 4)} to {printable(target)}")
+    return 0
