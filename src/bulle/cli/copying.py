@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from bulle.cli import human
-from bulle.cli.option_types import HostPath
-from bulle.cli.session import Session, note, printable, warn_of
+from bulle.cli.image_transfer import destination
+from bulle.cli.option_types import HostPath, Suggestion, complete_containers
+from bulle.cli.processes import FORMAT_HELP
+from bulle.cli.session import Session, note, printable, warn_of, write
+from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
     from bulle.engine.copying import Copied
+    from bulle.engine.differences import Change
 
 
 def _split(argument: str) -> tuple[str, str]:
@@ -62,6 +66,39 @@ def copy(session: Session, source: str, target: str, archive: bool, follow: bool
         return _said(copied, target, quiet=True)
     copied = files.copy_in(source_path, target_path, archive=archive, follow=follow)
     return _said(copied, target, quiet)
+
+
+@verb("diff", "CONTAINER")
+@click.argument("container", shell_complete=complete_containers)
+@click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
+@click.pass_obj
+def diff(session: Session, container: str, form: str) -> int:
+    """Inspect changes to files or directories on a container's filesystem."""
+    found = session.engine.containers.get(container).files.changes()
+    if form:
+        write(render(_CHANGES, found, form))
+    else:
+        write("".join(f"{one.kind} {printable(one.path)}\n" for one in found))
+    return 0
+
+
+_CHANGES: Listing[Change] = Listing(
+    fields={"Type": ("CHANGE TYPE", lambda one: one.kind), "Path": ("PATH", lambda one: one.path)}, columns=("Type", "Path"), methods={}
+)
+
+
+@verb("export", "CONTAINER")
+@click.argument("container", shell_complete=complete_containers)
+@click.option("-o", "--output", type=HostPath(), help="Write to a file, instead of STDOUT")
+@click.pass_obj
+def export(session: Session, container: str, output: str | None) -> int:
+    """Export a container's filesystem as a tar archive."""
+    if output is None and os.isatty(1):
+        raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
+    files = session.engine.containers.get(container).files
+    with destination(output) as out:
+        files.export(out)
+    return 0
 
 
 def _said(copied: Copied, target: str, quiet: bool) -> int:

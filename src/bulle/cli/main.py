@@ -33,9 +33,12 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 CONTAINER_VERBS = {
     "attach": "attaching:attach",
+    "commit": "image_making:commit",
     "cp": "copying:copy",
     "create": "running:create",
+    "diff": "copying:diff",
     "exec": "attaching:execute",
+    "export": "copying:export",
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
     "rm": "lifecycle:remove",
@@ -47,6 +50,8 @@ CONTAINER_VERBS = {
 }
 IMAGE_VERBS = {
     "build": "building:build",
+    "history": "image_making:history",
+    "import": "image_making:import_image",
     "load": "image_transfer:load",
     "pull": "image_transfer:pull",
     "save": "image_transfer:save",

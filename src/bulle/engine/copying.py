@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from bulle.engine.inner_worker import Line, working
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
@@ -23,6 +23,9 @@ from bulle.model.run_plan import RunPlan
 from bulle.registry import tar_format
 from bulle.registry.tree import Walk
 from bulle.registry.tree_writer import Rules, TreeWriter
+
+if TYPE_CHECKING:
+    from bulle.engine.differences import Change
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MOST_LINKS = 40
@@ -102,6 +105,30 @@ class ContainerFiles:
             size = sum(map(line.write, decompress(_chunks(head, stream), detect(head), "the archive")))
             left_out = _finish(line)
         return Copied(size, left_out)
+
+    def export(self, out: BinaryIO) -> None:
+        """Write the whole root filesystem as a tar, without what is mounted in it."""
+
+        def work(root: int, line: Line) -> None:
+            try:
+                for chunk in _ExportWalk(Path("/")).all(root):
+                    line.write(chunk)
+            except OSError as error:
+                if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                    raise
+                raise BulleError("the container cannot be exported", f"{error.strerror} ({error.filename})") from error
+            line.end_stream()
+
+        with working(self._home, self._plan, self._name, work, merged=True) as line:
+            while chunk := line.reading.read(_CHUNK_BYTES):
+                out.write(chunk)
+            out.flush()
+
+    def changes(self) -> list[Change]:
+        """What is other than in the image, a directory before what is in it, names in order. Raises Unsupported where the root is a copy."""
+        from bulle.engine.differences import changes
+
+        return changes(self._home, self._plan)
 
     @contextmanager
     def _reading(self, path: str, follow: bool) -> Iterator[tuple[Line, bool, str]]:
@@ -226,6 +253,19 @@ class _CopyWalk(Walk):
         finally:
             os.close(descriptor)
         yield from super().directory(parent, name, path)
+
+
+class _ExportWalk(_CopyWalk):
+    """A walk over everything."""
+
+    def all(self, root: int) -> Iterator[bytes]:
+        """The whole tar of a directory whose descriptor is given."""
+        directory = os.open(".", _DIRECTORY, dir_fd=root)
+        try:
+            yield from self.below(directory, b"")
+        finally:
+            os.close(directory)
+        yield tar_format.END
 
 
 def _source(opener: Open, path: str, follow: bool) -> _Source:

@@ -22,6 +22,8 @@ from bulle.records.database import Database
 from bulle.store import Image, Store
 
 if TYPE_CHECKING:
+    from bulle.engine.containers import Container
+    from bulle.engine.history import HistoryEntry
     from bulle.registry.progress import ProgressCallback
     from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
 
@@ -66,6 +68,33 @@ class Images:
         from bulle.engine.saving import save_images
 
         save_images(self._store, [self._named(name) for name in names], out, format)
+
+    def history(self, name: str) -> list_[HistoryEntry]:
+        """How an image came about, its last step first."""
+        from bulle.engine.history import history_of  # rarely needed
+
+        return history_of(self._store, self.get(name))
+
+    def commit(
+        self, container: Container, name: str = "", *, author: str = "", message: str = "", changes: Sequence[str] = (), pause: bool = True
+    ) -> tuple[Image, tuple[str, ...]]:
+        """Make an image of what a container is now; ``changes`` are instructions of a Containerfile. Returns also what was weaker than asked."""
+        from bulle.engine.committing import commit_container, parse_target
+
+        reference = parse_target(name)
+        image = None
+        with suppress(NotFound):
+            image = self._store.images.get(container.image_id)
+        return commit_container(self._store, image, container, reference, author=author, message=message, changes=changes, pause=pause)
+
+    def import_tar(
+        self, stream: BinaryIO, source: str, name: str = "", *, message: str = "", changes: Sequence[str] = (), platform: str = ""
+    ) -> Image:
+        """Make an image of one layer of a tar of a root filesystem, compressed or not; ``source`` says where it comes from."""
+        from bulle.engine.committing import import_tar, parse_target
+
+        reference = parse_target(name)
+        return import_tar(self._store, stream, source, reference, message=message, changes=changes, platform=platform)
 
     def list(self) -> list_[Image]:
         """Every image, newest first."""

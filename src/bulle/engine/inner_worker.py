@@ -88,6 +88,13 @@ def working(home: Path, plan: RunPlan, name: str, work: Work, *, merged: bool = 
                 os.close(descriptor)
 
 
+@contextmanager
+def beside(plan: RunPlan, work: Callable[[Line], None]) -> Iterator[Line]:
+    """The line to a child that looks at a container's files on the host as the root of its users: what only an ordinary user needs."""
+    with _forked(lambda: -1, lambda _root, line: work(line), plan, in_user_namespace=os.geteuid() != 0) as line:
+        yield line
+
+
 def _seize(plan: RunPlan, name: str) -> tuple[int, int]:
     """The first process's pidfd where the container runs, else the lock that keeps it from being started meanwhile."""
     deadline = time.monotonic() + _PATIENCE_S

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from bulle.errors import BulleError, Conflict, CorruptImage, InvalidInput, StorageFull
+from bulle.linux import process
 from bulle.registry.compression import CHUNK_BYTES
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -170,12 +171,12 @@ class TreeWriter:
             make(temporary)
             if member is not None and not member.isreg():
                 self._describe_special(parent, temporary, member)
-            try:
+            if not _is_mount_point(parent, name):
                 os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-            except OSError as error:
-                if error.errno != errno.EBUSY or member is None or not member.isreg():
-                    raise
-                _overwrite(parent, temporary, name)  # something is mounted on the very file
+            elif member is not None and member.isreg():
+                _overwrite(parent, temporary, name)
+            else:
+                raise Conflict(f"cannot overwrite {self._shown(parts)}", "something is mounted there")
         finally:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=parent)
@@ -225,6 +226,15 @@ class TreeWriter:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             return Conflict(what, "a directory on its way is none, or a symlink")
         return BulleError(what, os.strerror(error.errno or 0))
+
+
+def _is_mount_point(parent: int, name: str) -> bool:
+    """Whether something is mounted on the very file. A rename from another mount namespace would take that mount away."""
+    try:
+        os.close(process.openat2(parent, name, os.O_PATH | os.O_NOFOLLOW, process.RESOLVE_NO_XDEV))
+    except OSError as error:
+        return error.errno == errno.EXDEV
+    return False
 
 
 def _overwrite(parent: int, source: str, name: str) -> None:
