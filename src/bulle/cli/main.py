@@ -58,10 +58,12 @@ IMAGE_VERBS = {
     "tag": "images:tag",
 }
 SYSTEM_VERBS = {"info": "system:info"}
+BUILDER_VERBS = {"prune": "cleaning:prune_builder"}
 VERBS = {
     **CONTAINER_VERBS,
     **IMAGE_VERBS,
     **SYSTEM_VERBS,
+    "builder": "main:builder",
     "completion": "completion:completion",
     "container": "main:container",
     "doctor": "system:doctor",
@@ -70,6 +72,7 @@ VERBS = {
     "inspect": "inspection:inspect",
     "ps": "processes:ps",
     "rmi": "images:remove",
+    "search": "image_search:search",
     "system": "main:system",
     "version": "system:version",
 }
@@ -81,6 +84,7 @@ container = VerbGroup(
         **CONTAINER_VERBS,
         "inspect": "inspection:inspect_container",
         **dict.fromkeys(("ls", "list", "ps"), "processes:ps"),
+        "prune": "cleaning:prune_containers",
         "remove": "lifecycle:remove",
     },
     hidden=("list", "ps", "remove"),
@@ -92,11 +96,13 @@ image = VerbGroup(
         **IMAGE_VERBS,
         "inspect": "inspection:inspect_image",
         **dict.fromkeys(("ls", "list"), "images:images"),
+        "prune": "cleaning:prune_images",
         **dict.fromkeys(("rm", "remove"), "images:remove"),
     },
     hidden=("list", "remove"),
 )
-system = VerbGroup("system", help="Manage Bulle.", verbs=SYSTEM_VERBS)
+system = VerbGroup("system", help="Manage Bulle.", verbs={**SYSTEM_VERBS, "df": "usage:disk_usage", "prune": "cleaning:prune_system"})
+builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)
 
 
 def _root(home: str | None, debug: bool, version: bool) -> None:
@@ -130,7 +136,7 @@ def preload() -> None:
     for name in ("cli.go_template", "cli.progress", "build.builder"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, container, image, system):
+    for group in (ROOT, builder, container, image, system):
         for name in group.verbs:
             command = group.get_command(context, name)
             if isinstance(command, Verb):

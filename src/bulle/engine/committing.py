@@ -59,6 +59,7 @@ def commit_container(
     apply_changes(runtime, list(changes))
     notes: list[str] = []
     with store.receiving():
+        store.layers.keep(base.layers)
         with _paused(container, pause, notes):
             layer = keep_changes(store, container.plan)
         step = {"created_by": " ".join(container.options.command), "author": author, "comment": message}

@@ -26,7 +26,7 @@ from bulle.records.database import Database
 from bulle.store import Store
 
 if TYPE_CHECKING:
-    from bulle.store.erofs_reader import MergedView
+    from bulle.store.merged_view import MergedView
     from bulle.store.tree import Node
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,7 +90,8 @@ class _Comparison:
         names = {os.fsencode(name) for name in os.listdir(directory)}
         gone = set[bytes]()
         if shows_below and path and _is_opaque(directory):
-            gone = self._below.names(path) - names
+            place = self._below.place(path)
+            gone = {one.path[-1] for one in self._below.children(place)} - names if place is not None else gone
         for name in sorted(names | gone):
             here = (*path, name)
             if name in gone:

@@ -24,6 +24,7 @@ from bulle.store import Image, Store
 if TYPE_CHECKING:
     from bulle.engine.containers import Container
     from bulle.engine.history import HistoryEntry
+    from bulle.engine.pruning import Pruned, PruneFilter
     from bulle.registry.progress import ProgressCallback
     from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
 
@@ -123,6 +124,22 @@ class Images:
     def tag(self, source: str, target: str) -> None:
         """Give an image one more name."""
         self._store.images.tag(self.get(source), Reference.parse(target))
+
+    def users(self, image: Image) -> list_[str]:
+        """The names of the containers that were made from an image."""
+        return [container.name for container in self._containers.of_image(image.id)]
+
+    def prune(self, chosen: PruneFilter | None = None, *, every: bool = False) -> Pruned:
+        """Remove images without a name, or with ``every`` all, that nothing uses."""
+        from bulle.engine.pruning import PruneFilter, prune_images
+
+        return prune_images(self, self._store, chosen or PruneFilter(), every=every)
+
+    def parent(self, image: Image) -> Image | None:
+        """The image on whose layers it stands, where that is here too."""
+        from bulle.engine.history import parent_of
+
+        return parent_of(image, self.list())
 
     def remove(self, name: str, *, force: bool = False) -> list_[str]:
         """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted).

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bulle.engine.history import seconds
 from bulle.errors import Conflict, NotFound
-from bulle.records.database import Database
+from bulle.records.build_steps import BuildStepRow
 from bulle.store import Image, Store
 from bulle.store.usage import disk_bytes
 
@@ -76,16 +76,16 @@ def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bo
     return pruned
 
 
-def prune_build_cache(database: Database, store: Store, *, every: bool, until_ns: int = 0) -> Pruned:
+def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned:
     """Forget steps of builds: those whose layer no image has, or with ``every`` all; with ``until_ns`` only those not used since."""
-    unused = "" if every else " AND (diff_id IS NULL OR diff_id NOT IN (SELECT diff_id FROM image_layer))"
-    before = store.collected_bytes
-    with database.transaction() as connection:
-        condition = f"(?1 = 0 OR used_at_ns < ?1){unused}"
-        keys = [str(key) for (key,) in connection.execute(f"SELECT key FROM build_step WHERE {condition}", (until_ns,))]
-        connection.executemany("DELETE FROM build_step WHERE key = ?", [(key,) for key in keys])
-    store.gc()
-    return Pruned(keys, store.collected_bytes - before)
+    layers = store.layer_usage()
+
+    def chosen(step: BuildStepRow) -> bool:
+        in_use = step.diff_id is not None and step.diff_id in layers and bool(layers[step.diff_id].images)
+        return (every or not in_use) and (not until_ns or step.used_at_ns < until_ns)
+
+    keys, reclaimed = store.build_cache.prune(chosen)
+    return Pruned(list(keys), reclaimed)
 
 
 def _made_at_ns(image: Image) -> int:

@@ -12,7 +12,7 @@ from bulle.store.usage import LayerUsage, disk_bytes
 if TYPE_CHECKING:
     from bulle.engine.containers import Container
     from bulle.engine.engine import Engine
-    from bulle.store import Store
+    from bulle.records.build_steps import BuildStepRow
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ class Usage:
     steps: tuple[StepUsage, ...] = field(default=())
 
 
-def usage_of(engine: Engine, store: Store) -> Usage:
+def usage_of(engine: Engine) -> Usage:
     """Look at the disk now."""
+    store = engine.store
     layers = store.layer_usage()
     containers = tuple(ContainerUsage(one, disk_bytes(Path(one.directory))) for one in engine.containers.list(all=True))
     images = tuple(_image_usage(image, layers, containers) for image in engine.images.list())
-    steps = tuple(_step_usage(row, layers) for row in build_steps(engine))
+    steps = tuple(_step_usage(row, layers) for row in store.build_cache.list())
     in_use = {one.image.id for one in images if one.containers}
     of_images = [layer for layer in layers.values() if layer.images]
     idle = [layer for layer in of_images if not layer.images & in_use and not layer.containers and not layer.steps]
@@ -86,11 +87,6 @@ def usage_of(engine: Engine, store: Store) -> Usage:
         Kind("Build Cache", len(steps), 0, _sum(cached), _sum(cached)),
     )
     return Usage(kinds, images, containers, steps)
-
-
-def build_steps(engine: Engine) -> list[tuple[object, ...]]:
-    """The rows of the build cache: key, instruction, layer, when made and last used."""
-    return engine.rows("SELECT key, instruction, diff_id, created_at_ns, used_at_ns FROM build_step ORDER BY used_at_ns DESC")
 
 
 def _sum(layers: list[LayerUsage]) -> int:
@@ -108,9 +104,7 @@ def _image_usage(image: Image, layers: dict[str, LayerUsage], containers: tuple[
     return ImageUsage(image, shared, own, sum(1 for one in containers if one.container.image_id == image.id))
 
 
-def _step_usage(row: tuple[object, ...], layers: dict[str, LayerUsage]) -> StepUsage:
-    key, instruction, diff_id, created, used = row
-    layer = layers.get(str(diff_id), LayerUsage())
+def _step_usage(row: BuildStepRow, layers: dict[str, LayerUsage]) -> StepUsage:
+    layer = layers.get(row.diff_id or "", LayerUsage())
     shared = bool(layer.images or layer.containers or len(layer.steps) > 1)
-    assert isinstance(created, int) and isinstance(used, int)
-    return StepUsage(str(key), str(instruction), created, used, 0 if shared else layer.disk_bytes, shared)
+    return StepUsage(row.key, row.instruction, row.created_at_ns, row.used_at_ns, 0 if shared else layer.disk_bytes, shared)
