@@ -22,9 +22,8 @@ _FORCE = click.option("-f", "--force", is_flag=True, help="Do not prompt for con
 
 
 def _filter(*keys: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in keys)), help=f"Provide filter values ({', '.join(keys)})"
-    )
+    kinds = Suggestion("filter", *(f"{key}=" for key in keys))
+    return click.option("--filter", "wanted", multiple=True, type=kinds, help=f"Provide filter values ({', '.join(keys)})")
 
 
 def _chosen(wanted: Sequence[str], keys: Sequence[str] = _KEYS) -> PruneFilter:

@@ -67,7 +67,7 @@ def _containers() -> Listing[ContainerUsage]:
     names = ("ID", "Image", "Command", "LocalVolumes", "Size", "RunningFor", "Status", "Names")
     fields = {name: (shown[name][0], lambda one, name=name: shown[name][1](one.container)) for name in names}
     return Listing(
-        fields={**fields, "Size": ("SIZE", lambda one: human.size(one.size_bytes))},  # type: ignore[dict-item]
+        fields={**fields, "Size": ("SIZE", lambda one: human.size(one.size_bytes))},
         columns=names,
         methods={},
     )

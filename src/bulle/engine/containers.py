@@ -247,9 +247,14 @@ class Container:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
 
-    def inspect(self) -> dict[str, object]:
-        """Everything that is known, in the form of ``docker inspect``."""
-        return container_document(self.record, self.state())
+    def inspect(self, *, sizes: bool = False) -> dict[str, object]:
+        """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
+        document = container_document(self.record, self.state())
+        if sizes:
+            from bulle.engine.usage import container_sizes
+
+            document |= container_sizes(self._home, self._database, self.plan)
+        return document
 
     def _pidfd(self) -> int:
         state = self.state()

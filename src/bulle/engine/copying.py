@@ -303,7 +303,7 @@ def _source(opener: Open, path: str, follow: bool) -> _Source:
 
 @dataclass
 class _Place:
-    """A destination: ``found`` is ``directory``, ``file`` or nothing; ``directory`` is opened where it is one, else -1; else ``parent`` and ``name``."""
+    """A destination: ``found`` says what it is; ``directory`` is opened where it is one, else -1; else it is ``name`` in ``parent``."""
 
     found: str
     directory: int

@@ -115,7 +115,7 @@ class _Comparison:
             yield "A", _joined(path)
         elif inside or self._differs(status, before, parent, path[-1]):
             yield "C", _joined(path)
-        # As Docker: what is in a directory that took the place of something else counts as new, and what was in one that is none any more goes unsaid.
+        # As Docker: what is in a directory that took the place of something else is new; what was in one that is none any more goes unsaid.
         yield from inside
 
     def _children(self, parent: int, path: tuple[bytes, ...], was_directory: bool) -> Iterator[_Found]:

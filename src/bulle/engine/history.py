@@ -19,7 +19,7 @@ MISSING = "<missing>"
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):
-    """One step: ``id`` is the image's for the topmost and ``<missing>`` for all others, ``size_bytes`` that of the layer's tar (0 without a layer)."""
+    """One step: ``id`` is the image's for the topmost and ``<missing>`` for all others, ``size_bytes`` that of the layer's tar."""
 
     id: str
     created_at_s: int
@@ -38,12 +38,8 @@ def history_of(store: Store, image: Image) -> list[HistoryEntry]:
     entries = []
     for number, step in enumerate(steps, 1):
         size = 0 if step.empty_layer or not layers else store.layers.size_bytes(layers.pop(0))
-        last = number == len(steps)
-        entries.append(
-            HistoryEntry(
-                image.id if last else MISSING, seconds(step.created), step.created_by or "", size, step.comment or "", image.references if last else ()
-            )
-        )
+        identity, tags = (image.id, image.references) if number == len(steps) else (MISSING, ())
+        entries.append(HistoryEntry(identity, seconds(step.created), step.created_by or "", size, step.comment or "", tags))
     return entries[::-1]
 
 

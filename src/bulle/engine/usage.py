@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bulle.store import Image
+from bulle.model.digest import Digest
+from bulle.model.run_plan import RunPlan
+from bulle.records.database import Database
+from bulle.store import Image, Store
 from bulle.store.usage import LayerUsage, disk_bytes
 
 if TYPE_CHECKING:
@@ -78,15 +83,25 @@ def usage_of(engine: Engine) -> Usage:
     idle = [layer for layer in of_images if not layer.images & in_use and not layer.containers and not layer.steps]
     stopped = [one for one in containers if one.container.state().status != "running"]
     cached = [layer for layer in layers.values() if layer.steps and not layer.images and not layer.containers]
+    written, left = (sum(one.size_bytes for one in some) for some in (containers, stopped))
     kinds = (
         Kind("Images", len(images), len(in_use), _sum(of_images), _sum(idle)),
-        Kind(
-            "Containers", len(containers), len(containers) - len(stopped), sum(one.size_bytes for one in containers), sum(one.size_bytes for one in stopped)
-        ),
+        Kind("Containers", len(containers), len(containers) - len(stopped), written, left),
         Kind("Local Volumes", 0, 0, 0, 0),
         Kind("Build Cache", len(steps), 0, _sum(cached), _sum(cached)),
     )
     return Usage(kinds, images, containers, steps)
+
+
+def container_sizes(home: Path, database: Database, plan: RunPlan) -> dict[str, object]:
+    """Docker's ``SizeRw`` and ``SizeRootFs``: lengths of the files in the writable layer, and of those with the layers below."""
+    writable = 0
+    for parent, _, names in os.walk(f"{plan.root.writable_host_path}/upper"):
+        for name in names:
+            status = os.lstat(f"{parent}/{name}")
+            writable += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    layers = Store(home, database).layers
+    return {"SizeRw": writable, "SizeRootFs": writable + sum(layers.size_bytes(Digest(layer.diff_id)) for layer in plan.root.layers)}
 
 
 def _sum(layers: list[LayerUsage]) -> int:

@@ -142,6 +142,5 @@ def _own_mounts() -> None:
         namespaces.unshare(CLONE_NEWNS)
         mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
     except OSError as error:
-        raise Unavailable(
-            "the container's root filesystem cannot be put together", f"no right to mount: {os.strerror(error.errno or 0)}", "start the container first"
-        ) from error
+        why = f"no right to mount: {os.strerror(error.errno or 0)}"
+        raise Unavailable("the container's root filesystem cannot be put together", why, "start the container first") from error

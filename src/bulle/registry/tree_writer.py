@@ -54,7 +54,7 @@ class TreeWriter:
         try:
             with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK_BYTES, errorlevel=2) as archive:
                 while (member := archive.next()) is not None:
-                    archive.members = []  # else it remembers all
+                    archive.members = []  # type: ignore[attr-defined]  # else it remembers all
                     self._member(archive, member)
             for parts, member in reversed(self._directories.items()):
                 self._finish_directory(parts, member)
