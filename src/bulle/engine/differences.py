@@ -85,11 +85,12 @@ class _Comparison:
         except OSError as error:
             raise BulleError("the container's writable layer cannot be read", f"{error.strerror} ({error.filename})") from error
 
-    def _inside(self, directory: int, path: tuple[bytes, ...], shows_below: bool) -> Iterator[_Found]:
-        """The changes in a directory; ``shows_below`` says that the layers have one there too."""
+    def _inside(self, directory: int, path: tuple[bytes, ...], was_there: bool, hidden: bool = False) -> Iterator[_Found]:
+        """The changes in a directory; ``was_there`` says that the layers have one there too, ``hidden`` that an opaque one above hides it."""
         names = {os.fsencode(name) for name in os.listdir(directory)}
         gone = set[bytes]()
-        if shows_below and path and _is_opaque(directory):
+        hidden = hidden or _is_opaque(directory)
+        if was_there and hidden:
             place = self._below.place(path)
             gone = {one.path[-1] for one in self._below.children(place)} - names if place is not None else gone
         for name in sorted(names | gone):
@@ -99,16 +100,16 @@ class _Comparison:
                 continue
             with suppress(FileNotFoundError):  # the container may have removed it meanwhile
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                yield from self._one(directory, here, status, self._below.lookup(here) if shows_below else None)
+                yield from self._one(directory, here, status, self._below.lookup(here) if was_there else None, hidden)
 
-    def _one(self, parent: int, path: tuple[bytes, ...], status: os.stat_result, before: Node | None) -> Iterator[_Found]:
+    def _one(self, parent: int, path: tuple[bytes, ...], status: os.stat_result, before: Node | None, hidden: bool) -> Iterator[_Found]:
         if stat.S_ISCHR(status.st_mode) and not status.st_rdev:
             if before is not None:
                 yield "D", _joined(path)
             return
         is_directory = stat.S_ISDIR(status.st_mode)
         was_directory = before is not None and stat.S_ISDIR(before.mode)
-        inside = list(self._children(parent, path, was_directory)) if is_directory else []
+        inside = list(self._children(parent, path, was_directory, hidden)) if is_directory else []
         if before is None:
             if not inside and self._is_stub(path, status):
                 return
@@ -118,10 +119,10 @@ class _Comparison:
         # As Docker: what is in a directory that took the place of something else is new; what was in one that is none any more goes unsaid.
         yield from inside
 
-    def _children(self, parent: int, path: tuple[bytes, ...], was_directory: bool) -> Iterator[_Found]:
+    def _children(self, parent: int, path: tuple[bytes, ...], was_directory: bool, hidden: bool) -> Iterator[_Found]:
         descriptor = os.open(path[-1], _DIRECTORY, dir_fd=parent)
         try:
-            yield from self._inside(descriptor, path, was_directory)
+            yield from self._inside(descriptor, path, was_directory, hidden)
         finally:
             os.close(descriptor)
 
