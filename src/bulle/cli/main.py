@@ -96,10 +96,13 @@ image = VerbGroup(
         **IMAGE_VERBS,
         "inspect": "inspection:inspect_image",
         **dict.fromkeys(("ls", "list"), "images:images"),
+        "mount": "image_mounting:mount",
         "prune": "cleaning:prune_images",
+        **dict.fromkeys(("unmount", "umount"), "image_mounting:unmount"),
+        "verify": "image_verify:verify",
         **dict.fromkeys(("rm", "remove"), "images:remove"),
     },
-    hidden=("list", "remove"),
+    hidden=("list", "remove", "umount"),
 )
 system = VerbGroup("system", help="Manage Bulle.", verbs={**SYSTEM_VERBS, "df": "usage:disk_usage", "prune": "cleaning:prune_system"})
 builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)

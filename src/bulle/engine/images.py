@@ -24,9 +24,11 @@ from bulle.store import Image, Store
 if TYPE_CHECKING:
     from bulle.engine.containers import Container
     from bulle.engine.history import HistoryEntry
+    from bulle.engine.image_mounts import ImageMounts
     from bulle.engine.pruning import Pruned, PruneFilter
     from bulle.registry.progress import ProgressCallback
     from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
+    from bulle.store.verification import Verdict
 
 _PARALLEL_LAYERS = 2  # as many as the smallest machines have processors; more only waits for the disk
 
@@ -125,6 +127,26 @@ class Images:
         """Give an image one more name."""
         self._store.images.tag(self.get(source), Reference.parse(target))
 
+    def verify(self, names: Sequence[str] = (), *, repair: bool = False) -> Iterator[Verdict]:
+        """Look whether images (by default all) are still what their digests say, one verdict each.
+
+        With ``repair`` a damaged index is written anew, a damaged blob removed, and an image whose layers or documents are damaged removed, so that a
+        pull brings it anew; raises Conflict where a container stands on it.
+        """
+        from bulle.engine.verifying import repaired
+        from bulle.store.verification import verify
+
+        images = [self.get(name) for name in names] if names else self.list()
+        for verdict in verify(self._store, images):
+            yield repaired(self, self._store, verdict, images) if repair and verdict.faults else verdict
+
+    @property
+    def mounts(self) -> ImageMounts:
+        """Which of them are mounted at a path of the host."""
+        from bulle.engine.image_mounts import ImageMounts  # few commands touch images at all
+
+        return ImageMounts(self._store)
+
     def users(self, image: Image) -> list_[str]:
         """The names of the containers that were made from an image."""
         return [container.name for container in self._containers.of_image(image.id)]
@@ -152,7 +174,8 @@ class Images:
                 raise Conflict(
                     f"image {name} cannot be removed", f"container {container.name} runs on it", f"stop it with `bulle stop {container.name}`"
                 )
-        lines = self._store.images.remove(known_as, force)
+        with self.mounts.keeping_away(image) as mounted:
+            lines = self._store.images.remove(known_as, force, in_use=f"it is mounted at {mounted}" if mounted else "")
         self._store.gc()
         return lines
 

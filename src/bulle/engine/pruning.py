@@ -61,9 +61,12 @@ def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bo
     """Remove images without a name, or with ``every`` all, on which no container stands and which are not mounted."""
     pruned = Pruned()
     before = store.collected_bytes
+    mounted = {one.image_id for one in images.mounts.list()}
     for image in images.list():
         labels = (image.config.config and image.config.config.labels) or {}
         if (image.references and not every) or not chosen.takes(_made_at_ns(image), labels) or images.users(image):
+            continue
+        if image.id in mounted:
             continue
         try:
             # By its names one after the other: an image with names in several repositories is not removed by its id.
