@@ -180,7 +180,7 @@ class Container:
     def top(self, arguments: Any) -> tuple[list[str], list[list[str]]]:
         return ["PID", "CMD"], [["4711", " ".join(self.plan.process.arguments)]]
 
-    def inspect(self) -> dict[str, Any]:
+    def inspect(self, *, sizes: bool = False) -> dict[str, Any]:
         return {
             "Id": self.id,
             "Name": f"/{self.name}",

@@ -113,7 +113,7 @@ def _base_of(store: Store, image: Image | None, container: Container) -> Base:
     layers = tuple(Digest(layer.diff_id) for layer in plan.root.layers)
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine.machine(), machine.machine())
     config = {"architecture": architecture, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": list(map(str, layers))}}
-    return Base(config, tuple((layer, store.layers.size_bytes(layer), "") for layer in layers), layers, plan.root.host_binds)
+    return Base(config, tuple((layer, store.layers.size(layer), "") for layer in layers), layers, plan.root.host_binds)
 
 
 def _as_it_runs(container: Container) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def history_of(store: Store, image: Image) -> list[HistoryEntry]:
     steps = (*(History() for _ in range(unmentioned)), *steps)
     entries = []
     for number, step in enumerate(steps, 1):
-        size = 0 if step.empty_layer or not layers else store.layers.size_bytes(layers.pop(0))
+        size = 0 if step.empty_layer or not layers else store.layers.size(layers.pop(0))
         identity, tags = (image.id, image.references) if number == len(steps) else (MISSING, ())
         entries.append(HistoryEntry(identity, seconds(step.created), step.created_by or "", size, step.comment or "", tags))
     return entries[::-1]

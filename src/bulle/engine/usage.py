@@ -101,7 +101,7 @@ def container_sizes(home: Path, database: Database, plan: RunPlan) -> dict[str, 
             status = os.lstat(f"{parent}/{name}")
             writable += status.st_size if stat.S_ISREG(status.st_mode) else 0
     layers = Store(home, database).layers
-    return {"SizeRw": writable, "SizeRootFs": writable + sum(layers.size_bytes(Digest(layer.diff_id)) for layer in plan.root.layers)}
+    return {"SizeRw": writable, "SizeRootFs": writable + sum(layers.size(Digest(layer.diff_id)) for layer in plan.root.layers)}
 
 
 def _sum(layers: list[LayerUsage]) -> int:
