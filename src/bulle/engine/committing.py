@@ -95,7 +95,9 @@ def import_tar(
     try:
         with store.receiving():
             layer = store.layers.add(decompress(_chunks(head, stream), detect(head), source))
-            if layer.diff_id == _NOTHING:
+            with store.layers.view([layer.diff_id]) as view:
+                empty = view.root is None or not view.children(view.root)
+            if empty:
                 raise InvalidInput(f"nothing can be imported from {source}", "the archive holds no file")
             return _commit(store, base, (layer.diff_id, layer.size_bytes), {"comment": message or f"Imported from {source}"}, reference)
     except BaseException:
