@@ -85,6 +85,11 @@ def tree(tmp_path: Path) -> Path:
     return source
 
 
+def of_www_data(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid, member.gid = 33, 34
+    return member
+
+
 def census(root: Path) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(root.rglob("*")):
@@ -229,11 +234,16 @@ def test_streams(place: Machine, container: bulle.Container, tree: Path) -> None
     assert command.returncode == 0
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        archive.add(tree, "packed")
+        archive.add(tree, "packed", filter=of_www_data)
     command = place.start_command("cp", "-", f"{container.name}:/opt", stdin=subprocess.PIPE)
     command.communicate(packed.getvalue(), timeout=60)
     assert command.returncode == 0
     assert "opt/packed/sub/deep/inner" in export(place, container)
+    found = export(place, container)["opt/packed/file"]
+    if container.plan.security.id_mappings and sum(one.size for one in container.plan.security.id_mappings) == 1:
+        assert (found.uid, found.gid) == (0, 0)
+    else:
+        assert (found.uid, found.gid) == (33, 34)  # as the archive says, which is what Docker does
     command = place.start_command("cp", "-", f"{container.name}:/etc/passwd", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert b"must be a directory" in command.communicate(packed.getvalue(), timeout=60)[1]
     command = place.start_command("cp", "-", f"{container.name}:/opt", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -435,6 +445,7 @@ def test_names_of_an_archive_stay_below_the_destination(place: Machine, level: L
 
 def test_devices_are_left_out(place: Machine, level: Level, tmp_path: Path) -> None:
     with one(place, level, "running") as container:
+        assert "it is a device" in refused(place, f"{container.name}:/dev/null", tmp_path)
         done = place.command("cp", f"{container.name}:/dev", tmp_path)
         assert done.returncode == 0, done.stderr
         assert "dev/null is a device and was left out" in done.stderr

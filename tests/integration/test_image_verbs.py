@@ -121,7 +121,7 @@ def test_container_prune(place: Machine) -> None:
         running.start()
         ended.start()
         ended.wait()
-        assert say(place, "container", "prune", input="n\n", code=1) == "bulle: container prune has been cancelled\n"
+        assert say(place, "container", "prune", input="n\n").endswith("[y/N] ")
         assert say(place, "container", "prune", "-f", "--filter", "until=1h").startswith("Total reclaimed space: 0B")
         printed = say(place, "container", "prune", "-f", "--filter", "label!=keep=yes")
         assert re.fullmatch(rf"Deleted Containers:\n{ended.id}\n\nTotal reclaimed space: [\d.]+[kM]?B\n", printed)
@@ -141,8 +141,7 @@ def test_prune_asks_on_a_terminal(place: Machine) -> None:
         try:
             command = place.start_command("container", "prune", stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
             os.write(ours, answer)
-            errors = command.communicate(timeout=60)[1]
-            assert (command.returncode, b"cancelled" in errors) == ((1, True) if left else (0, False))
+            assert (command.communicate(timeout=60)[1], command.returncode) == (b"", 0)
         finally:
             os.close(ours)
             os.close(theirs)
@@ -162,7 +161,7 @@ def test_image_prune(place: Machine, load: Callable[..., str]) -> None:
         printed = say(place, "image", "prune", "-f")
         assert re.fullmatch(rf"Deleted Images:\ndeleted: {first}\ndeleted: sha256:[0-9a-f]{{64}}\n\nTotal reclaimed space: [\d.]+kB\n", printed)
         assert bytes_of(place) < before
-        assert say(place, "image", "prune", "-a", input="", code=1) == "bulle: image prune has been cancelled\n"
+        assert say(place, "image", "prune", "-a", input="").endswith("[y/N] ")
         printed = say(place, "image", "prune", "-a", "-f", "--filter", "label!=keep")
         assert "untagged: moving:1\n" in printed and "labelled" not in printed
         assert {name for image in place.engine.images.list() for name in image.references} == {
@@ -186,7 +185,7 @@ def test_builder_prune(place: Machine) -> None:
     df = {row[0]: row for row in rows(say(place, "system", "df"))}
     assert df["Build Cache"][1:3] == ["2", "0"]
     assert "RUN make" in say(place, "system", "df", "-v")
-    say(place, "builder", "prune", input="no\n", code=1)
+    assert say(place, "builder", "prune", input="no\n").endswith("[y/N] ")
     printed = say(place, "builder", "prune", "-af", "--filter", f"until={moment:.6f}")
     assert printed.startswith(f"Deleted build cache objects:\n{old}\n\nTotal reclaimed space: ")
     assert not place.engine.store.layers.has(layer.diff_id)
@@ -198,8 +197,7 @@ def test_system_prune(place: Machine, load: Callable[..., str]) -> None:
     load("idle:1", "a")
     container = place.create(LEVEL, "true")
     place.engine.store.build_cache.put(str(Digest.of(b"step")), "", "RUN x", None, b"{}")
-    said = say(place, "system", "prune", input="n\n", code=1)
-    assert said == "bulle: system prune has been cancelled\n"
+    assert say(place, "system", "prune", input="n\n").endswith("[y/N] ")
     printed = say(place, "system", "prune", "-f")
     assert f"Deleted Containers:\n{container.id}\n" in printed and "Deleted build cache objects:" in printed and "Deleted Images" not in printed
     printed = say(place, "system", "prune", "-a", "--volumes", input="y\n")
@@ -250,6 +248,7 @@ def test_titles_are_docker_s(place: Machine, dockerd: Docker) -> None:
     assert [rows(line) for line in ours[:6]] == [rows(line) for line in theirs[:6]]
     for kind in ("container", "image"):
         assert say(place, kind, "prune", "-f") == dockerd(kind, "prune", "-f").stdout
+        assert say(place, kind, "prune") == dockerd(kind, "prune").stdout
 
 
 # verify

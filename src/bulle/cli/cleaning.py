@@ -12,7 +12,6 @@ from bulle.cli import filters, human
 from bulle.cli.option_types import Suggestion
 from bulle.cli.session import Session, write
 from bulle.cli.verb import verb
-from bulle.errors import BulleError
 
 if TYPE_CHECKING:
     from bulle.engine.pruning import Pruned, PruneFilter
@@ -39,13 +38,12 @@ def _chosen(wanted: Sequence[str], keys: Sequence[str] = _KEYS) -> PruneFilter:
     return PruneFilter(min(moments, default=0), accepts)
 
 
-def _confirm(force: bool, warning: str, what: str) -> None:
-    """Go on only if the person says so; Docker's question."""
+def _confirmed(force: bool, warning: str) -> bool:
+    """Docker's question; who says no, or nothing, gets what was asked for, which is no failure."""
     if force:
-        return
+        return True
     write(f"WARNING! {warning}\nAre you sure you want to continue? [y/N] ")
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise BulleError(f"{what} prune has been cancelled")
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _show(title: str, pruned: Pruned) -> None:
@@ -71,7 +69,8 @@ def _lines_of_images(pruned: Pruned) -> Pruned:
 def prune_containers(session: Session, wanted: Sequence[str], force: bool) -> int:
     """Remove all stopped containers."""
     chosen = _chosen(wanted)
-    _confirm(force, "This will remove all stopped containers.", "container")
+    if not _confirmed(force, "This will remove all stopped containers."):
+        return 0
     pruned = session.engine.containers.prune(chosen)
     _show("Containers", pruned)
     return _total(pruned.reclaimed_bytes)
@@ -86,7 +85,8 @@ def prune_images(session: Session, every: bool, wanted: Sequence[str], force: bo
     """Remove unused images."""
     chosen = _chosen(wanted)
     warning = "This will remove all images without at least one container associated to them." if every else "This will remove all dangling images."
-    _confirm(force, warning, "image")
+    if not _confirmed(force, warning):
+        return 0
     pruned = _lines_of_images(session.engine.images.prune(chosen, every=every))
     _show("Images", pruned)
     return _total(pruned.reclaimed_bytes)
@@ -101,7 +101,8 @@ def prune_builder(session: Session, every: bool, wanted: Sequence[str], force: b
     """Remove build cache."""
     chosen = _chosen(wanted, ("until",))
     warning = "This will remove all build cache." if every else "This will remove all dangling build cache."
-    _confirm(force, warning, "build cache")
+    if not _confirmed(force, warning):
+        return 0
     pruned = session.engine.prune_build_cache(every=every, until_ns=chosen.until_ns)
     _show("build cache objects", pruned)
     return _total(pruned.reclaimed_bytes)
@@ -120,7 +121,8 @@ def prune_system(session: Session, every: bool, volumes: bool, wanted: Sequence[
     kinds += ["all anonymous volumes not used by at least one container"] if volumes else []
     kinds += ["all images without at least one container associated to them" if every else "all dangling images"]
     kinds += ["all build cache" if every else "unused build cache"]
-    _confirm(force, "This will remove:\n" + "".join(f"  - {one}\n" for one in kinds), "system")
+    if not _confirmed(force, "This will remove:\n" + "".join(f"  - {one}\n" for one in kinds)):
+        return 0
     containers = session.engine.containers.prune(chosen)
     _show("Containers", containers)
     images = _lines_of_images(session.engine.images.prune(chosen, every=every))

@@ -94,11 +94,14 @@ class ContainerFiles:
         return Copied(size, left_out)
 
     def write_archive(self, stream: BinaryIO, path: str, *, archive: bool = True) -> Copied:
-        """Unpack a tar stream (compressed or not) in a directory of the container."""
+        """Unpack a tar stream (compressed or not) in a directory of the container.
+
+        The archive says to whom files belong; without ``archive`` those of users that do not exist there become root's instead of being an error.
+        """
         from bulle.registry.compression import decompress, detect
 
         head = stream.read(_CHUNK_BYTES)
-        with self._writing(path, archive) as (line, found, _name):
+        with self._writing(path, True, lenient=not archive) as (line, found, _name):
             if found != "directory":
                 raise Conflict(f'destination "{self._name}:{path}" must be a directory')
             line.send(True)
@@ -144,12 +147,13 @@ class ContainerFiles:
             yield line, is_directory, name
 
     @contextmanager
-    def _writing(self, path: str, archive: bool) -> Iterator[tuple[Line, str, str]]:
+    def _writing(self, path: str, owners: bool, *, lenient: bool = False) -> Iterator[tuple[Line, str, str]]:
         def work(root: int, line: Line) -> None:
             place = _look(lambda name, flags: open_below(root, name, flags), _absolute(path))
             line.send([place.found, place.name])
             directory = place.directory if line.receive() else place.parent
-            writer = TreeWriter(directory, Rules(owners=archive, owner=(0, 0), privileges=True, place=f"{self._name}:{path}"))
+            rules = Rules(owners=owners, lenient=lenient, owner=(0, 0), privileges=True, place=f"{self._name}:{path}")
+            writer = TreeWriter(directory, rules)
             writer.write(line.reading)
             line.send(writer.left_out)
             line.end_stream()
@@ -285,9 +289,10 @@ def _source(opener: Open, path: str, follow: bool) -> _Source:
             except BaseException:
                 os.close(parent)
                 raise
-            if insists and not stat.S_ISDIR(status.st_mode):
+            kind = tar_format.kind_of(status.st_mode)
+            if (insists and kind != tar_format.DIRECTORY) or kind in (None, tar_format.CHARACTER_DEVICE, tar_format.BLOCK_DEVICE):
                 os.close(parent)
-                raise InvalidInput(f"cannot copy {path}", "it is not a directory")
+                raise InvalidInput(f"cannot copy {path}", "it is not a directory" if insists else "it is a device or a socket")
             return _Source(parent, name, shown_name, stat.S_ISDIR(status.st_mode), path)
         raise InvalidInput(f"cannot copy {path}", "too many symlinks")
     except FileNotFoundError:

@@ -28,11 +28,12 @@ _XATTR = "SCHILY.xattr."
 class Rules:
     """How attributes are taken over.
 
-    ``owners`` keeps the numbers of users and groups; without it everything new belongs to ``owner`` (None: whoever writes). ``privileges`` keeps
-    set-user-id bits and file capabilities. ``place`` is how errors name the directory.
+    ``owners`` keeps the numbers of users and groups, with ``lenient`` where they exist; without it everything new belongs to ``owner`` (None: whoever
+    writes). ``privileges`` keeps set-user-id bits and file capabilities. ``place`` is how errors name the directory.
     """
 
     owners: bool = False
+    lenient: bool = False
     owner: tuple[int, int] | None = None
     privileges: bool = False
     place: str = ""
@@ -182,9 +183,7 @@ class TreeWriter:
                 os.unlink(temporary, dir_fd=parent)
 
     def _describe_special(self, parent: int, name: str, member: tarfile.TarInfo) -> None:
-        owner = (member.uid, member.gid) if self.rules.owners else self.rules.owner
-        if owner is not None:
-            os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
+        self._chown(lambda user, group: os.chown(name, user, group, dir_fd=parent, follow_symlinks=False), member)
         if member.isfifo():
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             os.fchmod(descriptor, self._mode(member))
@@ -192,14 +191,20 @@ class TreeWriter:
         os.utime(name, ns=_times(member), dir_fd=parent, follow_symlinks=False)
 
     def _own(self, descriptor: int, member: tarfile.TarInfo) -> None:
+        self._chown(lambda user, group: os.fchown(descriptor, user, group), member)
+
+    def _chown(self, act: Callable[[int, int], None], member: tarfile.TarInfo) -> None:
         owner = (member.uid, member.gid) if self.rules.owners else self.rules.owner
         if owner is None:
             return
         try:
-            os.fchown(descriptor, *owner)
+            act(*owner)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOVERFLOW):
                 raise
+            if self.rules.lenient and self.rules.owner is not None:
+                act(*self.rules.owner)
+                return
             raise InvalidInput(
                 f"the owner of {member.name!r} cannot be kept", f"user {owner[0]} and group {owner[1]} do not exist there", "copy without -a"
             ) from None
