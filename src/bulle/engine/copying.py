@@ -274,29 +274,51 @@ class _ExportWalk(_CopyWalk):
 
 def _source(opener: Open, path: str, follow: bool) -> _Source:
     """What a path names: the last name is followed where it is asked for, or where the path insists on a directory."""
-    directory, name, insists = _split(path)
-    shown_name = name
+    name, insists = _split(path)[1:]
+    with _explained(opener, path, f"lstat {path}: no such file or directory"):
+        parent, entry, status = _walk(opener, path, follow=lambda: follow or insists)
+        kind = tar_format.kind_of(status.st_mode) if status is not None else None
+        if status is None:
+            why = ""
+        elif insists and kind != tar_format.DIRECTORY:
+            why = "it is not a directory"
+        elif kind in (None, tar_format.CHARACTER_DEVICE, tar_format.BLOCK_DEVICE):
+            why = "it is a device or a socket"
+        else:
+            return _Source(parent, entry, name, kind == tar_format.DIRECTORY, path)
+        os.close(parent)
+        if not why:
+            raise FileNotFoundError
+        raise InvalidInput(f"cannot copy {path}", why)
+
+
+def _walk(opener: Open, path: str, follow: Callable[[], bool]) -> tuple[int, str, os.stat_result | None]:
+    """The opened directory of a path, the last name in it, and what is there: None for nothing. Whether a symlink is followed is asked."""
+    directory, name, _ = _split(path)
+    for _ in range(_MOST_LINKS):
+        parent = opener(directory, os.O_PATH | os.O_DIRECTORY)
+        try:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if not stat.S_ISLNK(status.st_mode) or not follow():
+                return parent, name, status
+            target = os.readlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            return parent, name, None
+        except BaseException:
+            os.close(parent)
+            raise
+        os.close(parent)
+        directory, name, _ = _split(target if target.startswith("/") else f"{directory}/{target}")
+    raise InvalidInput(f"{path} leads nowhere", "too many symlinks")
+
+
+@contextmanager
+def _explained(opener: Open, path: str, missing: str) -> Iterator[None]:
+    """What the kernel says of a path, on the host (``missing`` is Docker's sentence) or in a container."""
     try:
-        for _ in range(_MOST_LINKS):
-            parent = opener(directory, os.O_PATH | os.O_DIRECTORY)
-            try:
-                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if stat.S_ISLNK(status.st_mode) and (follow or insists):
-                    target = os.readlink(name, dir_fd=parent)
-                    directory, name, _ = _split(target if target.startswith("/") else f"{directory}/{target}")
-                    os.close(parent)
-                    continue
-            except BaseException:
-                os.close(parent)
-                raise
-            kind = tar_format.kind_of(status.st_mode)
-            if (insists and kind != tar_format.DIRECTORY) or kind in (None, tar_format.CHARACTER_DEVICE, tar_format.BLOCK_DEVICE):
-                os.close(parent)
-                raise InvalidInput(f"cannot copy {path}", "it is not a directory" if insists else "it is a device or a socket")
-            return _Source(parent, name, shown_name, stat.S_ISDIR(status.st_mode), path)
-        raise InvalidInput(f"cannot copy {path}", "too many symlinks")
+        yield
     except FileNotFoundError:
-        raise (_Missing(f"lstat {path}: no such file or directory") if opener is os.open else NotFound(path)) from None
+        raise (_Missing(missing) if opener is os.open else NotFound(path)) from None
     except NotADirectoryError:
         raise InvalidInput(f"cannot copy {path}", "a part of the path is not a directory") from None
     except OSError as error:
@@ -318,35 +340,21 @@ class _Place:
 
 def _look(opener: Open, path: str) -> _Place:
     """Resolve a destination once. A symlink as its last name counts as what it leads to."""
-    directory, name, insists = _split(path)
-    try:
-        for _ in range(_MOST_LINKS):
-            parent = opener(directory, os.O_PATH | os.O_DIRECTORY)
-            if name == ".":
-                return _Place("directory", parent, -1, ".")
+    insists = _split(path)[2]
+    with _explained(opener, path, f"invalid output path: directory {_split(path)[0]!r} does not exist"):
+        parent, name, status = _walk(opener, path, follow=lambda: True)
+        if status is None:
+            return _Place("missing directory" if insists else "", -1, parent, name)
+        if stat.S_ISDIR(status.st_mode):
             try:
-                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            except FileNotFoundError:
-                return _Place("missing directory" if insists else "", -1, parent, name)
-            if stat.S_ISDIR(status.st_mode):
                 opened = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            finally:
                 os.close(parent)
-                return _Place("directory", opened, -1, name)
-            if not stat.S_ISLNK(status.st_mode):
-                if insists:
-                    os.close(parent)
-                    raise InvalidInput(f"cannot copy to {path}", "it is not a directory")
-                return _Place("file", -1, parent, name)
-            target = os.readlink(name, dir_fd=parent)
-            directory, name, _ = _split(target if target.startswith("/") else f"{directory}/{target}")
+            return _Place("directory", opened, -1, name)
+        if insists:
             os.close(parent)
-        raise InvalidInput(f"cannot copy to {path}", "too many symlinks")
-    except FileNotFoundError:
-        raise (_Missing(f"invalid output path: directory {path!r} does not exist") if opener is os.open else NotFound(path)) from None
-    except NotADirectoryError:
-        raise InvalidInput(f"cannot copy to {path}", "a part of the path is not a directory") from None
-    except OSError as error:
-        raise BulleError(f"cannot copy to {path}", os.strerror(error.errno or 0)) from None
+            raise InvalidInput(f"cannot copy to {path}", "it is not a directory")
+        return _Place("file", -1, parent, name)
 
 
 def _goes_into(is_directory: bool, found: str, path: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from bulle.errors import BulleError, Conflict, NotFound, Unavailable, from_parts, to_parts
+from bulle.errors import BulleError, Conflict, InvalidInput, NotFound, Unavailable, from_parts, to_parts
 from bulle.isolation import root_access
 from bulle.linux import mount, namespaces, process
 from bulle.model.digest import Digest
@@ -45,6 +45,9 @@ class ImageMounts:
         if os.geteuid() != 0:
             why = "what an ordinary user mounts is seen in a user namespace of hers alone"
             raise Unavailable("images can be mounted by root only", why, "make a container with `bulle create` and use `bulle cp` or `bulle export`")
+        if image.host_binds:
+            why = f"it has no files of its own in {', '.join(image.host_binds)}: those are the host's"
+            raise InvalidInput(f"image {Digest(image.id).short} cannot be mounted", why, "look there")
         with self._locked():
             found = self._find(image.id)
             if found is not None:

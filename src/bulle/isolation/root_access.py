@@ -38,6 +38,9 @@ def running_root(plan: RunPlan, pidfd: int) -> int:
     This process becomes root of the container's user namespace, where it has one.
     """
     process.prctl(process.PR_SET_DUMPABLE, 0)
+    copy = root_copy(plan)
+    if copy is not None:  # then it stands in the host's mount namespace, whose root is the host's
+        return os.open(copy, _ROOT_FLAGS)
     own_users = plan.security.user_namespace == "own"
     root = _root_of_namespace(pidfd, CLONE_NEWNS | (CLONE_NEWUSER if own_users else 0))
     if own_users:
