@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import bulle
+from bulle_testing import places, tiers
 from bulle_testing.peers import Docker
 from bulle_testing.running import Level, Machine, machine, wait_for
 
@@ -520,3 +521,39 @@ def test_export_is_a_root_that_runs(place: Machine, container: bulle.Container, 
     finally:
         place.command("rmi", "imported:1")
 
+
+
+@pytest.mark.root
+@pytest.mark.programs("setpriv")
+def test_a_root_that_is_a_copy(run_directory: Path, busybox_image: Path, tree: Path, tmp_path: Path) -> None:
+    """Where nobody may mount, a private root is a copy of the image in the host's own mount namespace: that is what is read, never the host."""
+    with machine(run_directory, "copying-unmounted") as place:
+        place.environment["BULLE_NO_SPAWNER"] = "1"
+        without = [str(tiers.program("setpriv")), "--inh-caps", "-all", "--bounding-set", "-sys_admin", "--", *places.command_line()]
+
+        def run(*arguments: str | Path, code: int = 0) -> str:
+            command = [*without, *map(str, arguments)]
+            done = subprocess.run(command, env=place.environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            assert done.returncode == code, done
+            return done.stdout if not code else done.stderr
+
+        run("load", "-i", busybox_image)
+        run("create", "--isolation", "chroot", "--name", "early", "busybox", "true")
+        assert "start the container first" in run("cp", tree, "early:/opt", code=1)
+        run("run", "-d", "--isolation", "chroot", "--name", "copied", "busybox", "sleep", "1000")
+        try:
+            for stop in (False, True):
+                if stop:
+                    run("stop", "-t", "0", "copied")
+                run("cp", tree, f"copied:/opt/{stop}")
+                run("cp", f"copied:/opt/{stop}", tmp_path / f"back{stop}")
+                assert census(tmp_path / f"back{stop}") == census(tree)
+                run("cp", f"copied:{tree}", tmp_path / "stolen", code=1)
+                run("export", "-o", tmp_path / "export.tar", "copied")
+                with tarfile.open(tmp_path / "export.tar") as archive:
+                    names = archive.getnames()
+                assert f"opt/{stop}/sub/deep/inner" in names and "vmlinuz" not in names and "lost+found" not in names
+                assert "copy of the image" in run("diff", "copied", code=1)
+                assert "copy of the image" in run("commit", "copied", code=1)
+        finally:
+            run("rm", "-f", "copied", "early")
