@@ -126,7 +126,9 @@ class Container:
     def state(self) -> ContainerState:
         return self.now
 
-    def start(self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attachment | None:
+    def start(
+        self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0, bound: bool = False, secrets: Sequence[str] = ()
+    ) -> Attachment | None:
         command = self.plan.process.arguments
         if command[0] not in PROGRAMS:
             raise CommandNotFound(f"{command[0]}: command not found")
@@ -180,7 +182,7 @@ class Container:
     def top(self, arguments: Any) -> tuple[list[str], list[list[str]]]:
         return ["PID", "CMD"], [["4711", " ".join(self.plan.process.arguments)]]
 
-    def inspect(self) -> dict[str, Any]:
+    def inspect(self, *, sizes: bool = False) -> dict[str, Any]:
         return {
             "Id": self.id,
             "Name": f"/{self.name}",
@@ -220,7 +222,7 @@ class Containers:
             network=Network("host" if options.network == "host" else "none"),
         )
 
-    def create(self, options: ContainerOptions) -> Container:
+    def create(self, options: ContainerOptions, base: None = None) -> Container:
         image = self.engine.images.get(options.image)
         if any(one.name == options.name for one in self.by_id.values()):
             raise Conflict(f"the container name {options.name!r} is already in use")

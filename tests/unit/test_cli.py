@@ -665,7 +665,7 @@ def completions(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capfd: pyte
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("bulle im", {"image", "images"}),
+        ("bulle im", {"image", "images", "import"}),
         ("bulle container r", {"rm", "run"}),
         ("bulle run --isol", {"--isolation"}),
         ("bulle run --isolation c", {"container", "chroot"}),

@@ -111,13 +111,13 @@ def save(session: Session, names: Sequence[str], output: str | None, form: str) 
         raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
     for name in names:
         session.engine.images.get(name)
-    with _destination(output) as out:
+    with destination(output) as out:
         session.engine.images.save(list(names), out, format="oci-archive" if form == "oci-archive" else "docker-archive")
     return 0
 
 
 @contextmanager
-def _destination(path: str | None) -> Iterator[BinaryIO]:
+def destination(path: str | None) -> Iterator[BinaryIO]:
     """Standard output, or a file that appears under its name only when it is whole."""
     if path is None:
         with open(1, "wb", closefd=False) as out:

@@ -82,11 +82,16 @@ def _named(image: Image) -> list[NamedImage]:
 @click.option("-q", "--quiet", is_flag=True, help="Only show image IDs")
 @click.option("--digests", is_flag=True, help="Show digests")
 @click.option("--no-trunc", is_flag=True, help="Don't truncate output")
+@click.option("--tree", is_flag=True, help="Show which image stands on the layers of which")
 @click.option("-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in filters.IMAGE_KEYS)), help="Filter output")
 @click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
 @click.pass_obj
-def images(session: Session, pattern: str | None, every: bool, quiet: bool, digests: bool, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
+def images(
+    session: Session, pattern: str | None, every: bool, quiet: bool, digests: bool, no_trunc: bool, tree: bool, wanted: Sequence[str], form: str
+) -> int:
     """List images."""
+    if tree and (quiet or digests or form):
+        raise InvalidInput("--tree cannot be combined with --quiet, --digests and --format")
     chosen = filters.parse(wanted, filters.IMAGE_KEYS)
     patterns = [filters.glob(one) for one in (*chosen.get("reference", ()), *([pattern] if pattern else ()))]
     tests = filters.images(session.engine, chosen) if chosen else []
@@ -94,6 +99,11 @@ def images(session: Session, pattern: str | None, every: bool, quiet: bool, dige
     named = [one for image in found for one in _named(image)]
     if patterns:
         named = [one for one in named if one.reference and filters.reference_matches(one.reference, patterns)]
+    if tree:
+        from bulle.cli.image_tree import show_tree  # rarely asked for
+
+        write(show_tree(dict.fromkeys(one.image.id for one in named), session.engine.images.list(), truncate=not no_trunc))
+        return 0
     form_columns = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size") if digests else ()
     shown = listing(truncate=not no_trunc)
     if quiet:

@@ -8,31 +8,36 @@ import click
 import msgspec
 
 from bulle.cli.option_types import Choice, Suggestion, complete_containers, complete_images
-from bulle.cli.session import Reported, Session, complain, write
+from bulle.cli.session import Reported, Session, complain, note, write
 from bulle.cli.verb import verb
 from bulle.errors import BulleError, NotFound
 
+_SIZE = click.option("-s", "--size", "sizes", is_flag=True, help="Display total file sizes of containers")
 _FORMAT = click.option("-f", "--format", "form", type=Suggestion("string", "json"), default="", help="Format output: 'json', or a Go TEMPLATE")
 
 
 @verb("inspect", "NAME|ID [NAME|ID...]")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_containers)
 @_FORMAT
+@_SIZE
 @click.option("--type", "kind", type=Choice("container", "image"), help="Only inspect objects of the given type")
 @click.pass_obj
-def inspect(session: Session, names: Sequence[str], form: str, kind: str | None) -> int:
+def inspect(session: Session, names: Sequence[str], form: str, sizes: bool, kind: str | None) -> int:
     """Return low-level information on containers and images."""
-    find = {"container": _container, "image": _image, None: _either}[kind]
-    return _inspect_all(names, form, lambda name: find(session, name))
+    if sizes and kind == "image":
+        note("WARNING: --size ignored for images")
+    find = _container if kind == "container" else _image if kind == "image" else _either
+    return _inspect_all(names, form, lambda name: find(session, name, sizes))
 
 
 @verb("inspect", "CONTAINER [CONTAINER...]")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_containers)
 @_FORMAT
+@_SIZE
 @click.pass_obj
-def inspect_container(session: Session, names: Sequence[str], form: str) -> int:
+def inspect_container(session: Session, names: Sequence[str], form: str, sizes: bool) -> int:
     """Display detailed information on one or more containers."""
-    return _inspect_all(names, form, lambda name: _container(session, name))
+    return _inspect_all(names, form, lambda name: _container(session, name, sizes))
 
 
 @verb("inspect", "IMAGE [IMAGE...]")
@@ -44,17 +49,17 @@ def inspect_image(session: Session, names: Sequence[str], form: str) -> int:
     return _inspect_all(names, form, lambda name: _image(session, name))
 
 
-def _container(session: Session, name: str) -> Mapping[str, object]:
-    return session.engine.containers.get(name).inspect()
+def _container(session: Session, name: str, sizes: bool = False) -> Mapping[str, object]:
+    return session.engine.containers.get(name).inspect(sizes=sizes)
 
 
-def _image(session: Session, name: str) -> Mapping[str, object]:
+def _image(session: Session, name: str, _sizes: bool = False) -> Mapping[str, object]:
     return session.engine.images.inspect(name)
 
 
-def _either(session: Session, name: str) -> Mapping[str, object]:
+def _either(session: Session, name: str, sizes: bool) -> Mapping[str, object]:
     try:
-        return _container(session, name)
+        return _container(session, name, sizes)
     except NotFound:
         pass
     try:

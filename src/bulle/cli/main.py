@@ -33,8 +33,12 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 CONTAINER_VERBS = {
     "attach": "attaching:attach",
+    "commit": "image_making:commit",
+    "cp": "copying:copy",
     "create": "running:create",
+    "diff": "copying:diff",
     "exec": "attaching:execute",
+    "export": "copying:export",
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
     "rm": "lifecycle:remove",
@@ -46,6 +50,8 @@ CONTAINER_VERBS = {
 }
 IMAGE_VERBS = {
     "build": "building:build",
+    "history": "image_making:history",
+    "import": "image_making:import_image",
     "load": "image_transfer:load",
     "pull": "image_transfer:pull",
     "push": "image_transfer:push",
@@ -53,10 +59,12 @@ IMAGE_VERBS = {
     "tag": "images:tag",
 }
 SYSTEM_VERBS = {"info": "system:info"}
+BUILDER_VERBS = {"prune": "cleaning:prune_builder"}
 VERBS = {
     **CONTAINER_VERBS,
     **IMAGE_VERBS,
     **SYSTEM_VERBS,
+    "builder": "main:builder",
     "completion": "completion:completion",
     "container": "main:container",
     "doctor": "system:doctor",
@@ -68,6 +76,7 @@ VERBS = {
     "manifest": "main:manifest",
     "ps": "processes:ps",
     "rmi": "images:remove",
+    "search": "image_search:search",
     "system": "main:system",
     "version": "system:version",
 }
@@ -79,6 +88,7 @@ container = VerbGroup(
         **CONTAINER_VERBS,
         "inspect": "inspection:inspect_container",
         **dict.fromkeys(("ls", "list", "ps"), "processes:ps"),
+        "prune": "cleaning:prune_containers",
         "remove": "lifecycle:remove",
     },
     hidden=("list", "ps", "remove"),
@@ -91,9 +101,13 @@ image = VerbGroup(
         "inspect": "inspection:inspect_image",
         "referrers": "manifests:referrers",
         **dict.fromkeys(("ls", "list"), "images:images"),
+        "mount": "image_mounting:mount",
+        "prune": "cleaning:prune_images",
+        **dict.fromkeys(("unmount", "umount"), "image_mounting:unmount"),
+        "verify": "image_verify:verify",
         **dict.fromkeys(("rm", "remove"), "images:remove"),
     },
-    hidden=("list", "remove"),
+    hidden=("list", "remove", "umount"),
 )
 manifest = VerbGroup(
     "manifest",
@@ -110,7 +124,8 @@ manifest = VerbGroup(
     },
     hidden=("list",),
 )
-system = VerbGroup("system", help="Manage Bulle.", verbs=SYSTEM_VERBS)
+system = VerbGroup("system", help="Manage Bulle.", verbs={**SYSTEM_VERBS, "df": "usage:disk_usage", "prune": "cleaning:prune_system"})
+builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)
 
 
 def _root(home: str | None, debug: bool, version: bool) -> None:
@@ -144,7 +159,7 @@ def preload() -> None:
     for name in ("cli.go_template", "cli.progress", "build.builder"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, container, image, manifest, system):
+    for group in (ROOT, builder, container, image, manifest, system):
         for name in group.verbs:
             command = group.get_command(context, name)
             if isinstance(command, Verb):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from signal import SIGKILL
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,6 +37,10 @@ from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
 from bulle.spawner import child, client
 from bulle.store import Store
+
+if TYPE_CHECKING:
+    from bulle.engine.copying import ContainerFiles
+    from bulle.engine.pruning import Pruned, PruneFilter
 
 _STOP_MARGIN_S = 10.0
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
@@ -70,6 +75,13 @@ class Container:
     def plan(self) -> RunPlan:
         """What is done when it starts."""
         return self.record.plan
+
+    @property
+    def files(self) -> ContainerFiles:
+        """Its files: copy them in and out, see what changed, export them."""
+        from bulle.engine.copying import ContainerFiles  # a few verbs need it
+
+        return ContainerFiles(self._home, self.plan, self.name)
 
     def state(self) -> ContainerState:
         """How it is now. A container whose monitor was killed is given a new one first, so that the answer stays true."""
@@ -226,33 +238,23 @@ class Container:
             return None
         return attachment
 
-    def top(self, arguments: Sequence[str] = ("-ef",)) -> tuple[list[str], list[list[str]]]:
+    def top(self, arguments: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
         """Its processes as ps(1) of the host shows them: titles and rows."""
+        from bulle.engine.process_listing import listing  # only this verb runs a program of the host
+
         state = self.state()
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
-        pids = set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid))
-        import subprocess  # only this verb runs a program of the host
+        return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
 
-        chosen = list(arguments) or ["-ef"]
-        # Without -e, ps chooses by terminal and user; told the processes, it shows just them, unless the arguments choose too.
-        lists = [[*chosen, f"-q{','.join(map(str, pids))}"], chosen] if chosen != ["-ef"] else [chosen]
-        for words in lists:
-            result = subprocess.run(["ps", *words], capture_output=True, text=True, check=False)
-            if result.returncode == 0:
-                break
-        else:
-            raise InvalidInput("ps refused its arguments", result.stderr.strip().partition("\n")[0], "see ps(1)")
-        lines = result.stdout.splitlines()
-        titles = lines[0].split()
-        if "PID" not in titles:
-            raise InvalidInput("ps prints no PID column with these arguments", "", "add one")
-        rows = [line.split(None, len(titles) - 1) for line in lines[1:]]
-        return titles, [row for row in rows if int(row[titles.index("PID")]) in pids]
+    def inspect(self, *, sizes: bool = False) -> dict[str, object]:
+        """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
+        document = container_document(self.record, self.state())
+        if sizes:
+            from bulle.engine.usage import container_sizes
 
-    def inspect(self) -> dict[str, object]:
-        """Everything that is known, in the form of ``docker inspect``."""
-        return container_document(self.record, self.state())
+            document |= container_sizes(self._home, self._database, self.plan)
+        return document
 
     def _pidfd(self) -> int:
         state = self.state()
@@ -346,6 +348,12 @@ class Containers:
         """Running containers, or all, newest first."""
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().status == "running"]
+
+    def prune(self, chosen: PruneFilter | None = None) -> Pruned:
+        """Remove every container that does not run."""
+        from bulle.engine.pruning import PruneFilter, prune_containers
+
+        return prune_containers(self, self._store, chosen or PruneFilter())
 
     def _base(self, options: ContainerOptions) -> Base:
         image = self._images.for_run(options.image, options.pull, options.platform)

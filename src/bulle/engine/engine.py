@@ -7,7 +7,7 @@ cheap to open, since everything it knows is in the database and the kernel.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bulle.engine.containers import Containers
 from bulle.engine.home import default_home, prepare_home
@@ -16,6 +16,10 @@ from bulle.engine.indexes import Indexes
 from bulle.engine.registries import Registries
 from bulle.records.database import Database
 from bulle.store import Store
+
+if TYPE_CHECKING:
+    from bulle.engine.pruning import Pruned
+    from bulle.engine.usage import Usage
 
 
 class Engine:
@@ -57,6 +61,18 @@ class Engine:
     def layer_backend(self) -> str:
         """How layers are shown on this machine: ``erofs``, ``loop`` or ``directory``."""
         return self.store.layers.backend().kind
+
+    def usage(self) -> Usage:
+        """What the home takes on the disk, and how much of it could be had back."""
+        from bulle.engine.usage import usage_of
+
+        return usage_of(self)
+
+    def prune_build_cache(self, *, every: bool = False, until_ns: int = 0) -> Pruned:
+        """Forget steps of builds that no image needs, or with ``every`` all; with ``until_ns`` only those not used since."""
+        from bulle.engine.pruning import prune_build_cache
+
+        return prune_build_cache(self.store, every=every, until_ns=until_ns)
 
     def version(self) -> dict[str, Any]:
         """Versions of Bulle, Python and the kernel."""

@@ -26,10 +26,15 @@ from bulle.records.registries import BlobSources
 from bulle.store import Artifact, Image, Store
 
 if TYPE_CHECKING:
+    from bulle.engine.containers import Container
+    from bulle.engine.history import HistoryEntry
+    from bulle.engine.image_mounts import ImageMounts
+    from bulle.engine.pruning import Pruned, PruneFilter
     from bulle.engine.pushing import Compression
     from bulle.registry.destination import Pushed
     from bulle.registry.progress import ProgressCallback
     from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
+    from bulle.store.verification import Verdict
 
 
 class Images:
@@ -169,6 +174,33 @@ class Images:
 
         save_images(self._store, [self._named(name) for name in names], out, format)
 
+    def history(self, name: str) -> list_[HistoryEntry]:
+        """How an image came about, its last step first."""
+        from bulle.engine.history import history_of  # rarely needed
+
+        return history_of(self._store, self.get(name))
+
+    def commit(
+        self, container: Container, name: str = "", *, author: str = "", message: str = "", changes: Sequence[str] = (), pause: bool = True
+    ) -> tuple[Image, tuple[str, ...]]:
+        """Make an image of what a container is now; ``changes`` are instructions of a Containerfile. Returns also what was weaker than asked."""
+        from bulle.engine.committing import commit_container, parse_target
+
+        reference = parse_target(name)
+        image = None
+        with suppress(NotFound):
+            image = self._store.images.get(container.image_id)
+        return commit_container(self._store, image, container, reference, author=author, message=message, changes=changes, pause=pause)
+
+    def import_tar(
+        self, stream: BinaryIO, source: str, name: str = "", *, message: str = "", changes: Sequence[str] = (), platform: str = ""
+    ) -> Image:
+        """Make an image of one layer of a tar of a root filesystem, compressed or not; ``source`` says where it comes from."""
+        from bulle.engine.committing import import_tar, parse_target
+
+        reference = parse_target(name)
+        return import_tar(self._store, stream, source, reference, message=message, changes=changes, platform=platform)
+
     def list(self) -> list_[Image]:
         """Every image, newest first."""
         return self._store.images.list()
@@ -197,6 +229,42 @@ class Images:
         """Give an image one more name."""
         self._store.images.tag(self.get(source), Reference.parse(target))
 
+    def verify(self, names: Sequence[str] = (), *, repair: bool = False) -> Iterator[Verdict]:
+        """Look whether images (by default all) are still what their digests say, one verdict each.
+
+        With ``repair`` a damaged index is written anew, a damaged blob removed, and an image whose layers or documents are damaged removed, so that a
+        pull brings it anew; raises Conflict where a container stands on it.
+        """
+        from bulle.engine.verifying import repaired
+        from bulle.store.verification import verify
+
+        images = [self.get(name) for name in names] if names else self.list()
+        for verdict in verify(self._store, images):
+            yield repaired(self, self._store, verdict, images) if repair and verdict.faults else verdict
+
+    @property
+    def mounts(self) -> ImageMounts:
+        """Which of them are mounted at a path of the host."""
+        from bulle.engine.image_mounts import ImageMounts  # few commands touch images at all
+
+        return ImageMounts(self._store)
+
+    def users(self, image: Image) -> list_[str]:
+        """The names of the containers that were made from an image."""
+        return [container.name for container in self._containers.of_image(image.id)]
+
+    def prune(self, chosen: PruneFilter | None = None, *, every: bool = False) -> Pruned:
+        """Remove images without a name, or with ``every`` all, that nothing uses."""
+        from bulle.engine.pruning import PruneFilter, prune_images
+
+        return prune_images(self, self._store, chosen or PruneFilter(), every=every)
+
+    def parent(self, image: Image) -> Image | None:
+        """The image on whose layers it stands, where that is here too."""
+        from bulle.engine.history import parent_of
+
+        return parent_of(image, self.list())
+
     def remove(self, name: str, *, force: bool = False) -> list_[str]:
         """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted).
 
@@ -208,7 +276,8 @@ class Images:
                 raise Conflict(
                     f"image {name} cannot be removed", f"container {container.name} runs on it", f"stop it with `bulle stop {container.name}`"
                 )
-        lines = self._store.images.remove(known_as, force)
+        with self.mounts.keeping_away(image) as mounted:
+            lines = self._store.images.remove(known_as, force, in_use=f"it is mounted at {mounted}" if mounted else "")
         self._store.gc()
         return lines
 
@@ -264,17 +333,7 @@ class Images:
             images = list_(source.images())
             for image in images:
                 self._ingest(image, source.stopped.set if source.stopped is not None else lambda: None)
-            committed = [
-                self._store.images.commit(
-                    image.manifest,
-                    image.media_type,
-                    image.config,
-                    [(layer.descriptor.parsed_digest, layer.diff_id) for layer in image.layers],
-                    image.references,
-                    host_binds=image.host_binds,
-                )
-                for image in images
-            ]
+            committed = [self._commit(image) for image in images]
         except BaseException:
             self._store.gc()  # layers of an image that did not come whole
             raise
@@ -282,6 +341,10 @@ class Images:
             for image in images:
                 self._remember(source, image)
         return committed
+
+    def _commit(self, image: RemoteImage) -> Image:
+        layers = [(layer.descriptor.parsed_digest, layer.diff_id) for layer in image.layers]
+        return self._store.images.commit(image.manifest, image.media_type, image.config, layers, image.references, host_binds=image.host_binds)
 
     def _remember(self, source: Source, image: RemoteImage) -> None:
         """What a registry told beside an image: where its blobs are, and what speaks of it. A failure of this is none of the pull."""

@@ -42,9 +42,7 @@ def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc
 
     ``controllers`` are those of the container's own control group, which it may look at below /sys/fs/cgroup.
     """
-    stage = next(path for path in _STAGES if os.path.isdir(path))
-    mount.attach_mount(mounts.root, stage)
-    root = mounts.root
+    root = attach_root(mounts)
     # Stands are taken while the host's tree is still there: devices, a visible /proc for a new one.
     dev = _mount_dev(plan, root, own_ipc)
     proc = _attach_new(root, "proc", "proc", {}, LOCKED_DOWN)
@@ -53,16 +51,35 @@ def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc
         _open_network(plan, proc)
     if not plan.security.privileged:
         _hide(plan, proc, sys)
-    for path, descriptor in zip(plan.root.host_binds, mounts.binds, strict=True):
-        _attach_existing(root, path, descriptor)
-    for path, descriptor in zip(identity_files(plan), mounts.files, strict=True):
-        _attach_existing(root, "/etc/" + os.path.basename(path), descriptor)
+    attach_existing(plan, root, mounts)
     _user_mounts(plan, root, mounts)
     os.fchdir(root)
     mount.pivot_root(".", ".")
     mount.umount(".", mount.MNT_DETACH)
     os.chdir("/")
     return dev
+
+
+def attach_root(mounts: DetachedMounts) -> int:
+    """Attach the root filesystem somewhere in this process's own mount namespace; returns its descriptor."""
+    stage = next(path for path in _STAGES if os.path.isdir(path))
+    mount.attach_mount(mounts.root, stage)
+    return mounts.root
+
+
+def attach_existing(plan: RunPlan, root: int, mounts: DetachedMounts) -> None:
+    """Attach what the image and the engine show in the root: directories of the host, and files for /etc."""
+    for path, descriptor in zip(plan.root.host_binds, mounts.binds, strict=True):
+        _attach_existing(root, path, descriptor)
+    for path, descriptor in zip(identity_files(plan), mounts.files, strict=True):
+        _attach_existing(root, "/etc/" + os.path.basename(path), descriptor)
+
+
+def attach_volumes(plan: RunPlan, root: int, mounts: DetachedMounts) -> None:
+    """Attach the binds of the plan, parents before children; what would be memory of its own is not there without a run."""
+    wanted = sorted(zip((one for one in plan.mounts if one.kind == "bind"), mounts.volumes, strict=True), key=lambda item: _depth(item[0]))
+    for volume, descriptor in wanted:
+        _attach_existing(root, volume.container_path, descriptor)
 
 
 def make_root_read_only() -> None:
@@ -295,8 +312,12 @@ def _user_mounts(plan: RunPlan, root: int, mounts: DetachedMounts) -> None:
     """Binds and tmpfs of the plan, parents before children."""
     volumes = iter(mounts.volumes)
     sources = [(wanted, next(volumes) if wanted.kind == "bind" else -1) for wanted in plan.mounts]
-    for wanted, descriptor in sorted(sources, key=lambda item: item[0].container_path.count("/")):
+    for wanted, descriptor in sorted(sources, key=lambda item: _depth(item[0])):
         _attach_existing(root, wanted.container_path, descriptor if descriptor >= 0 else _tmpfs(wanted))
+
+
+def _depth(wanted: Mount) -> int:
+    return wanted.container_path.count("/")
 
 
 def _tmpfs(wanted: Mount) -> int:

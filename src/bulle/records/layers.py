@@ -121,6 +121,16 @@ class LayerRecords:
         )
         return unused
 
+    def users(self) -> list[tuple[str, str, str]]:
+        """Who stands on which layer: (diff id, ``image``, ``container`` or ``step``, its id or key)."""
+        sql = """SELECT diff_id, 'image', image_id FROM image_layer UNION SELECT diff_id, 'container', container_id FROM container_layer
+                 UNION SELECT diff_id, 'step', key FROM build_step WHERE diff_id IS NOT NULL"""
+        return [(str(diff_id), str(kind), str(user)) for diff_id, kind, user in self._database.rows(sql)]
+
+    def blobs(self) -> list[tuple[str, str]]:
+        """Every blob with the layer that it is (its own digest where it is none)."""
+        return [(str(blob), str(diff_id)) for blob, diff_id in self._database.rows("SELECT blob_digest, diff_id FROM layer_blob")]
+
     def all_diff_ids(self, connection: sqlite3.Connection) -> set[str]:
         """Every layer that is here."""
         return {str(diff_id) for (diff_id,) in connection.execute("SELECT diff_id FROM layer")}

@@ -59,6 +59,9 @@ def tar_stream(root: Path, prefix: str = "", *, unreadable: Unreadable | None = 
 class Walk:
     """One pass over one tree; :mod:`changes` has a reading of its own for what overlayfs means by some entries."""
 
+    makes_layer = True
+    """Whether a name can mean a whiteout, and so must not be there."""
+
     def __init__(self, root: Path, unreadable: Unreadable | None = None, latest_ns: int | None = None) -> None:
         self._root = root
         self._unreadable = unreadable
@@ -70,7 +73,7 @@ class Walk:
     def below(self, descriptor: int, prefix: bytes) -> Iterator[bytes]:
         """Everything in one directory, sorted by bytes, depth first."""
         for name in sorted(os.fsencode(entry) for entry in os.listdir(descriptor)):
-            if name.startswith(b".wh."):
+            if self.makes_layer and name.startswith(b".wh."):
                 where = self._root / os.fsdecode(prefix + name)
                 raise InvalidInput(f"cannot make a layer of {where}", "in a layer, names that begin with .wh. delete files")
             try:

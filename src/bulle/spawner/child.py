@@ -33,6 +33,8 @@ READY = b"\1"  # from a blank child that has rehearsed
 
 own_leash: Leash | None = None
 """The leash of this process, where it is a child of a spawner."""
+callers_line = -1
+"""The connection to the caller of this process, where one waits for it: the kernel knows who that is. SO_PEERCRED in unix(7)"""
 afterwards: list[Callable[[], object]] = []
 """What this process does when its caller knows the end already: tidying that nobody should wait for."""
 
@@ -128,13 +130,13 @@ def _rehearse(rehearse: Callable[[], object], may_yield: bool) -> None:
 
 def live(entries: dict[str, Entry], assignment: Assignment, descriptors: list[int]) -> NoReturn:
     """Become the child of the assignment, run its entry, report, end."""
-    global own_leash
+    global own_leash, callers_line
     code = 70
     connection = -1
     try:
         leash = own_leash = Leash(socket.socket(fileno=descriptors.pop())) if assignment.leashed else None
         if assignment.attached:
-            connection = descriptors.pop()
+            connection = callers_line = descriptors.pop()
             directory = _take_stdio(descriptors)
             _take_terminal_signals()
         else:

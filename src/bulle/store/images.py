@@ -76,7 +76,7 @@ class ImageStore:
         when the three do not belong together, NotFound when a layer is missing.
         """
         diff_ids = tuple(str(diff_id) for _, diff_id in layers)
-        image_id = _check(manifest, media_type, config, layers)
+        image_id = check_documents(manifest, media_type, config, layers)
         self._layers.prepare([diff_id for _, diff_id in layers])
         names = [reference.canonical for reference in references]
         with self._database.transaction() as connection:
@@ -102,7 +102,7 @@ class ImageStore:
         transaction. Raises NotFound when it was removed meanwhile, Conflict when somebody else gave it another manifest, CorruptImage.
         """
         blobs = [descriptor.parsed_digest for descriptor in Manifest.parse(manifest).layers]
-        _check(manifest, media_type, image.config_raw, list_(zip(blobs, image.layers, strict=True)))
+        check_documents(manifest, media_type, image.config_raw, list_(zip(blobs, image.layers, strict=True)))
         with self._database.transaction() as connection:
             existing = self._records.by_id(image.id)
             if existing is None:
@@ -152,11 +152,11 @@ class ImageStore:
             if not self._records.untag(connection, [reference.canonical]):
                 raise NotFound(f"no such image: {reference.familiar}")
 
-    def remove(self, name: str, force: bool = False) -> list_[str]:
+    def remove(self, name: str, force: bool = False, *, in_use: str = "") -> list_[str]:
         """Remove a name, and with the last name the image and the layers that nothing else needs. Returns lines as Docker prints them.
 
         Raises Conflict when an index has it, and unless ``force`` when a container was made from it or it has names in several repositories;
-        layers on which containers stand are kept in any case.
+        layers on which containers stand are kept in any case. ``in_use`` says why the image itself must stay, also with ``force``.
         """
         row, by_name = self._find(name)
         with self._database.transaction() as connection:
@@ -170,6 +170,8 @@ class ImageStore:
             if len(taken) < len(row.references):
                 self._records.untag(connection, taken)
                 return lines
+            if in_use:
+                raise Conflict(f"cannot remove image {name}", in_use, f"undo that with `bulle image unmount {name}`")
             users = self._records.users(connection, row.id)
             if users and not force:
                 why = f"container {users[0][1]} ({users[0][0][:12]}) uses it"
@@ -232,7 +234,7 @@ def _image(row: ImageRow) -> Image:
     )  # fmt: skip
 
 
-def _check(manifest: bytes, media_type: str, config: bytes, layers: Sequence[tuple[Digest, Digest]]) -> str:
+def check_documents(manifest: bytes, media_type: str, config: bytes, layers: Sequence[tuple[Digest, Digest]]) -> str:
     """Refuse a manifest, config and layers that do not belong together; returns the image id."""
     image_id = str(Digest.of(config))
     if media_type not in MANIFEST_MEDIA_TYPES:

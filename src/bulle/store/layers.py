@@ -65,7 +65,7 @@ class LayerStore:
         self._records = LayerRecords(database)
         self._workspace = workspace
         self._blobs = blobs
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
 
     def has(self, diff_id: Digest) -> bool:
         """Whether the layer is here."""
@@ -127,7 +127,7 @@ class LayerStore:
             blob_fd, tar_fd = (
                 cleanup.enter_context(_opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)) for path in (temporary / "blob", layer / "tar")
             )
-            received = reception.receive(chunks, media_type, blob_digest, size, diff_id, blob_fd, tar_fd, self._limits)
+            received = reception.receive(chunks, media_type, blob_digest, size, diff_id, blob_fd, tar_fd, self.limits)
             diff_id = received.tar_digest
             with _syncing((tar_fd, blob_fd) if received.compressed else (tar_fd,)):
                 tree = self._write_variant(layer / "tar", layer / PLAIN, None)
@@ -152,7 +152,7 @@ class LayerStore:
         variant.mkdir(mode=0o700)
         (variant / "root").mkdir(mode=0o700)
         with _mapped(tar) as data:
-            tree = build_tree(data, self._limits, below)
+            tree = build_tree(data, self.limits, below)
             with (variant / "index").open("xb", buffering=0) as index:
                 write_index(tree, data, index)
                 os.fdatasync(index.fileno())
@@ -289,8 +289,16 @@ class LayerStore:
 
     def index(self, diff_ids: Sequence[Digest]) -> list[Path]:
         """The indexes of a stack of layers, lowest first (host paths): for who wants to look into an image without mounting it."""
+        return [files.index for files in self.files(diff_ids)]
+
+    def files(self, diff_ids: Sequence[Digest]) -> list[LayerFiles]:
+        """Where the files of a stack of layers are, lowest first."""
         variants = self.complete(diff_ids)
-        return [self._files(diff_id, variants[chain]).index for diff_id, chain in zip(diff_ids, chain_ids(diff_ids), strict=True)]
+        return [self._files(diff_id, variants[chain]) for diff_id, chain in zip(diff_ids, chain_ids(diff_ids), strict=True)]
+
+    def is_plain(self, files: LayerFiles) -> bool:
+        """Whether a layer's index says the same on whatever it stands."""
+        return files.variant.name == PLAIN
 
     def extract(self, diff_id: Digest, target: Path) -> None:
         """Write the files of one layer into an empty host directory, for somebody to change them."""

@@ -20,6 +20,7 @@ from bulle.store.images import ImageStore
 from bulle.store.indexes import IndexStore
 from bulle.store.layers import LayerStore
 from bulle.store.limits import Limits
+from bulle.store.usage import LayerUsage, layer_usage
 from bulle.store.workspace import Workspace
 
 
@@ -32,6 +33,8 @@ class Store:
         self._workspace = Workspace(home)
         self._limits = limits
         self._receivers = 0
+        self.collected_bytes = 0
+        """What the disk got back by all that this object collected."""
         self._receivers_lock = threading.Lock()
 
     @cached_property
@@ -66,7 +69,13 @@ class Store:
 
     def gc(self) -> int:
         """Remove what no image, container or living process needs; returns the bytes that the disk got back."""
-        return Collector(self.home, self._database, self._workspace).collect()
+        collected = Collector(self.home, self._database, self._workspace).collect()
+        self.collected_bytes += collected
+        return collected
+
+    def layer_usage(self) -> dict[str, LayerUsage]:
+        """Every layer by its diff id: what it takes on the disk, and who stands on it."""
+        return layer_usage(self.home, self._database)
 
     def probe(self) -> dict[Kind, LayerProbe]:
         """Which ways to show layers work here, and why others do not: for doctor. Ways after the first that works are not tried."""

@@ -1,0 +1,135 @@
+"""``prune``: containers, images, the build cache, or all of them; after a question, unless ``-f`` answers it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bulle.cli import filters, human
+from bulle.cli.option_types import Suggestion
+from bulle.cli.session import Session, write
+from bulle.cli.verb import verb
+
+if TYPE_CHECKING:
+    from bulle.engine.pruning import Pruned, PruneFilter
+
+_KEYS = ("label", "label!", "until")
+_FORCE = click.option("-f", "--force", is_flag=True, help="Do not prompt for confirmation")
+
+
+def _filter(*keys: str) -> Callable[[Any], Any]:
+    kinds = Suggestion("filter", *(f"{key}=" for key in keys))
+    return click.option("--filter", "wanted", multiple=True, type=kinds, help=f"Provide filter values ({', '.join(keys)})")
+
+
+def _chosen(wanted: Sequence[str], keys: Sequence[str] = _KEYS) -> PruneFilter:
+    from bulle.engine.pruning import PruneFilter
+
+    values = filters.parse(wanted, keys)
+    with_labels, without = values.get("label", []), values.get("label!", [])
+
+    def accepts(labels: Mapping[str, str]) -> bool:
+        return filters.has_labels(labels, with_labels) and not any(filters.has_labels(labels, [one]) for one in without)
+
+    moments = [human.parse_time_ns(one) for one in values.get("until", [])]
+    return PruneFilter(min(moments, default=0), accepts)
+
+
+def _confirmed(force: bool, warning: str) -> bool:
+    """Docker's question; who says no, or nothing, gets what was asked for, which is no failure."""
+    if force:
+        return True
+    write(f"WARNING! {warning}\nAre you sure you want to continue? [y/N] ")
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _show(title: str, pruned: Pruned) -> None:
+    if pruned.removed:
+        write(f"Deleted {title}:\n" + "".join(f"{one}\n" for one in pruned.removed) + "\n")
+
+
+def _total(size_bytes: int) -> int:
+    write(f"Total reclaimed space: {human.size(size_bytes, 4)}\n")
+    return 0
+
+
+def _lines_of_images(pruned: Pruned) -> Pruned:
+    """Docker writes these words small here, and large in ``rmi``."""
+    pruned.removed = [line[0].lower() + line[1:] for line in pruned.removed]
+    return pruned
+
+
+@verb("prune")
+@_filter("label", "until")
+@_FORCE
+@click.pass_obj
+def prune_containers(session: Session, wanted: Sequence[str], force: bool) -> int:
+    """Remove all stopped containers."""
+    chosen = _chosen(wanted)
+    if not _confirmed(force, "This will remove all stopped containers."):
+        return 0
+    pruned = session.engine.containers.prune(chosen)
+    _show("Containers", pruned)
+    return _total(pruned.reclaimed_bytes)
+
+
+@verb("prune")
+@click.option("-a", "--all", "every", is_flag=True, help="Remove all unused images, not just dangling ones")
+@_filter("label", "until")
+@_FORCE
+@click.pass_obj
+def prune_images(session: Session, every: bool, wanted: Sequence[str], force: bool) -> int:
+    """Remove unused images."""
+    chosen = _chosen(wanted)
+    warning = "This will remove all images without at least one container associated to them." if every else "This will remove all dangling images."
+    if not _confirmed(force, warning):
+        return 0
+    pruned = _lines_of_images(session.engine.images.prune(chosen, every=every))
+    _show("Images", pruned)
+    return _total(pruned.reclaimed_bytes)
+
+
+@verb("prune")
+@click.option("-a", "--all", "every", is_flag=True, help="Remove all unused build cache, not just dangling ones")
+@_filter("until")
+@_FORCE
+@click.pass_obj
+def prune_builder(session: Session, every: bool, wanted: Sequence[str], force: bool) -> int:
+    """Remove build cache."""
+    chosen = _chosen(wanted, ("until",))
+    warning = "This will remove all build cache." if every else "This will remove all dangling build cache."
+    if not _confirmed(force, warning):
+        return 0
+    pruned = session.engine.prune_build_cache(every=every, until_ns=chosen.until_ns)
+    _show("build cache objects", pruned)
+    return _total(pruned.reclaimed_bytes)
+
+
+@verb("prune")
+@click.option("-a", "--all", "every", is_flag=True, help="Remove all unused images not just dangling ones")
+@click.option("--volumes", is_flag=True, help="Prune anonymous volumes (there are none yet)")
+@_filter("label", "until")
+@_FORCE
+@click.pass_obj
+def prune_system(session: Session, every: bool, volumes: bool, wanted: Sequence[str], force: bool) -> int:
+    """Remove unused data: stopped containers, images that none of them uses, and build cache."""
+    chosen = _chosen(wanted)
+    kinds = ["all stopped containers"]
+    kinds += ["all anonymous volumes not used by at least one container"] if volumes else []
+    kinds += ["all images without at least one container associated to them" if every else "all dangling images"]
+    kinds += ["all build cache" if every else "unused build cache"]
+    if not _confirmed(force, "This will remove:\n" + "".join(f"  - {one}\n" for one in kinds)):
+        return 0
+    containers = session.engine.containers.prune(chosen)
+    _show("Containers", containers)
+    images = _lines_of_images(session.engine.images.prune(chosen, every=every))
+    _show("Images", images)
+    # Steps of builds have no labels: a filter that asks for some is not for them.
+    labelled = any(one.startswith("label") for one in wanted)
+    cache = session.engine.prune_build_cache(every=every, until_ns=chosen.until_ns) if not labelled else None
+    if cache is not None:
+        _show("build cache objects", cache)
+    return _total(containers.reclaimed_bytes + images.reclaimed_bytes + (cache.reclaimed_bytes if cache is not None else 0))

@@ -1,0 +1,125 @@
+"""``system df``: what images, containers and the build cache take on the disk, and how much of it could be had back."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bulle.model.digest import Digest
+from bulle.model.run_plan import RunPlan
+from bulle.records.database import Database
+from bulle.store import Image, Store
+from bulle.store.usage import LayerUsage, disk_bytes
+
+if TYPE_CHECKING:
+    from bulle.engine.containers import Container
+    from bulle.engine.engine import Engine
+    from bulle.records.build_steps import BuildStepRow
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of thing: how many there are, how many are in use, bytes on the disk, and bytes that nothing in use needs."""
+
+    name: str
+    total: int
+    active: int
+    size_bytes: int
+    reclaimable_bytes: int
+
+
+@dataclass(frozen=True)
+class ImageUsage:
+    """One image: what it shares with others and what is its own, in bytes on the disk."""
+
+    image: Image
+    shared_bytes: int
+    own_bytes: int
+    containers: int
+
+
+@dataclass(frozen=True)
+class ContainerUsage:
+    """One container: its writable layer, log and files for /etc, in bytes on the disk."""
+
+    container: Container
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class StepUsage:
+    """One row of the build cache; ``own_bytes`` is what would be had back with it alone."""
+
+    key: str
+    instruction: str
+    created_at_ns: int
+    used_at_ns: int
+    own_bytes: int
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Everything that a home keeps."""
+
+    kinds: tuple[Kind, ...] = ()
+    images: tuple[ImageUsage, ...] = ()
+    containers: tuple[ContainerUsage, ...] = ()
+    steps: tuple[StepUsage, ...] = field(default=())
+
+
+def usage_of(engine: Engine) -> Usage:
+    """Look at the disk now."""
+    store = engine.store
+    layers = store.layer_usage()
+    containers = tuple(ContainerUsage(one, disk_bytes(Path(one.directory))) for one in engine.containers.list(all=True))
+    images = tuple(_image_usage(image, layers, containers) for image in engine.images.list())
+    steps = tuple(_step_usage(row, layers) for row in store.build_cache.list())
+    in_use = {one.image.id for one in images if one.containers}
+    of_images = [layer for layer in layers.values() if layer.images]
+    idle = [layer for layer in of_images if not layer.images & in_use and not layer.containers and not layer.steps]
+    stopped = [one for one in containers if one.container.state().status != "running"]
+    cached = [layer for layer in layers.values() if layer.steps and not layer.images and not layer.containers]
+    written, left = (sum(one.size_bytes for one in some) for some in (containers, stopped))
+    kinds = (
+        Kind("Images", len(images), len(in_use), _sum(of_images), _sum(idle)),
+        Kind("Containers", len(containers), len(containers) - len(stopped), written, left),
+        Kind("Local Volumes", 0, 0, 0, 0),
+        Kind("Build Cache", len(steps), 0, _sum(cached), _sum(cached)),
+    )
+    return Usage(kinds, images, containers, steps)
+
+
+def container_sizes(home: Path, database: Database, plan: RunPlan) -> dict[str, object]:
+    """Docker's ``SizeRw`` and ``SizeRootFs``: lengths of the files in the writable layer, and of those with the layers below."""
+    writable = 0
+    for parent, _, names in os.walk(f"{plan.root.writable_host_path}/upper"):
+        for name in names:
+            status = os.lstat(f"{parent}/{name}")
+            writable += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    layers = Store(home, database).layers
+    return {"SizeRw": writable, "SizeRootFs": writable + sum(layers.size(Digest(layer.diff_id)) for layer in plan.root.layers)}
+
+
+def _sum(layers: list[LayerUsage]) -> int:
+    return sum(layer.disk_bytes for layer in layers)
+
+
+def _image_usage(image: Image, layers: dict[str, LayerUsage], containers: tuple[ContainerUsage, ...]) -> ImageUsage:
+    own = shared = 0
+    for diff_id in dict.fromkeys(image.layers):
+        layer = layers.get(str(diff_id), LayerUsage())
+        if layer.images <= {image.id}:
+            own += layer.disk_bytes
+        else:
+            shared += layer.disk_bytes
+    return ImageUsage(image, shared, own, sum(1 for one in containers if one.container.image_id == image.id))
+
+
+def _step_usage(row: BuildStepRow, layers: dict[str, LayerUsage]) -> StepUsage:
+    layer = layers.get(row.diff_id or "", LayerUsage())
+    shared = bool(layer.images or layer.containers or len(layer.steps) > 1)
+    return StepUsage(row.key, row.instruction, row.created_at_ns, row.used_at_ns, 0 if shared else layer.disk_bytes, shared)

@@ -1,0 +1,34 @@
+"""A file of the web as a stream: what ``import URL`` reads. Redirects are followed, certificates verified, nothing is sent but the request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
+
+from bulle.errors import NotFound, RegistryFailure
+
+_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def download(url: str) -> Iterator[BinaryIO]:
+    """The content behind an http or https address. Raises NotFound, RegistryFailure."""
+    import urllib3
+
+    with urllib3.PoolManager(timeout=urllib3.Timeout(_TIMEOUT_S), retries=urllib3.Retry(3, redirect=5)) as pools:
+        try:
+            response = pools.request("GET", url, preload_content=False, headers={"Accept-Encoding": "identity"})
+        except urllib3.exceptions.HTTPError as error:
+            raise RegistryFailure(f"{url} could not be fetched", str(error), "check the address and the network") from None
+        try:
+            if response.status == 404:
+                raise NotFound(f"{url} is not there", "the server answered 404", "check the address")
+            if response.status != 200:
+                raise RegistryFailure(f"{url} could not be fetched", f"the server answered {response.status}")
+            yield cast("BinaryIO", response)
+        except urllib3.exceptions.HTTPError as error:
+            raise RegistryFailure(f"{url} could not be fetched to its end", str(error), "try again") from None
+        finally:
+            response.release_conn()
+            response.close()
