@@ -24,8 +24,9 @@ from bulle.build.context import Context, open_context, open_directory
 from bulle.build.expansion import expanded
 from bulle.build.graph import PREDEFINED, Graph, Stage, make_graph, platform_arguments, stage_number
 from bulle.build.options import BuildEvent, BuildOptions, Report, silent
+from bulle.build.package_lists import check_form
 from bulle.build.parsing import parse
-from bulle.build.result import finish, manifest
+from bulle.build.result import finish, keeps, manifest
 from bulle.build.sources import HostDirectory, LayersSource, Source
 from bulle.build.stage import Cancelled, Pruned, StageRun
 from bulle.build.state import StageState, state_of_image
@@ -70,6 +71,9 @@ def build(engine: Engine, options: BuildOptions, *, report: Report = silent, std
     """Build one image for one platform. ``report`` is called from several threads. Raises BulleError naming file and line."""
     if len(options.platforms) > 1:
         raise InvalidInput("a build makes one image for one platform", f"{len(options.platforms)} were asked for", "build them one by one")
+    check_form(options.sbom)
+    if options.sbom and not keeps(options):
+        raise InvalidInput("--sbom needs the image in the store", "the list of packages refers to it", "add --output type=image")
     with engine.store.receiving():
         try:
             with open_context(options, engine.store, stdin, lambda text: report(BuildEvent("note", None, text=text))) as context:

@@ -8,6 +8,7 @@ import msgspec
 
 from bulle.build.options import BuildOptions
 from bulle.build.outputs import write_output
+from bulle.build.package_lists import attach_packages
 from bulle.build.state import StageState
 from bulle.engine import Engine
 from bulle.errors import InvalidInput
@@ -36,7 +37,7 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
             raise InvalidInput(f"{reference.familiar!r} cannot be given to an image", "a digest is not chosen, it follows from the content")
     layers = [(blob, diff_id) for (blob, _size, _type), diff_id in zip(state.blobs, state.layers, strict=True)]
     raw = manifest(state, config, options)
-    if not options.outputs or any(output.type == "image" for output in options.outputs):
+    if keeps(options):
         image = engine.store.images.commit(raw, OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
     else:
         image = Image(
@@ -53,10 +54,17 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
             references=(),
             host_binds=state.host_binds,
         )
+    if options.sbom:
+        attach_packages(engine, image, references[0].familiar if references else "", options.sbom, state.created_ns // 1_000_000_000)
     for output in options.outputs:
         if output.type != "image":
             write_output(engine, image, output, tuple(references))
     return image
+
+
+def keeps(options: BuildOptions) -> bool:
+    """Whether the image goes into the store."""
+    return not options.outputs or any(output.type == "image" for output in options.outputs)
 
 
 def manifest(state: StageState, config: bytes, options: BuildOptions) -> bytes:
