@@ -68,9 +68,10 @@ class Built:
 
 
 def build(engine: Engine, options: BuildOptions, *, report: Report = silent, stdin: BinaryIO | None = None, explain: bool = False) -> Built:
-    """Build one image for one platform. ``report`` is called from several threads. Raises BulleError naming file and line."""
-    if len(options.platforms) > 1:
-        raise InvalidInput("a build makes one image for one platform", f"{len(options.platforms)} were asked for", "build them one by one")
+    """Build one image for one platform (see :mod:`bulle.build.platforms` for several).
+
+    ``report`` is called from several threads. Raises BulleError naming file and line.
+    """
     check_form(options.sbom)
     if options.sbom and not keeps(options):
         raise InvalidInput("--sbom needs the image in the store", "the list of packages refers to it", "add --output type=image")

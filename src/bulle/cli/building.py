@@ -28,7 +28,12 @@ from bulle.errors import InvalidInput
 )
 @click.option("--secret", multiple=True, type=Text("secret"), help="A secret for RUN --mount=type=secret (id=ID,src=FILE | id=ID,env=NAME)")
 @click.option("--ssh", multiple=True, type=Text("agent"), help="An ssh agent for RUN --mount=type=ssh (default, or ID=SOCKET)")
-@click.option("--platform", multiple=True, type=Suggestion("string", "linux/amd64", "linux/arm64"), help="Platform of the result")
+@click.option(
+    "--platform",
+    multiple=True,
+    type=Suggestion("string", "linux/amd64", "linux/arm64"),
+    help="Platform of the result (several: an index of images, one for each)",
+)
 @click.option("--label", multiple=True, type=Text("list"), help="Set metadata for the image (NAME=value)")
 @click.option("--annotation", multiple=True, type=Text("list"), help="Set an annotation of the image's manifest (NAME=value)")
 @click.option(
@@ -59,17 +64,18 @@ def build(session: Session, /, context: str, **flags: Any) -> int:
 
     Prints the ID of the image. SOURCE_DATE_EPOCH in the environment (or as a build argument) makes two builds the same, byte for byte.
     """
-    from bulle.build.builder import build as run_build
+    from bulle.build.platforms import build_all
 
     options = _options(context, flags)
     with build_progress("quiet" if flags["quiet"] else flags["progress"], explain=flags["explain"]) as report:
-        built = run_build(session.engine, options, report=report, stdin=sys.stdin.buffer, explain=flags["explain"])
-    for name in built.unused_arguments:
+        built = build_all(session.engine, options, report=report, stdin=sys.stdin.buffer, explain=flags["explain"])
+    for name in built[0].unused_arguments:
         note(f"WARNING: the build argument {printable(name)} is declared by no ARG")
+    ids = "\n".join(one.image.id for one in built)
     if flags["iidfile"]:
-        Path(flags["iidfile"]).write_text(built.image.id)
+        Path(flags["iidfile"]).write_text(ids)
     if not any(output.destination == "-" for output in options.outputs):
-        write(f"{built.image.id}\n")
+        write(f"{ids}\n")
     return 0
 
 

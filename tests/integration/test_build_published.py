@@ -1,0 +1,57 @@
+"""What was built goes out: for several platforms, with the list of its packages, to a registry and back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bulle_testing import peers, tiers
+from bulle_testing.peers import Registry
+
+
+@pytest.mark.programs("skopeo")
+def test_several_platforms_are_an_index(bulle: Any, registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").write_text("FROM scratch\nARG TARGETARCH\nARG TARGETVARIANT\nCOPY file /file-$TARGETARCH$TARGETVARIANT\n")
+    (tmp_path / "file").write_text("content")
+    name = f"{registry.address}/built/several:1"
+    for _ in range(2):  # the second time, the name is there
+        ids = bulle("build", "-q", "-t", name, "--platform", "linux/amd64,linux/arm/v7", tmp_path, check=True).stdout.split()
+    assert len(set(ids)) == 2
+    bulle("manifest", "push", name, check=True)
+    command = [str(tiers.program("skopeo")), "--insecure-policy", "inspect", "--tls-verify=false", "--override-arch", "arm", "--override-variant", "v7"]
+    found = json.loads(subprocess.run([*command, "--config", f"docker://{name}"], capture_output=True, check=True).stdout)
+    assert (found["architecture"], found["variant"]) == ("arm", "v7")
+    bulle("manifest", "rm", name, check=True)
+    bulle("image", "prune", "-af", check=True)
+    bulle("builder", "prune", "-af", check=True)
+    assert bulle("pull", "--platform", "linux/arm/v7", name, check=True).stdout.strip() == name
+    tar = tmp_path / "files.tar"
+    (tmp_path / "Containerfile").write_text(f"FROM {name}\nLABEL again=1\n")
+    bulle("build", "-q", "--platform", "linux/arm/v7", "-o", f"type=tar,dest={tar}", tmp_path, check=True)
+    assert subprocess.run(["tar", "-tf", tar], capture_output=True, text=True, check=True).stdout.split() == ["file-armv7"]
+
+
+@pytest.mark.debian_mirror
+@pytest.mark.parametrize(("form", "media_type"), [("spdx", "application/spdx+json"), ("cyclonedx", "application/vnd.cyclonedx+json")])
+def test_the_list_of_packages_travels_with_the_image(bulle: Any, registry: Registry, tmp_path: Path, form: str, media_type: str) -> None:
+    archive = tmp_path / "debian.tar"
+    peers.docker_archive(archive, [peers.debian_root().read_bytes()], tags=["debian:test"])
+    bulle("load", "-i", archive, check=True)
+    (tmp_path / "Containerfile").write_text("FROM debian:test\nLABEL a=b\n")
+    name = f"{registry.address}/built/listed:{form}"
+    bulle("build", "-q", "-t", name, "--sbom", form, "-f", tmp_path / "Containerfile", tmp_path, check=True)
+    before = json.loads(bulle("image", "referrers", "--format", "json", name, check=True).stdout)
+    assert media_type in before.values()
+    listed = bulle("image", "referrers", "--content", name, check=True).stdout
+    assert '"bash"' in listed and "pkg:deb/debian/bash@" in listed
+    bulle("push", name, check=True)
+    for image in bulle("images", "-q", check=True).stdout.split():
+        bulle("rmi", "-f", image)
+    bulle("pull", name, check=True)
+    assert bulle("image", "referrers", "--content", name, check=True).stdout == listed
+    refused = bulle("build", "--sbom", "xml", tmp_path)
+    assert refused.returncode == 1 and "use spdx or cyclonedx" in refused.stderr
