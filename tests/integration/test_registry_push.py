@@ -128,6 +128,15 @@ def test_an_image_made_here_is_compressed_once(bulle: Any, registry: Registry, i
     assert again.stdout == f"{name}\n"
 
 
+def test_two_homes_compress_alike(bulle: Any, registry: Registry, busybox_image: Path, tmp_path: Path) -> None:
+    said = set()
+    for home in ("one", "two"):
+        environment = {"BULLE_HOME": str(tmp_path / home), "BULLE_NO_SPAWNER": "1"}
+        bulle("load", "-q", "-i", busybox_image, environment=environment, check=True)
+        said.add(bulle("push", "busybox", f"{registry.address}/alike/{home}:1", environment=environment, check=True).stdout.splitlines()[1])
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize(("compression", "suffix"), [("zstd", "+zstd"), ("none", "")])
 def test_other_compressions(bulle: Any, registry: Registry, image_directory: Path, compression: str, suffix: str) -> None:
     bulle("pull", "-q", f"dir:{image_directory}", check=True)
@@ -324,6 +333,24 @@ def test_a_broken_download_goes_on_where_it_broke(engine: library.Engine, regist
         image = engine.images.pull(f"{wire.address}/broken/down:1")
     assert image.size_bytes > LARGE_BYTES
     assert LARGE_BYTES < wire.down < LARGE_BYTES + 8 * MIB
+
+
+def test_a_wire_that_breaks_under_tls(engine: library.Engine, large_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the break shows as an error of TLS, in both directions."""
+    chain, key = guarded.certificate(tmp_path / "tls")
+    settings = tmp_path / "registries.toml"
+    monkeypatch.setenv("BULLE_REGISTRIES", str(settings))
+    with docker_registry(tmp_path / "secure", http=f"  tls:\n    certificate: {chain}\n    key: {key}\n") as secure:
+        with breaking_wire(secure.port, cut_up=10 * MIB, cuts=1) as wire:
+            settings.write_text(f'[registry."{wire.address}"]\nca = "{chain}"\n')
+            engine.images.push(large_image, f"{wire.address}/broken/tls:1")
+            assert wire.cuts == 0
+        engine.images.remove(large_image)
+        with breaking_wire(secure.port, cut_down=10 * MIB, cuts=1) as wire:
+            settings.write_text(f'[registry."{wire.address}"]\nca = "{chain}"\n')
+            engine.images.pull(f"{wire.address}/broken/tls:1")
+            assert wire.cuts == 0
+            assert wire.down < LARGE_BYTES + 8 * MIB
 
 
 def test_a_wire_that_always_breaks_ends_the_push(
