@@ -496,6 +496,13 @@ def test_certificates(bulle: Any, tmp_path: Path, busybox_layout: Path) -> None:
         bulle("push", name, environment=environment, check=True)
         settings.write_text(f'[registry."{secure.address}"]\ninsecure = true\n')
         assert bulle("pull", "-q", name, environment=environment, check=True).stderr == ""
+        # A mistake in the file is named, and is none of those who need no registry.
+        settings.write_text(f'[registry."{secure.address}"]\ninsecure = 1\n')
+        wrong = bulle("pull", name, environment=environment)
+        assert wrong.returncode == 1
+        assert str(settings) in wrong.stderr
+        assert "insecure" in wrong.stderr
+        bulle("pull", "-q", f"oci:{busybox_layout}:v1", environment=environment, check=True)
         # Another registry's entry does not help this one.
         settings.write_text(f'[registry."other.example"]\ninsecure = true\nca = "{chain}"\n')
         assert bulle("pull", name, environment=environment).returncode == 1
