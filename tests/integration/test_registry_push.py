@@ -22,7 +22,9 @@ import pytest
 import bulle as library
 from bulle.errors import AuthenticationFailed, RegistryFailure
 from bulle.model.digest import Digest
+from bulle.registry import destinations
 from bulle.registry.destination import Destination
+from bulle.registry.destinations import Reach
 from bulle.registry.progress import Progress
 from bulle.registry.remote import fallback_tag
 from bulle_testing import guarded, places, tiers
@@ -630,6 +632,27 @@ def test_an_upload_elsewhere_carries_no_credentials(
         assert any("redirected" in path for path, _ in other.requests)
         assert not [path for path, headers in other.requests if "Authorization" in headers]
         assert not [path for path, _ in other.requests if "token" in path]
+
+
+def test_an_upload_leads_outwards_only(engine: library.Engine, image_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a private registry not to this machine, and from the world not back into the private network. (The reaches are feigned.)"""
+    engine.images.pull(f"dir:{image_directory}")
+    reaches = {"127.0.0.1": Reach.PRIVATE, "127.0.0.2": Reach.LOOPBACK, "127.0.0.3": Reach.PUBLIC}
+    monkeypatch.setattr(destinations, "reach", lambda address: reaches[address])
+    with registry_server() as server, registry_server("127.0.0.2") as inner, registry_server("127.0.0.3") as world:
+        for first in (inner, world):
+            location = f"http://{'127.0.0.2' if first is inner else '127.0.0.3'}:{first.port}/begin"
+
+            def handler(request: Any, location: str = location) -> Answer | None:
+                return Answer(status=404) if request.command == "HEAD" else Answer(status=307, headers={"Location": location})
+
+            server.handler = uploading(handler)
+            world.handler = lambda _request: Answer(status=202, headers={"Location": f"http://{server.address}/secret"})
+            with pytest.raises(RegistryFailure, match="refusing to follow"):
+                engine.images.push("fresh", f"{server.address}/x:1")
+        assert inner.requests == []
+        assert world.requests
+        assert not [path for path, _ in server.requests if "secret" in path]
 
 
 def test_a_registry_that_knows_referrers(engine: library.Engine, image_directory: Path) -> None:
