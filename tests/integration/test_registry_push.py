@@ -27,7 +27,7 @@ from bulle.registry.destination import Destination
 from bulle.registry.destinations import Reach
 from bulle.registry.progress import Progress
 from bulle.registry.remote import fallback_tag
-from bulle_testing import guarded, places, tiers
+from bulle_testing import guarded, peers, places, tiers
 from bulle_testing.guarded import HTPASSWD, IDENTITY, PASSWORD, USER, breaking_wire, docker_registry, requests_of, token_service
 from bulle_testing.peers import Docker, Registry
 from bulle_testing.registry_server import CONFIG, LAYER, Answer, descriptor, registry_server
@@ -128,6 +128,17 @@ def test_an_image_made_here_is_compressed_once(bulle: Any, registry: Registry, i
     assert (tmp_path / "read" / diff_id.partition(":")[2]).is_file()
     again = bulle("--home", str(tmp_path / "second"), "pull", "-q", name, environment={"BULLE_NO_SPAWNER": "1"}, check=True)
     assert again.stdout == f"{name}\n"
+
+
+def test_one_layer_twice(engine: library.Engine, registry: Registry, image_directory: Path, tmp_path: Path) -> None:
+    layer = peers.pack(image_directory)
+    peers.docker_archive(tmp_path / "twice.tar", [layer, peers.pack(tmp_path), layer], tags=["twice:1"])
+    [image] = engine.images.load(tmp_path / "twice.tar")
+    engine.images.push("twice:1", f"{registry.address}/twice:1")
+    layers = [one["digest"] for one in json.loads(raw(registry, "twice:1"))["layers"]]
+    assert layers[0] == layers[2] != layers[1]
+    skopeo("copy", "--src-tls-verify=false", f"docker://{registry.address}/twice:1", f"oci:{tmp_path}/copy:1")
+    assert engine.images.pull(f"oci:{tmp_path}/copy:1").layers == image.layers
 
 
 def test_two_homes_compress_alike(bulle: Any, registry: Registry, busybox_image: Path, tmp_path: Path) -> None:
