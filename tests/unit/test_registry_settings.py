@@ -216,6 +216,7 @@ def test_names_that_are_no_servers() -> None:
         ("repository:a:pull", "repository:a:pull", ["repository:a:pull"]),
         ("repository:mirrored/a:pull", "repository:a:pull", ["repository:mirrored/a:pull"]),
         ("repository:a:pull", "repository:a:pull,push", ["repository:a:pull,push"]),
+        ("repository:a:push,pull", "repository:a:pull,push", ["repository:a:pull,push"]),
         ("", "repository:a:pull,push repository:b:pull", ["repository:a:pull,push", "repository:b:pull"]),
         ("", "", []),
     ],
