@@ -65,6 +65,23 @@ def test_made_pushed_and_pulled(bulle: Any, registry: Registry, images: list[str
         assert found.stdout.strip() == entry["digest"]
 
 
+def test_an_index_of_an_index(bulle: Any, registry: Registry, images: list[str], tmp_path: Path) -> None:
+    """Everything that a registry's index names, for other machines too, pushed elsewhere: the images keep their digests."""
+    first, second = f"{registry.address}/multi/first:1", f"{registry.address}/multi/second:1"
+    bulle("manifest", "create", first, images[0], check=True)
+    bulle("manifest", "add", "--os", "linux", "--arch", "s390x", "--annotation", "a=b", first, images[1], check=True)
+    bulle("manifest", "push", "--purge", first, check=True)
+    assert bulle("manifest", "ls", "-q").stdout == ""
+    other = {"BULLE_HOME": str(tmp_path / "other"), "BULLE_NO_SPAWNER": "1"}
+    bulle("manifest", "create", second, environment=other, check=True)
+    bulle("manifest", "add", "--all", second, f"docker://{first}", environment=other, check=True)
+    assert bulle("manifest", "add", "--all", second, f"{registry.address}/multi/none:1", environment=other).returncode == 1
+    bulle("manifest", "push", second, environment=other, check=True)
+    there, here = (json.loads(skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{name}")) for name in (first, second))
+    assert [entry["platform"]["architecture"] for entry in there["manifests"]][1] == "s390x"
+    assert here["manifests"] == there["manifests"]
+
+
 @pytest.mark.programs("podman")
 @pytest.mark.root
 def test_podman_reads_it(bulle: Any, registry: Registry, images: list[str], run_directory: Path) -> None:

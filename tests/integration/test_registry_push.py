@@ -22,10 +22,12 @@ import pytest
 import bulle as library
 from bulle.errors import AuthenticationFailed, RegistryFailure
 from bulle.model.digest import Digest
+from bulle.registry import destinations
 from bulle.registry.destination import Destination
+from bulle.registry.destinations import Reach
 from bulle.registry.progress import Progress
 from bulle.registry.remote import fallback_tag
-from bulle_testing import guarded, places, tiers
+from bulle_testing import guarded, peers, places, tiers
 from bulle_testing.guarded import HTPASSWD, IDENTITY, PASSWORD, USER, breaking_wire, docker_registry, requests_of, token_service
 from bulle_testing.peers import Docker, Registry
 from bulle_testing.registry_server import CONFIG, LAYER, Answer, descriptor, registry_server
@@ -126,6 +128,26 @@ def test_an_image_made_here_is_compressed_once(bulle: Any, registry: Registry, i
     assert (tmp_path / "read" / diff_id.partition(":")[2]).is_file()
     again = bulle("--home", str(tmp_path / "second"), "pull", "-q", name, environment={"BULLE_NO_SPAWNER": "1"}, check=True)
     assert again.stdout == f"{name}\n"
+
+
+def test_one_layer_twice(engine: library.Engine, registry: Registry, image_directory: Path, tmp_path: Path) -> None:
+    layer = peers.pack(image_directory)
+    peers.docker_archive(tmp_path / "twice.tar", [layer, peers.pack(tmp_path), layer], tags=["twice:1"])
+    [image] = engine.images.load(tmp_path / "twice.tar")
+    engine.images.push("twice:1", f"{registry.address}/twice:1")
+    layers = [one["digest"] for one in json.loads(raw(registry, "twice:1"))["layers"]]
+    assert layers[0] == layers[2] != layers[1]
+    skopeo("copy", "--src-tls-verify=false", f"docker://{registry.address}/twice:1", f"oci:{tmp_path}/copy:1")
+    assert engine.images.pull(f"oci:{tmp_path}/copy:1").layers == image.layers
+
+
+def test_two_homes_compress_alike(bulle: Any, registry: Registry, busybox_image: Path, tmp_path: Path) -> None:
+    said = set()
+    for home in ("one", "two"):
+        environment = {"BULLE_HOME": str(tmp_path / home), "BULLE_NO_SPAWNER": "1"}
+        bulle("load", "-q", "-i", busybox_image, environment=environment, check=True)
+        said.add(bulle("push", "busybox", f"{registry.address}/alike/{home}:1", environment=environment, check=True).stdout.splitlines()[1])
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(("compression", "suffix"), [("zstd", "+zstd"), ("none", "")])
@@ -326,6 +348,24 @@ def test_a_broken_download_goes_on_where_it_broke(engine: library.Engine, regist
     assert LARGE_BYTES < wire.down < LARGE_BYTES + 8 * MIB
 
 
+def test_a_wire_that_breaks_under_tls(engine: library.Engine, large_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the break shows as an error of TLS, in both directions."""
+    chain, key = guarded.certificate(tmp_path / "tls")
+    settings = tmp_path / "registries.toml"
+    monkeypatch.setenv("BULLE_REGISTRIES", str(settings))
+    with docker_registry(tmp_path / "secure", http=f"  tls:\n    certificate: {chain}\n    key: {key}\n") as secure:
+        with breaking_wire(secure.port, cut_up=10 * MIB, cuts=1) as wire:
+            settings.write_text(f'[registry."{wire.address}"]\nca = "{chain}"\n')
+            engine.images.push(large_image, f"{wire.address}/broken/tls:1")
+            assert wire.cuts == 0
+        engine.images.remove(large_image)
+        with breaking_wire(secure.port, cut_down=10 * MIB, cuts=1) as wire:
+            settings.write_text(f'[registry."{wire.address}"]\nca = "{chain}"\n')
+            engine.images.pull(f"{wire.address}/broken/tls:1")
+            assert wire.cuts == 0
+            assert wire.down < LARGE_BYTES + 8 * MIB
+
+
 def test_a_wire_that_always_breaks_ends_the_push(
     engine: library.Engine, registry: Registry, large_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +509,13 @@ def test_certificates(bulle: Any, tmp_path: Path, busybox_layout: Path) -> None:
         bulle("push", name, environment=environment, check=True)
         settings.write_text(f'[registry."{secure.address}"]\ninsecure = true\n')
         assert bulle("pull", "-q", name, environment=environment, check=True).stderr == ""
+        # A mistake in the file is named, and is none of those who need no registry.
+        settings.write_text(f'[registry."{secure.address}"]\ninsecure = 1\n')
+        wrong = bulle("pull", name, environment=environment)
+        assert wrong.returncode == 1
+        assert str(settings) in wrong.stderr
+        assert "insecure" in wrong.stderr
+        bulle("pull", "-q", f"oci:{busybox_layout}:v1", environment=environment, check=True)
         # Another registry's entry does not help this one.
         settings.write_text(f'[registry."other.example"]\ninsecure = true\nca = "{chain}"\n')
         assert bulle("pull", name, environment=environment).returncode == 1
@@ -596,6 +643,27 @@ def test_an_upload_elsewhere_carries_no_credentials(
         assert any("redirected" in path for path, _ in other.requests)
         assert not [path for path, headers in other.requests if "Authorization" in headers]
         assert not [path for path, _ in other.requests if "token" in path]
+
+
+def test_an_upload_leads_outwards_only(engine: library.Engine, image_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a private registry not to this machine, and from the world not back into the private network. (The reaches are feigned.)"""
+    engine.images.pull(f"dir:{image_directory}")
+    reaches = {"127.0.0.1": Reach.PRIVATE, "127.0.0.2": Reach.LOOPBACK, "127.0.0.3": Reach.PUBLIC}
+    monkeypatch.setattr(destinations, "reach", lambda address: reaches[address])
+    with registry_server() as server, registry_server("127.0.0.2") as inner, registry_server("127.0.0.3") as world:
+        for first in (inner, world):
+            location = f"http://{'127.0.0.2' if first is inner else '127.0.0.3'}:{first.port}/begin"
+
+            def handler(request: Any, location: str = location) -> Answer | None:
+                return Answer(status=404) if request.command == "HEAD" else Answer(status=307, headers={"Location": location})
+
+            server.handler = uploading(handler)
+            world.handler = lambda _request: Answer(status=202, headers={"Location": f"http://{server.address}/secret"})
+            with pytest.raises(RegistryFailure, match="refusing to follow"):
+                engine.images.push("fresh", f"{server.address}/x:1")
+        assert inner.requests == []
+        assert world.requests
+        assert not [path for path, _ in server.requests if "secret" in path]
 
 
 def test_a_registry_that_knows_referrers(engine: library.Engine, image_directory: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bulle.errors import AuthenticationFailed, BulleError, InvalidInput
 from bulle.registry import credentials, settings
 from bulle.registry.authentication import wanted_scopes
-from bulle.registry.settings import Registries, parse_settings
+from bulle.registry.settings import Settings, parse_settings
 from bulle.registry.transport import Credentials, Trust
 
 WHOLE = b"""
@@ -27,7 +27,7 @@ client_key = "/etc/ssl/me.key"
 
 
 def test_everything_that_can_be_set() -> None:
-    found = Registries(parse_settings(WHOLE, "registries.toml"))
+    found = Settings(parse_settings(WHOLE, "registries.toml"))
     assert found.mirrors == {"docker.io": ("mirror.example:5000", "[::1]:5000")}
     assert found.insecure == ("registry.example:8443",)
     trust = found.trust("registry.example:8443", ())
@@ -82,10 +82,10 @@ def test_dockers_directory_of_certificates(tmp_path: Path) -> None:
     host.mkdir()
     for name in ("ca.crt", "client.cert", "client.key"):
         (host / name).write_text("")
-    found = Registries({}).trust("registry.example:5000", (tmp_path / "none", tmp_path))
+    found = Settings({}).trust("registry.example:5000", (tmp_path / "none", tmp_path))
     assert found == Trust(True, (host / "ca.crt",), (host / "client.cert", host / "client.key"))
-    assert Registries({}).trust("registry.example", (tmp_path,)) == Trust()
-    assert Registries({}).trust("../registry.example:5000", (tmp_path / "x",)) == Trust()
+    assert Settings({}).trust("registry.example", (tmp_path,)) == Trust()
+    assert Settings({}).trust("../registry.example:5000", (tmp_path / "x",)) == Trust()
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +216,7 @@ def test_names_that_are_no_servers() -> None:
         ("repository:a:pull", "repository:a:pull", ["repository:a:pull"]),
         ("repository:mirrored/a:pull", "repository:a:pull", ["repository:mirrored/a:pull"]),
         ("repository:a:pull", "repository:a:pull,push", ["repository:a:pull,push"]),
+        ("repository:a:push,pull", "repository:a:pull,push", ["repository:a:pull,push"]),
         ("", "repository:a:pull,push repository:b:pull", ["repository:a:pull,push", "repository:b:pull"]),
         ("", "", []),
     ],

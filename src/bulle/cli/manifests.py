@@ -61,12 +61,19 @@ def create(session: Session, name: str, images: Sequence[str], amend: bool, anno
 @click.argument("name")
 @click.argument("images", nargs=-1, required=True, shell_complete=complete_images)
 @click.option("--platform", type=_PLATFORMS, default="", help="Pull the image for this platform")
+@click.option("--all", "every", is_flag=True, help="Add every image of an index that a registry has")
 @_describing
 @click.pass_obj
-def add(session: Session, /, name: str, images: Sequence[str], platform: str, **described: Any) -> int:
+def add(session: Session, /, name: str, images: Sequence[str], platform: str, every: bool, **described: Any) -> int:
     """Add images to an index."""
+    if every and (platform or any(described.values())):
+        mend = "leave the other flags out, and use `bulle manifest annotate`"
+        raise InvalidInput("--all takes each image as the registry's index has it", "", mend)
     with progress_on_terminal() as report:
         for image in images:
+            if every:
+                session.engine.indexes.add_all(name, image, progress=report)
+                continue
             session.engine.indexes.add(name, image, _changes(described), platform=platform, progress=report)
     write(f"{session.engine.indexes.get(name).reference.canonical}\n")
     return 0

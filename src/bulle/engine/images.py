@@ -52,10 +52,10 @@ class Images:
         ``platform`` is ``os/architecture[/variant]``, this machine's by default. ``progress`` may be called from several threads.
         """
         from bulle.registry.documents import parse_platform  # a network client, which most commands do without
-        from bulle.registry.sources import open_source
+        from bulle.registry.sources import is_remote, open_source
 
         with (
-            self.configured(progress) as configuration,
+            self.configured(progress, network=is_remote(reference)) as configuration,
             open_source(reference, platform=parse_platform(platform), configuration=configuration) as source,
         ):
             images = self._receive(source)
@@ -165,7 +165,7 @@ class Images:
         """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
         from bulle.registry.sources import sniff
 
-        with self.configured(progress) as configuration, sniff(source, configuration=configuration) as opened:
+        with self.configured(progress, network=False) as configuration, sniff(source, configuration=configuration) as opened:
             return self._receive(opened)
 
     def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:
@@ -316,14 +316,14 @@ class Images:
         return image, (reference,) if reference.canonical in image.references else ()
 
     @contextmanager
-    def configured(self, progress: ProgressCallback | None) -> Iterator[SourceConfiguration]:
+    def configured(self, progress: ProgressCallback | None, *, network: bool = True) -> Iterator[SourceConfiguration]:
         """How sources and destinations are opened, and where they may put large files meanwhile; what they bring is kept at least that long."""
-        from bulle.engine.registries import network_configuration
+        from bulle.engine.registries import local_configuration, network_configuration
 
         with self._store.receiving():
             temporary = self._store.temporary_directory()
             try:
-                yield network_configuration(temporary, progress)
+                yield (network_configuration if network else local_configuration)(temporary, progress)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from builtins import list as list_
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from bulle.engine.images import Images
 from bulle.errors import Conflict, InvalidInput, NotFound
-from bulle.model.image import OCI_INDEX, Descriptor, Platform
+from bulle.model.image import INDEX_MEDIA_TYPES, MANIFEST_MEDIA_TYPES, OCI_INDEX, Descriptor, Index, Platform
 from bulle.model.reference import Reference
 from bulle.records.database import Database
 from bulle.store import Image, ImageIndex, Store
@@ -95,6 +96,28 @@ class Indexes:
         if changes is not None:
             changes.apply(entry)
         return self._change(reference, lambda document: _put_entry(document, entry))
+
+    def add_all(self, name: str, source: str, *, progress: ProgressCallback | None = None) -> ImageIndex:
+        """Add every image of an index that a registry has, each pulled for its platform. Raises as :meth:`add`, InvalidInput for what is no index."""
+        from bulle.registry.remote import fetch_document
+
+        reference = _index_name(name)
+        self._store.indexes.get(reference)
+        there = Reference.parse(source.removeprefix("docker://"))
+        with self._images.configured(progress) as configuration:
+            raw, media_type = fetch_document(there, configuration)
+        if media_type not in INDEX_MEDIA_TYPES:
+            raise InvalidInput(f"{source} is no index", "it is one image", "add it without --all")
+        for descriptor in Index.parse(raw).manifests:
+            platform = descriptor.platform
+            if descriptor.media_type not in MANIFEST_MEDIA_TYPES or platform is None or platform.os in ("", "unknown"):
+                continue  # what only speaks of the others: attestations
+            image = self._images.pull(f"{there.repository}@{descriptor.digest}", progress=progress)
+            entry = {**_entry(image), "platform": msgspec.json.decode(msgspec.json.encode(platform))}
+            if descriptor.annotations:
+                entry["annotations"] = descriptor.annotations
+            self._change(reference, partial(_put_entry, entry=entry))
+        return self._store.indexes.get(reference)
 
     def annotate(self, name: str, image: str, changes: EntryChanges) -> ImageIndex:
         """Say something else of an image (by name, id or the digest of its manifest) of the index. Raises NotFound."""

@@ -76,7 +76,10 @@ class Push:
         wanted = compression if compression else "none" if plain and self._sources.are_known([one.descriptor.digest for one in plain]) else "gzip"
         kind: Literal["gzip", "zstd"] = "zstd" if wanted == "zstd" else "gzip"
         kept = not image.host_binds
-        layers = [_Layer(one.descriptor, one.diff_id, one.open_tar, one.is_plain and wanted != "none") for one in saved.layers]
+        distinct: dict[str, _Layer] = {}  # an image may stand on one layer twice
+        for one in saved.layers:
+            distinct[one.descriptor.digest] = _Layer(one.descriptor, one.diff_id, one.open_tar, one.is_plain and wanted != "none")
+        layers = list(distinct.values())
         config = Blob(Digest.of(saved.config), len(saved.config), lambda: io.BytesIO(saved.config), self._where(Digest.of(saved.config)))
 
         def work(number: int) -> None:
@@ -86,7 +89,7 @@ class Push:
                 self._destination.send(config)
 
         each(work, len(layers) + 1, self._database.close, self._configuration.stopped.set, _AT_ONCE)
-        manifest = _with_layers(saved.manifest, [layer.descriptor for layer in layers])
+        manifest = _with_layers(saved.manifest, [distinct[one.descriptor.digest].descriptor for one in saved.layers])
         self._sources.add(self._destination.reference.repository, [str(config.digest), *(layer.descriptor.digest for layer in layers)])
         if kept and manifest != image.manifest:
             image = self._store.images.settle(image, manifest, saved.media_type)

@@ -25,20 +25,25 @@ class Login:
     in_plain_text: bool
 
 
-def network_configuration(temporary: Path | None, progress: ProgressCallback | None) -> SourceConfiguration:
-    """How registries are spoken to, as the user configured it. Raises InvalidInput where a file of settings is wrong."""
-    from bulle.registry import credentials, settings
+def local_configuration(temporary: Path | None, progress: ProgressCallback | None) -> SourceConfiguration:
+    """How sources are opened that are no registry."""
     from bulle.registry.progress import silent
     from bulle.registry.transport import SourceConfiguration
 
+    return SourceConfiguration(temporary=temporary, progress=progress or silent)
+
+
+def network_configuration(temporary: Path | None, progress: ProgressCallback | None) -> SourceConfiguration:
+    """How registries are spoken to, as the user configured it. Raises InvalidInput where a file of settings is wrong."""
+    from bulle.registry import credentials, settings
+
     found = settings.read_settings()
-    return SourceConfiguration(
-        temporary=temporary,
+    return replace(
+        local_configuration(temporary, progress),
         insecure_registries=found.insecure,
         mirrors=found.mirrors,
         credentials=credentials.find,
         trust=found.trust,
-        progress=progress or silent,
     )
 
 

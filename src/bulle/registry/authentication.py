@@ -73,7 +73,7 @@ def wanted_scopes(challenged: str, ours: str) -> list[str]:
         resource, _, verbs = one.rpartition(":")
         known = actions.setdefault(resource, [])
         known += [verb for verb in verbs.split(",") if verb not in known]
-    return [f"{resource}:{','.join(verbs)}" for resource, verbs in actions.items()]
+    return [f"{resource}:{','.join(sorted(verbs))}" for resource, verbs in actions.items()]  # registries name them in any order
 
 
 def parse_token(body: bytes, registry: str) -> str:

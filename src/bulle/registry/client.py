@@ -176,6 +176,17 @@ class Client:
         finally:
             discard(response)
 
+    def onward(self, place: str, location: str) -> str:
+        """Where an upload goes on that ``place`` answered about. Raises RegistryFailure for an address that may not be followed.
+
+        The registry may name any place that a redirect could; any other place only itself, or the world could lead back into a private network.
+        """
+        target = follow(place, location)
+        if _origin(urlsplit(place)) not in (_origin(self._find_base()), _origin(target)):
+            details = f"{urlsplit(place).netloc}, which the registry named, names {target.netloc}"
+            raise RegistryFailure("refusing to follow an upload further", details)
+        return target.geturl()
+
     def _follow(
         self, method: str, url: str, headers: dict[str, str], what: str, body: Body | None, timeout_s: float
     ) -> tuple[BaseHTTPResponse, str, bool]:

@@ -55,8 +55,10 @@ def docker_file() -> Path:
 
 def files() -> tuple[Path, ...]:
     """The files that may know a login, in the order in which they are asked (host paths)."""
-    podman = os.environ.get("REGISTRY_AUTH_FILE") or f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/containers/{os.geteuid()}'}/containers/auth.json"
-    return docker_file(), Path(podman)
+    named, runtime, user = os.environ.get("REGISTRY_AUTH_FILE"), os.environ.get("XDG_RUNTIME_DIR"), os.geteuid()
+    if not runtime and not user:
+        return docker_file(), Path(named or "/run/containers/0/auth.json")
+    return docker_file(), Path(named or f"{runtime or f'/run/user/{user}'}/containers/auth.json")
 
 
 def find(host: str) -> Credentials | None:
@@ -166,6 +168,10 @@ def _read(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except PermissionError as error:
+        if path == files()[1] and "REGISTRY_AUTH_FILE" not in os.environ:
+            return {}  # a place that was only looked at in case there is something
+        raise InvalidInput(f"cannot read {path}", error.strerror or str(error), "it belongs to somebody else: correct its owner") from None
     except OSError as error:
         raise InvalidInput(f"cannot read {path}", error.strerror or str(error)) from None
     if not raw.strip():

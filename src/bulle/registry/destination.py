@@ -58,18 +58,6 @@ class Destination:
         """Whether one blob is there, or the registry took it from another of its repositories, without its bytes."""
         return Upload(self._client, self._path, blob, self._what, self._configuration).find()
 
-    def has_manifest(self, digest: Digest) -> bool:
-        """Whether the repository has a manifest."""
-
-        def attempt() -> bool:
-            url = self._client.address(f"{self._path}/manifests/{digest}")
-            headers = {"Accept": "*/*"}
-            response, _ = self._client.exchange("HEAD", url, scope=self._scope, headers=headers, what=self._what, allowed=frozenset({404}))
-            discard(response)
-            return response.status == HTTPStatus.OK
-
-        return self._client.repeat(attempt, self._what)
-
     def put_manifest(self, raw: bytes, media_type: str, name: str = "") -> bool:
         """Put a manifest or index under a tag, or under its digest; returns whether the registry took note of its subject.
 

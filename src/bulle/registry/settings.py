@@ -45,7 +45,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     registry: dict[str, Any] = {}
 
 
-class Registries:
+class Settings:
     """The entries of all registries."""
 
     def __init__(self, entries: Mapping[str, RegistrySettings]) -> None:
@@ -74,13 +74,13 @@ class Registries:
         return Trust(not entry.insecure, tuple(authorities), client)
 
 
-def read_settings() -> Registries:
+def read_settings() -> Settings:
     """The settings as they are now. Raises InvalidInput, naming file and key."""
     named = os.environ.get(SETTING, "")
     if named:
-        return Registries(_read(Path(named), must_exist=True))
+        return Settings(_read(Path(named), must_exist=True))
     own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "bulle/registries.toml"
-    return Registries({**_read(_MACHINE), **_read(own)})
+    return Settings({**_read(_MACHINE), **_read(own)})
 
 
 def _read(path: Path, *, must_exist: bool = False) -> dict[str, RegistrySettings]:

@@ -27,6 +27,11 @@ def open_source(text: str, *, platform: Platform | None = None, configuration: S
     return _TRANSPORTS[transport](SourceRequest(rest, platform or this_platform(), configuration or SourceConfiguration()))
 
 
+def is_remote(text: str) -> bool:
+    """Whether what ``text`` names is in a registry. Raises InvalidInput."""
+    return _split(text)[0] == "docker"
+
+
 def source_reference(text: str) -> Reference | None:
     """The name under which the image of a source will be kept, where the text alone decides it (host, deb, docker, dir); else None.
 

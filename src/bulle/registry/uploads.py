@@ -21,7 +21,6 @@ from bulle.model.digest import Digest
 from bulle.registry.answers import TemporaryFailure, discard
 from bulle.registry.client import Client
 from bulle.registry.compression import CHUNK_BYTES
-from bulle.registry.destinations import follow
 from bulle.registry.progress import Progress
 from bulle.registry.transport import SourceConfiguration
 
@@ -281,7 +280,7 @@ class Upload:
         location = response.headers.get("Location")
         if not location:
             raise RegistryFailure(f"cannot push {self._what}", f"{self._client.host} does not say where a blob is to be sent")
-        return follow(place, location).geturl()
+        return self._client.onward(place, location)
 
     def _received(self, response: BaseHTTPResponse) -> int | None:
         """How many bytes an answer says that there are, None where it does not."""
