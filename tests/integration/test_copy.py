@@ -325,6 +325,8 @@ def test_a_start_waits_for_a_copy(place: Machine, level: Level, tmp_path: Path) 
         wait_for(lambda: list((place.home / "containers" / container.id / "root/upper").iterdir()), "the copy has begun")
         started = threading.Thread(target=container.start)
         started.start()
+        started.join(0.5)
+        assert started.is_alive()
         command.stdin.write(bytes(3 << 20) + bytes(1024))
         command.stdin.close()
         assert command.wait(60) == 0
@@ -371,6 +373,32 @@ def test_links_of_a_container_lead_nowhere(place: Machine, level: Level, victim:
         for path in ("/abs/planted", "/climb/planted", "/opt/secret", "/abs"):
             place.command("cp", tmp_path / "payload", f"{container.name}:{path}")
         refused(place, tmp_path / "tree", f"{container.name}:/")  # its d is a link in the container
+        # An archive without members for the directories on the way.
+        for name in ("abs/planted", "climb/planted", "tree/d/planted"):
+            with pytest.raises(bulle.BulleError, match="symlink"):
+                container.files.write_archive(archive_of(name), "/")
+
+
+def archive_of(name: str) -> io.BytesIO:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    packed.seek(0)
+    return packed
+
+
+def test_links_on_the_host_s_side_are_not_followed(place: Machine, level: Level, victim: Path, tmp_path: Path) -> None:
+    """14: what was made of a link in the destination, on the host, before the copy and during it."""
+    out = tmp_path / "out"
+    (out / "tree").mkdir(parents=True)
+    (out / "tree/d").symlink_to(victim)
+    (out / "tree/secret").symlink_to(victim / "secret")
+    script = "mkdir -p /tree/d; echo 1 > /tree/secret; echo 1 > /tree/d/planted; exec sleep 1000"
+    with one(place, level, "running", "sh", "-c", script) as container:
+        wait_for(lambda: place.execute(container, "test", "-e", "/tree/d/planted").exit_code == 0, "the tree is there")
+        assert "cannot overwrite non-directory" in refused(place, f"{container.name}:/tree", out)
+        cp(place, f"{container.name}:/tree/secret", f"{out}/tree/")
+        assert (out / "tree/secret").read_text() == "1\n" and not (out / "tree/secret").is_symlink()
 
 
 def test_swapped_links_lead_nowhere(place: Machine, level: Level, victim: Path, tmp_path: Path) -> None:
@@ -434,13 +462,9 @@ def test_nothing_of_the_container_is_executed_or_loaded(place: Machine, level: L
 
 @pytest.mark.parametrize("name", ["../escape", "a/../../escape", "/etc/escape"])
 def test_names_of_an_archive_stay_below_the_destination(place: Machine, level: Level, name: str) -> None:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo(name))
-    packed.seek(0)
     with one(place, level, "created") as container:
         with suppress(bulle.BulleError):
-            container.files.write_archive(packed, "/opt")
+            container.files.write_archive(archive_of(name), "/opt")
         assert all(change.path.startswith("/opt") for change in container.files.changes())
 
 

@@ -174,6 +174,16 @@ def test_image_prune(place: Machine, load: Callable[..., str]) -> None:
         container.remove(force=True)
 
 
+def test_image_prune_leaves_what_an_index_has(place: Machine, load: Callable[..., str]) -> None:
+    load("one:1", "a")
+    say(place, "tag", "one:1", "one:2")
+    say(place, "manifest", "create", "several:1", "one:1")
+    assert "one:" not in say(place, "image", "prune", "-af")
+    assert place.engine.images.get("one:1").id == place.engine.images.get("one:2").id
+    say(place, "manifest", "rm", "several:1")
+    assert "untagged: one:2" in say(place, "image", "prune", "-af")
+
+
 def test_builder_prune(place: Machine) -> None:
     old, new = (Digest.of(text.encode()) for text in ("old", "new"))
     cache = place.engine.store.build_cache

@@ -58,15 +58,15 @@ def prune_containers(containers: Containers, store: Store, chosen: PruneFilter) 
 
 
 def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bool) -> Pruned:
-    """Remove images without a name, or with ``every`` all, on which no container stands and which are not mounted."""
+    """Remove images without a name, or with ``every`` all, on which no container stands, that no index has and that are not mounted."""
     pruned = Pruned()
     before = store.collected_bytes
-    mounted = {one.image_id for one in images.mounts.list()}
+    kept = {one.image_id for one in images.mounts.list()} | {image_id for index in store.indexes.list() for image_id in index.image_ids}
     for image in images.list():
         labels = (image.config.config and image.config.config.labels) or {}
         if (image.references and not every) or not chosen.takes(_made_at_ns(image), labels) or images.users(image):
             continue
-        if image.id in mounted:
+        if image.id in kept:
             continue
         try:
             # By its names one after the other: an image with names in several repositories is not removed by its id.

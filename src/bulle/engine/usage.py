@@ -79,8 +79,9 @@ def usage_of(engine: Engine) -> Usage:
     images = tuple(_image_usage(image, layers, containers) for image in engine.images.list())
     steps = tuple(_step_usage(row, layers) for row in store.build_cache.list())
     in_use = {one.image.id for one in images if one.containers}
-    of_images = [layer for layer in layers.values() if layer.images]
-    idle = [layer for layer in of_images if not layer.images & in_use and not layer.containers and not layer.steps]
+    # What nobody stands on is no layer: it speaks of images.
+    of_images = [layer for layer in layers.values() if layer.images or not (layer.containers or layer.steps)]
+    idle = [layer for layer in of_images if layer.images and not layer.images & in_use and not layer.containers and not layer.steps]
     stopped = [one for one in containers if one.container.state().status != "running"]
     cached = [layer for layer in layers.values() if layer.steps and not layer.images and not layer.containers]
     written, left = (sum(one.size_bytes for one in some) for some in (containers, stopped))
