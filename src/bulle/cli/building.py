@@ -68,7 +68,7 @@ def build(session: Session, /, context: str, **flags: Any) -> int:
         note(f"WARNING: the build argument {printable(name)} is declared by no ARG")
     if flags["iidfile"]:
         Path(flags["iidfile"]).write_text(built.image.id)
-    if not any(output.destination == "-" for output in options.outputs):
+    if not any(output.type != "image" and output.destination == "-" for output in options.outputs):
         write(f"{built.image.id}\n")
     return 0
 
