@@ -88,8 +88,11 @@ class Placement:
             directory = self._directory((*destination, *kept)) if kept else destination
             self._put((*directory, name) if into else destination, top.entry)
             return
-        start = (*destination, *kept, top.name.rpartition(b"/")[2]) if self._target.parents and top.name else (*destination, *kept)
-        places = {b"": self._directory(start, top.entry)}
+        if self._target.parents and top.name:
+            places = {b"": self._directory((*destination, *kept, top.name.rpartition(b"/")[2]), top.entry)}
+        else:
+            # A directory gives its contents; where they go is a directory like any other that is made on the way.
+            places = {b"": self._directory((*destination, *kept))}
         for path, entry in group.source.walk(top.entry, group.excludes):
             if not path:
                 continue

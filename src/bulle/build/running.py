@@ -62,6 +62,7 @@ def execute(
             f"{run.location}: RUN has nothing to run in", "the stage is empty so far", "begin it with FROM an image, or COPY a program"
         )
     mounts.prepare()
+    own = state.environment
     temporary = engine.store.temporary_directory()
     try:
         base = Base(
@@ -76,7 +77,7 @@ def execute(
             image=f"build step at {run.location}",
             command=arguments_of(run, state.shell),
             entrypoint=(),
-            environment=tuple(f"{name}={value}" for name, value in arguments.items()),
+            environment=tuple(f"{name}={value}" for name, value in arguments.items() if name not in own),  # ENV counts before ARG
             network=network_of(run, options),
             isolation=options.isolation,
             memory_bytes=options.memory_bytes,

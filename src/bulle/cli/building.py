@@ -74,7 +74,7 @@ def build(session: Session, /, context: str, **flags: Any) -> int:
     ids = "\n".join(one.image.id for one in built)
     if flags["iidfile"]:
         Path(flags["iidfile"]).write_text(ids)
-    if not any(output.destination == "-" for output in options.outputs):
+    if not any(output.type != "image" and output.destination == "-" for output in options.outputs):
         write(f"{ids}\n")
     return 0
 
