@@ -22,7 +22,8 @@ def test_several_platforms_are_an_index(bulle: Any, registry: Registry, tmp_path
         ids = bulle("build", "-q", "-t", name, "--platform", "linux/amd64,linux/arm/v7", tmp_path, check=True).stdout.split()
     assert len(set(ids)) == 2
     bulle("manifest", "push", name, check=True)
-    command = [str(tiers.program("skopeo")), "--insecure-policy", "inspect", "--tls-verify=false", "--override-arch", "arm", "--override-variant", "v7"]
+    command = [str(tiers.program("skopeo")), "--insecure-policy", "inspect", "--tls-verify=false", "--override-arch", "arm"]
+    command += ["--override-variant", "v7"]
     found = json.loads(subprocess.run([*command, "--config", f"docker://{name}"], capture_output=True, check=True).stdout)
     assert (found["architecture"], found["variant"]) == ("arm", "v7")
     bulle("manifest", "rm", name, check=True)
@@ -46,12 +47,12 @@ def test_the_list_of_packages_travels_with_the_image(bulle: Any, registry: Regis
     bulle("build", "-q", "-t", name, "--sbom", form, "-f", tmp_path / "Containerfile", tmp_path, check=True)
     before = json.loads(bulle("image", "referrers", "--format", "json", name, check=True).stdout)
     assert media_type in before.values()
-    listed = bulle("image", "referrers", "--content", name, check=True).stdout
+    listed = bulle("image", "referrers", "--content", "--type", media_type, name, check=True).stdout
     assert '"bash"' in listed and "pkg:deb/debian/bash@" in listed
     bulle("push", name, check=True)
     for image in bulle("images", "-q", check=True).stdout.split():
         bulle("rmi", "-f", image)
     bulle("pull", name, check=True)
-    assert bulle("image", "referrers", "--content", name, check=True).stdout == listed
+    assert bulle("image", "referrers", "--content", "--type", media_type, name, check=True).stdout == listed
     refused = bulle("build", "--sbom", "xml", tmp_path)
     assert refused.returncode == 1 and "use spdx or cyclonedx" in refused.stderr

@@ -11,7 +11,7 @@ import msgspec
 from bulle.cli import human
 from bulle.cli.option_types import Suggestion, complete_images
 from bulle.cli.progress import progress_on_terminal
-from bulle.cli.session import Session, write
+from bulle.cli.session import Session, write, write_bytes
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput
@@ -168,12 +168,17 @@ def delete(session: Session, names: Sequence[str]) -> int:
 @verb("referrers", "IMAGE")
 @click.argument("name", shell_complete=complete_images)
 @click.option("--type", "kind", default="", help="Only artifacts of this type")
+@click.option("--content", is_flag=True, help="Print what they hold instead of a list of them")
 @click.option("--no-trunc", is_flag=True, help="Don't truncate output")
 @click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help="Format output: 'table', 'json', or a Go TEMPLATE")
 @click.pass_obj
-def referrers(session: Session, name: str, kind: str, no_trunc: bool, form: str) -> int:
+def referrers(session: Session, name: str, kind: str, content: bool, no_trunc: bool, form: str) -> int:
     """List what speaks of an image: lists of packages, signatures."""
     found = session.engine.images.referrers(name, kind)
+    if content:
+        for one in found:
+            write_bytes(1, session.engine.images.artifact_content(one.digest))
+        return 0
     listing: Listing[Any] = Listing(
         fields={
             "Digest": ("DIGEST", lambda one: str(one.digest) if no_trunc else one.digest.short),
