@@ -6,6 +6,7 @@ Each round forks a child that does one thing through the library and kills it af
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -21,7 +22,9 @@ import pytest
 import bulle
 from bulle.build.builder import build
 from bulle.build.options import BuildOptions
+from bulle.engine.pruning import prune_build_cache
 from bulle.errors import BulleError, Conflict, NotFound, StorageFull
+from bulle.model.reference import Reference
 from bulle_testing import places
 from bulle_testing.layers import LayerTar
 from bulle_testing.peers import Registry, docker_archive
@@ -160,6 +163,41 @@ def test_build(engine: bulle.Engine, tmp_path: Path) -> None:
         build(own, BuildOptions(context=str(tmp_path), tags=("killed-build",), network="none"))
 
     kill_in_the_middle(engine, act, prepare, whole_or_absent(engine, "killed-build", base + 2))
+
+
+@pytest.mark.root
+def test_push(engine: bulle.Engine, archive: Path, registry: Registry) -> None:
+    """What was made here is compressed on its way, and its manifest replaced: the image is whole before, after and in between."""
+    name = f"{registry.address}/killed-push"
+    turns = itertools.count()
+
+    def prepare(own: bulle.Engine) -> None:
+        remove(own, "killed")
+        remove(own, name)
+        own.images.load(archive)
+        own.images.tag("killed", f"{name}:{next(turns)}")
+
+    def act(own: bulle.Engine) -> None:
+        [reference] = [one for image in own.images.list() for one in image.references if "killed-push" in one]
+        own.images.push(reference)
+
+    kill_in_the_middle(engine, act, prepare, whole_or_absent(engine, "killed", 3))
+
+
+@pytest.mark.root
+def test_prune(engine: bulle.Engine, archive: Path) -> None:
+    identifier = engine.images.load(archive)[0].id
+
+    def prepare(own: bulle.Engine) -> None:
+        own.images.load(archive)
+        own.store.images.untag(Reference.parse("killed"))
+        (own.store.build_mounts.directory("killed") / "content").mkdir(exist_ok=True)
+
+    def act(own: bulle.Engine) -> None:
+        own.images.prune()
+        prune_build_cache(own.store, every=True)
+
+    kill_in_the_middle(engine, act, prepare, whole_or_absent(engine, identifier, 3))
 
 
 @pytest.mark.root

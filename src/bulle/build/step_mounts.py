@@ -24,6 +24,7 @@ from bulle.linux.subordinate_ids import rootless_mappings
 from bulle.model.digest import Digest
 from bulle.model.run_plan import LayerMount, Mount
 from bulle.store import Store
+from bulle.store.build_mounts import LOCK
 from bulle.store.merged_view import MergedView
 from bulle.store.workspace import remove_tree
 
@@ -104,7 +105,7 @@ class StepMounts:
         self.mounts.append(Mount("bind", self._target(mount), host_path, mount.read_only is not False))
 
     def _cache(self, mount: RunMount) -> None:
-        directory = self._store.build_mounts(f"{mount.id or self._target(mount)}")
+        directory = self._store.build_mounts.directory(mount.id or self._target(mount))
         content = self._locked(directory, mount.sharing)
         if not content.exists():
             self._fill(content, mount)
@@ -139,7 +140,7 @@ class StepMounts:
         """The directory of a cache, held against others as was asked for until the step has ended, and against being pruned."""
         for number in range(_MOST_PRIVATE):
             suffix = f"-{number}" if number else ""
-            lock = os.open(directory / f"lock{suffix}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(directory / f"{LOCK}{suffix}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._cleanup.callback(os.close, lock)
             if sharing == "private":
                 try:

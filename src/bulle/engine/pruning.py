@@ -80,7 +80,10 @@ def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bo
 
 
 def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned:
-    """Forget steps of builds: those whose layer no image has, or with ``every`` all; with ``until_ns`` only those not used since."""
+    """Forget steps of builds: those whose layer no image has, or with ``every`` all and what they kept in cache mounts.
+
+    With ``until_ns`` only those not used since.
+    """
     layers = store.layer_usage()
 
     def chosen(step: BuildStepRow) -> bool:
@@ -88,6 +91,8 @@ def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned
         return (every or not in_use) and (not until_ns or step.used_at_ns < until_ns)
 
     keys, reclaimed = store.build_cache.prune(chosen)
+    if every and not until_ns:
+        reclaimed += store.build_mounts.prune()
     return Pruned(list(keys), reclaimed)
 
 

@@ -84,12 +84,13 @@ def usage_of(engine: Engine) -> Usage:
     idle = [layer for layer in of_images if layer.images and not layer.images & in_use and not layer.containers and not layer.steps]
     stopped = [one for one in containers if one.container.state().status != "running"]
     cached = [layer for layer in layers.values() if layer.steps and not layer.images and not layer.containers]
+    mounts = [disk_bytes(path) for path in store.build_mounts.all()]
     written, left = (sum(one.size_bytes for one in some) for some in (containers, stopped))
     kinds = (
         Kind("Images", len(images), len(in_use), _sum(of_images), _sum(idle)),
         Kind("Containers", len(containers), len(containers) - len(stopped), written, left),
         Kind("Local Volumes", 0, 0, 0, 0),
-        Kind("Build Cache", len(steps), 0, _sum(cached), _sum(cached)),
+        Kind("Build Cache", len(steps) + len(mounts), 0, _sum(cached) + sum(mounts), _sum(cached) + sum(mounts)),
     )
     return Usage(kinds, images, containers, steps)
 

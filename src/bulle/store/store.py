@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from bulle.model.digest import Digest
 from bulle.records.database import Database
 from bulle.store.artifacts import ArtifactStore
 from bulle.store.backend import Kind, LayerProbe
 from bulle.store.backends import probe_backends
 from bulle.store.blobs import BlobStore
 from bulle.store.build_cache import BuildCache
+from bulle.store.build_mounts import BuildMounts
 from bulle.store.garbage import Collector
 from bulle.store.images import ImageStore
 from bulle.store.indexes import IndexStore
@@ -58,6 +58,11 @@ class Store:
         return BuildCache(self._database, self._workspace, self.gc)
 
     @cached_property
+    def build_mounts(self) -> BuildMounts:
+        """What steps of builds keep for later builds."""
+        return BuildMounts(self.home, self._workspace)
+
+    @cached_property
     def artifacts(self) -> ArtifactStore:
         """What speaks of images."""
         return ArtifactStore(self._database, self.blobs)
@@ -80,12 +85,6 @@ class Store:
     def probe(self) -> dict[Kind, LayerProbe]:
         """Which ways to show layers work here, and why others do not: for doctor. Ways after the first that works are not tried."""
         return probe_backends(self.home, self._workspace)
-
-    def build_mounts(self, name: str) -> Path:
-        """The host directory that keeps what ``RUN --mount=type=cache`` of this name holds from one build to the next; made when missing."""
-        path = self.home / "build-mounts" / Digest.of(name.encode()).encoded[:32]
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
 
     def temporary_directory(self) -> Path:
         """A new empty host directory for this process's large files; what a killed process leaves of it is collected by :meth:`gc`."""
