@@ -129,7 +129,7 @@ def token_service(directory: Path) -> Iterator[TokenService]:
             """Tests print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Requests)
-    server.daemon_threads = True
+    server.daemon_threads = False
     served.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

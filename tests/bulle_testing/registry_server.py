@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -115,8 +116,15 @@ def registry_server(host: str = "127.0.0.1", context: ssl.SSLContext | None = No
         def log_message(self, format: str, *arguments: object) -> None:
             """Tests print nothing."""
 
+    connections: list[socket.socket] = []
+
     class Server(ThreadingHTTPServer):
-        daemon_threads = True
+        daemon_threads = False  # so that the end of the block waits for them: their sockets would count as left behind
+
+        def get_request(self) -> tuple[socket.socket, Any]:
+            accepted = super().get_request()
+            connections.append(accepted[0])
+            return accepted
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             """A client that hangs up, or speaks TLS, is what tests are about."""
@@ -131,5 +139,8 @@ def registry_server(host: str = "127.0.0.1", context: ssl.SSLContext | None = No
         yield served
     finally:
         server.shutdown()
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         server.server_close()
         thread.join()
