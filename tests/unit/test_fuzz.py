@@ -10,6 +10,7 @@ import string
 import tarfile
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +117,15 @@ def check_tree(data: bytes) -> None:
 @given(parts=st.lists(entries(), max_size=6), rest=st.one_of(st.just(b"\0" * 1024), st.binary(max_size=600)))
 def test_layers_of_odd_headers(parts: list[bytes], rest: bytes) -> None:
     check_tree(b"".join(parts) + rest)
+
+
+@pytest.mark.parametrize("body", [b"path=a\n", b"\n", b"20\n", b"a" * 30 + b"\n", b"8 path=\n\n", b"0 \n", b"1 \n", b"3 \n", b"9" * 30 + b" a=b\n"])
+def test_extended_headers_without_an_end(body: bytes) -> None:
+    """Records whose length leads nowhere, or back to where they begin."""
+    size = [b"0000644\0", b"0\0", b"0\0", b"%o\0" % len(body), b"0\0", b"0\0", b"0\0"]
+    data = header(b"extension", b"x", b"", size, b"ustar\x0000", b"") + body.ljust(512, b"\0")
+    with pytest.raises(CorruptImage, match="a pax header is malformed"):
+        build_tree(data + header(b"a", b"0", b"", [b"0\0"] * 7, b"ustar\x0000", b""), SMALL)
 
 
 def plain_layer() -> bytes:

@@ -19,6 +19,8 @@ DIGEST = "sha256:" + "ab" * 32
         ("docker.io/debian", "docker.io/library/debian:latest", "debian:latest"),
         ("index.docker.io/library/debian", "docker.io/library/debian:latest", "debian:latest"),
         ("user/app", "docker.io/user/app:latest", "user/app:latest"),
+        ("docker.io/localhost/app", "docker.io/localhost/app:latest", "docker.io/localhost/app:latest"),
+        ("docker.io/a.b/app", "docker.io/a.b/app:latest", "docker.io/a.b/app:latest"),
         ("library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"),
         ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
         ("localhost:5000/app:v1", "localhost:5000/app:v1", "localhost:5000/app:v1"),

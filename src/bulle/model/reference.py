@@ -68,9 +68,11 @@ class Reference:
 
     @property
     def familiar_name(self) -> str:
-        """The repository as people write it: without ``docker.io/library/``."""
+        """The repository as people write it: without ``docker.io/library/``, where that means the same."""
         if self.domain == DEFAULT_DOMAIN:
-            return self.path.removeprefix("library/") if self.path.count("/") == 1 else self.path
+            short = self.path.removeprefix("library/") if self.path.count("/") == 1 else self.path
+            # What is left may look like a registry's name and its repository.
+            return short if _split_domain(short) == (DEFAULT_DOMAIN, short) else self.repository
         return self.repository
 
     @property

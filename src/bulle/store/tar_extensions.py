@@ -91,7 +91,8 @@ def _read_pax(body: bytes, extensions: Extensions) -> None:
         space = body.find(b" ", position, position + 20)
         length = body[position:space] if space > 0 else b""
         stop = position + int(length) if length.isdigit() else 0
-        if stop <= space or stop > len(body) or body[stop - 1] != 0x0A:
+        # Without a space stop is 0, and a body that happens to end like a record must not begin anew.
+        if space < 0 or stop <= space or stop > len(body) or body[stop - 1] != 0x0A:
             if not body[position:].strip(b"\0"):
                 return
             raise corrupt("a pax header is malformed")
