@@ -581,3 +581,27 @@ def test_a_root_that_is_a_copy(run_directory: Path, busybox_image: Path, tree: P
                 assert "copy of the image" in run("commit", "copied", code=1)
         finally:
             run("rm", "-f", "copied", "early")
+
+
+@pytest.mark.root
+def test_a_writable_layer_in_memory(busybox_image: Path, run_directory: Path, tmp_path: Path) -> None:
+    """Where BULLE_HOME lies on an overlay, no overlay can write: nobody takes the empty directory there for the container's changes."""
+    below, home = run_directory / "overlay-below", run_directory / "overlay-home"
+    for path in (below / "upper", below / "work", below / "lower", home):
+        path.mkdir(parents=True)
+    options = ",".join(f"{key}={below}/{name}" for key, name in (("upperdir", "upper"), ("workdir", "work"), ("lowerdir", "lower")))
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(home)], check=True)
+    try:
+        with machine(home, "home") as place:
+            place.engine.images.load(busybox_image)
+            with one(place, Level("container", "container"), "running") as container:
+                (tmp_path / "file").write_text("1")
+                cp(place, tmp_path / "file", f"{container.name}:/opt")
+                cp(place, f"{container.name}:/opt/file", tmp_path / "back")
+                for arguments in (("diff", container.name), ("commit", container.name), ("export", "-o", tmp_path / "x.tar", container.name)):
+                    done = place.command(*arguments)
+                    assert (done.returncode, "kept in memory" in done.stderr) == (1, True), done
+                container.stop(timeout_s=0)
+                assert "kept in memory" in refused(place, tmp_path / "file", f"{container.name}:/opt")
+    finally:
+        subprocess.run(["umount", "--lazy", str(home)], check=True)
