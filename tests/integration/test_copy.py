@@ -81,6 +81,8 @@ def tree(tmp_path: Path) -> Path:
     (source / "dangling").symlink_to("/nowhere/at/all")
     os.link(source / "file", source / "sub/same")
     os.mkfifo(source / "fifo")
+    for name in (b"bad\xff", b"long\xff" * 40, b"two\nlines", b".wh.hidden", b" blank ", b"-dash"):
+        (source / os.fsdecode(name)).write_bytes(name)
     (source / "sub").chmod(0o750)
     os.utime(source / "file", ns=(1_600_000_000_123_456_789, 1_600_000_000_123_456_789))
     return source
@@ -334,6 +336,23 @@ def test_a_start_waits_for_a_copy(place: Machine, level: Level, tmp_path: Path) 
         container.wait()
         assert b"".join(entry.data for entry in container.logs()).split() == [b"4194304"]
         assert [change.path for change in container.files.changes()] == ["/big"]
+
+
+def test_a_copy_that_is_killed_leaves_nothing(place: Machine, level: Level, container: bulle.Container) -> None:
+    command = place.start_command("cp", "-", f"{container.name}:/opt", stdin=subprocess.PIPE)
+    member = tarfile.TarInfo("big")
+    member.size = 4 << 20
+    assert command.stdin is not None
+    command.stdin.write(member.tobuf() + bytes(1 << 20))
+    command.stdin.flush()
+    upper = place.home / "containers" / container.id / "root/upper/opt"
+    wait_for(lambda: upper.exists() and list(upper.iterdir()), "the copy has begun")
+    command.kill()
+    command.wait()
+    command.stdin.close()
+    wait_for(lambda: not list(upper.iterdir()), "what was not whole is gone")
+    cp(place, "/etc/hostname", f"{container.name}:/opt/after")
+    assert os.listdir(upper) == ["after"]
 
 
 # Attacks
