@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import bulle
+from bulle.engine.planning import Base
 from bulle.errors import Conflict, Unavailable
 from bulle.model.digest import Digest
 from bulle_testing import places
@@ -132,6 +134,17 @@ def test_container_prune(place: Machine) -> None:
         say(place, "container", "prune", "-f", "--filter", "status=exited", code=1)
     finally:
         running.remove(force=True)
+
+
+def test_container_prune_leaves_builds_alone(place: Machine) -> None:
+    layers = place.engine.images.get("busybox").layers
+    options = bulle.ContainerOptions(image="build step", command=("true",))
+    step = place.engine.containers.create(options, Base(layers))
+    try:
+        assert say(place, "container", "prune", "-f") == "Total reclaimed space: 0B\n"
+        assert place.engine.containers.get(step.name).id == step.id
+    finally:
+        step.remove()
 
 
 def test_prune_asks_on_a_terminal(place: Machine) -> None:

@@ -138,7 +138,7 @@ def _enter(home: Path, plan: RunPlan, pidfd: int, merged: bool) -> int:
     def mount_layers() -> None:
         from bulle.records.database import Database
 
-        Store(home, Database(home)).layers.mount(plan.root.layers)
+        Store(home, Database(home)).layers.mount((*plan.root.layers, *plan.volume_layers))
 
     return enter(plan, mount_layers, rootless_user=os.geteuid() != 0 or _in_user_namespace)
 
