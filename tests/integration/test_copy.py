@@ -81,6 +81,8 @@ def tree(tmp_path: Path) -> Path:
     (source / "dangling").symlink_to("/nowhere/at/all")
     os.link(source / "file", source / "sub/same")
     os.mkfifo(source / "fifo")
+    for name in (b"bad\xff", b"long\xff" * 40, b"two\nlines", b".wh.hidden", b" blank ", b"-dash"):
+        (source / os.fsdecode(name)).write_bytes(name)
     (source / "sub").chmod(0o750)
     os.utime(source / "file", ns=(1_600_000_000_123_456_789, 1_600_000_000_123_456_789))
     return source
@@ -336,6 +338,23 @@ def test_a_start_waits_for_a_copy(place: Machine, level: Level, tmp_path: Path) 
         assert [change.path for change in container.files.changes()] == ["/big"]
 
 
+def test_a_copy_that_is_killed_leaves_nothing(place: Machine, level: Level, container: bulle.Container) -> None:
+    command = place.start_command("cp", "-", f"{container.name}:/opt", stdin=subprocess.PIPE)
+    member = tarfile.TarInfo("big")
+    member.size = 4 << 20
+    assert command.stdin is not None
+    command.stdin.write(member.tobuf() + bytes(1 << 20))
+    command.stdin.flush()
+    upper = place.home / "containers" / container.id / "root/upper/opt"
+    wait_for(lambda: upper.exists() and list(upper.iterdir()), "the copy has begun")
+    command.kill()
+    command.wait()
+    command.stdin.close()
+    wait_for(lambda: not list(upper.iterdir()), "what was not whole is gone")
+    cp(place, "/etc/hostname", f"{container.name}:/opt/after")
+    assert os.listdir(upper) == ["after"]
+
+
 # Attacks
 
 
@@ -581,3 +600,27 @@ def test_a_root_that_is_a_copy(run_directory: Path, busybox_image: Path, tree: P
                 assert "copy of the image" in run("commit", "copied", code=1)
         finally:
             run("rm", "-f", "copied", "early")
+
+
+@pytest.mark.root
+def test_a_writable_layer_in_memory(busybox_image: Path, run_directory: Path, tmp_path: Path) -> None:
+    """Where BULLE_HOME lies on an overlay, no overlay can write: nobody takes the empty directory there for the container's changes."""
+    below, home = run_directory / "overlay-below", run_directory / "overlay-home"
+    for path in (below / "upper", below / "work", below / "lower", home):
+        path.mkdir(parents=True)
+    options = ",".join(f"{key}={below}/{name}" for key, name in (("upperdir", "upper"), ("workdir", "work"), ("lowerdir", "lower")))
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(home)], check=True)
+    try:
+        with machine(home, "home") as place:
+            place.engine.images.load(busybox_image)
+            with one(place, Level("container", "container"), "running") as container:
+                (tmp_path / "file").write_text("1")
+                cp(place, tmp_path / "file", f"{container.name}:/opt")
+                cp(place, f"{container.name}:/opt/file", tmp_path / "back")
+                for arguments in (("diff", container.name), ("commit", container.name), ("export", "-o", tmp_path / "x.tar", container.name)):
+                    done = place.command(*arguments)
+                    assert (done.returncode, "kept in memory" in done.stderr) == (1, True), done
+                container.stop(timeout_s=0)
+                assert "kept in memory" in refused(place, tmp_path / "file", f"{container.name}:/opt")
+    finally:
+        subprocess.run(["umount", "--lazy", str(home)], check=True)

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+import bulle
+from bulle.engine.planning import Base
 from bulle.errors import Conflict, Unavailable
 from bulle.model.digest import Digest
 from bulle_testing import places
 from bulle_testing.layers import LayerTar
 from bulle_testing.peers import Docker, docker_archive, pack
-from bulle_testing.running import LEVELS, Machine, machine
+from bulle_testing.running import LEVELS, Machine, machine, wait_for
 
 LEVEL = LEVELS[0]
 
@@ -132,6 +134,17 @@ def test_container_prune(place: Machine) -> None:
         say(place, "container", "prune", "-f", "--filter", "status=exited", code=1)
     finally:
         running.remove(force=True)
+
+
+def test_container_prune_leaves_builds_alone(place: Machine) -> None:
+    layers = place.engine.images.get("busybox").layers
+    options = bulle.ContainerOptions(image="build step", command=("true",))
+    step = place.engine.containers.create(options, Base(layers))
+    try:
+        assert say(place, "container", "prune", "-f") == "Total reclaimed space: 0B\n"
+        assert place.engine.containers.get(step.name).id == step.id
+    finally:
+        step.remove()
 
 
 def test_prune_asks_on_a_terminal(place: Machine) -> None:
@@ -367,6 +380,22 @@ def test_mount_of_one_layer_and_unmount_of_all(place: Machine, load: Callable[..
     assert len(say(place, "image", "unmount", "-a").splitlines()) == 2
     assert places.mounts_below(place.home) == []
     say(place, "image", "unmount", code=1)
+
+
+@pytest.mark.root
+def test_unmount_while_the_spawner_has_a_copy(place: Machine, tmp_path: Path) -> None:
+    """The spawner's mount namespace is made anew when the host's mounts change, with a copy of what was mounted then."""
+    path = Path(say(place, "image", "mount", "busybox").strip())
+    (tmp_path / "other").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path / "other")], check=True)
+    try:
+        say(place, "run", "--rm", "busybox", "true")
+        mounts = Path(f"/proc/{places.spawner_pid(place.home)}/mountinfo")
+        wait_for(lambda: str(tmp_path / "other") in mounts.read_text(), "the spawner has followed")
+        assert say(place, "image", "unmount", "busybox")
+        assert not path.exists() and str(path) not in mounts.read_text()
+    finally:
+        subprocess.run(["umount", str(tmp_path / "other")], check=True)
 
 
 @pytest.mark.root

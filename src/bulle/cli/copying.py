@@ -83,7 +83,13 @@ def diff(session: Session, container: str, form: str) -> int:
 
 
 _CHANGES: Listing[Change] = Listing(
-    fields={"Type": ("CHANGE TYPE", lambda one: one.kind), "Path": ("PATH", lambda one: one.path)}, columns=("Type", "Path"), methods={}
+    # JSON and templates hold text only, which a name need not be.
+    fields={
+        "Type": ("CHANGE TYPE", lambda one: one.kind),
+        "Path": ("PATH", lambda one: os.fsencode(one.path).decode(errors="replace")),
+    },
+    columns=("Type", "Path"),
+    methods={},
 )
 
 

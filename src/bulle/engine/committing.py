@@ -15,6 +15,7 @@ import msgspec
 
 from bulle.engine.changes import keep_changes
 from bulle.engine.config_changes import apply_changes
+from bulle.engine.inner_worker import require_writable_layer
 from bulle.errors import InvalidInput
 from bulle.isolation.control_group import ControlGroup
 from bulle.model.digest import Digest
@@ -58,6 +59,7 @@ def commit_container(
     runtime = base.config["config"] = {**(base.config.get("config") or {}), **_as_it_runs(container)}
     apply_changes(runtime, list(changes))
     notes: list[str] = []
+    require_writable_layer(container.plan)
     with store.receiving():
         store.layers.keep(base.layers)
         with _paused(container, pause, notes):

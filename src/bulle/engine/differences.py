@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from bulle.engine.changes import stubs
-from bulle.engine.inner_worker import Line, beside
+from bulle.engine.inner_worker import Line, beside, require_writable_layer
 from bulle.errors import BulleError, Unsupported
 from bulle.isolation.root_access import root_copy
 from bulle.model.digest import Digest
@@ -45,6 +45,7 @@ def changes(home: Path, plan: RunPlan) -> list[Change]:
     """What is other than in the layers of the plan. Raises Unsupported where the root is a copy."""
     if root_copy(plan) is not None:
         raise Unsupported("list of changes, since its root is a copy of the image here", plan.isolation, "use a user who may mount")
+    require_writable_layer(plan)
     with Store(home, Database(home)).layers.view([Digest(layer.diff_id) for layer in plan.root.layers]) as below:
         if os.geteuid() == 0:
             return [Change(kind, os.fsdecode(path)) for kind, path in _Comparison(plan, below).all()]

@@ -122,7 +122,10 @@ class ImageMounts:
         return None
 
     def _forget(self, path: Path) -> None:
+        """Take away the record of an image that is not mounted where the caller is, and the copy of its mount that a spawner's namespace may have."""
         self._record(path).unlink(missing_ok=True)
+        with suppress(OSError):
+            mount.umount(path, mount.MNT_DETACH | mount.UMOUNT_NOFOLLOW)
         with suppress(OSError):
             path.rmdir()
 

@@ -78,7 +78,9 @@ def working(home: Path, plan: RunPlan, name: str, work: Work, *, merged: bool = 
     """
     lock = pidfd = -1
     try:
-        if not merged:
+        if merged:
+            require_writable_layer(plan)
+        else:
             pidfd, lock = _seize(plan, name)
         with _forked(lambda: _enter(home, plan, pidfd, merged), work, plan, in_user_namespace=os.geteuid() != 0 and pidfd < 0) as line:
             yield line
@@ -93,6 +95,15 @@ def beside(plan: RunPlan, work: Callable[[Line], None]) -> Iterator[Line]:
     """The line to a child that looks at a container's files on the host as the root of its users: what only an ordinary user needs."""
     with _forked(lambda: -1, lambda _root, line: work(line), plan, in_user_namespace=os.geteuid() != 0) as line:
         yield line
+
+
+def require_writable_layer(plan: RunPlan) -> None:
+    """Raise Unavailable where a running container's writable layer is not on the disk."""
+    from bulle.isolation import root_access
+
+    state = current_state(plan.state_host_path)
+    if state.status == "running" and root_access.root_copy(plan) is None:
+        root_access.require_writable_layer(plan, state.pid)
 
 
 def _seize(plan: RunPlan, name: str) -> tuple[int, int]:
@@ -127,7 +138,7 @@ def _enter(home: Path, plan: RunPlan, pidfd: int, merged: bool) -> int:
     def mount_layers() -> None:
         from bulle.records.database import Database
 
-        Store(home, Database(home)).layers.mount(plan.root.layers)
+        Store(home, Database(home)).layers.mount((*plan.root.layers, *plan.volume_layers))
 
     return enter(plan, mount_layers, rootless_user=os.geteuid() != 0 or _in_user_namespace)
 

@@ -39,10 +39,12 @@ class Pruned:
 
 
 def prune_containers(containers: Containers, store: Store, chosen: PruneFilter) -> Pruned:
-    """Remove every container that does not run."""
+    """Remove every container that does not run. Those of a build (they have no image) are the build's."""
     pruned = Pruned()
     before = store.collected_bytes
     for container in containers.list(all=True):
+        if not container.image_id:
+            continue
         if container.state().status == "running" or not chosen.takes(container.created_at_ns, container.options.labels):
             continue
         size = disk_bytes(Path(container.directory))

@@ -140,6 +140,21 @@ def root_copy(plan: RunPlan) -> str | None:
     return path if os.path.isdir(path) else None
 
 
+def require_writable_layer(plan: RunPlan, pid: int) -> None:
+    """Raise Unavailable where the running container whose first process is ``pid`` keeps its writable layer in memory, so that nobody can look at it.
+
+    An overlay has the size of the file system that its upper directory is on. statfs(2)
+    """
+    try:
+        shown, kept = (os.statvfs(path) for path in (f"/proc/{pid}/root", f"{plan.root.writable_host_path}/upper"))
+    except OSError:
+        return  # it has just ended, or is an ordinary user's, whose layer is never in memory
+    if shown.f_blocks * shown.f_frsize != kept.f_blocks * kept.f_frsize:
+        why = "the file system under BULLE_HOME cannot hold it, so it is kept in memory"
+        mend = "copy files with `bulle cp`, or move BULLE_HOME to ext4, xfs or btrfs"
+        raise Unavailable("the container's writable layer cannot be read", why, mend)
+
+
 def _own_mounts() -> None:
     try:
         namespaces.unshare(CLONE_NEWNS)
