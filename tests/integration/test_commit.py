@@ -84,6 +84,20 @@ def test_commit_of_created_and_stopped(place: Machine, level: Level, images: Mac
     assert place.shell(level, "ls /here", image="something:1") == "/here\n"
 
 
+def test_commit_of_a_container_on_the_host_s_own_files(module_machine: Machine, images: Machine, tmp_path: Path) -> None:
+    container = module_machine.create(Level("container", "container"), "sh", "-c", "echo 1 > /one", image="host")
+    try:
+        container.start()
+        assert container.wait() == 0
+        say(module_machine, "commit", container.name, "hosted:1")
+        done = module_machine.command("export", "-o", tmp_path / "x.tar", container.name)
+        assert (done.returncode, "/usr is the host's own" in done.stderr) == (0, True)
+    finally:
+        container.remove()
+    assert module_machine.shell(Level("container", "container"), "cat /one; ls -d /usr/bin", image="hosted:1").split() == ["1", "/usr/bin"]
+    assert "those are the host's" in say(module_machine, "image", "mount", "hosted:1", code=1)
+
+
 def test_commit_outlives_its_image(place: Machine, level: Level, images: Machine, busybox_image: Path, tmp_path: Path) -> None:
     """Layers in use stay although their image was removed by force, and a commit stands on them."""
     base = place.create(level, "touch", "/first")

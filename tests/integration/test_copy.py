@@ -442,6 +442,7 @@ def test_swapped_links_lead_nowhere(place: Machine, level: Level, victim: Path, 
                 files.copy_in(str(tmp_path / "secret"), "/race/d/secret")
             with suppress(bulle.BulleError):
                 files.copy_in(f"{tmp_path}/in/.", "/race")
+            assert all(change.path.startswith("/race") for change in files.changes())
 
 
 def test_swapped_links_on_the_host_side_lead_nowhere(place: Machine, level: Level, victim: Path, tmp_path: Path) -> None:

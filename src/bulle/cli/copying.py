@@ -101,9 +101,10 @@ def export(session: Session, container: str, output: str | None) -> int:
     """Export a container's filesystem as a tar archive."""
     if output is None and os.isatty(1):
         raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
-    files = session.engine.containers.get(container).files
+    found = session.engine.containers.get(container)
     with destination(output) as out:
-        files.export(out)
+        found.files.export(out)
+    warn_of(f"{path} is the host's own and not in the archive" for path in found.plan.root.host_binds)
     return 0
 
 

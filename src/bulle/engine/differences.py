@@ -7,6 +7,7 @@ in it; what only a mount needed is not there. Overlay documentation, "Whiteouts 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 _AS_MADE = (0o755, 0, 0)
+_CHANGED_MEANWHILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL})  # by the container, which may run
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -99,9 +101,12 @@ class _Comparison:
             if name in gone:
                 yield "D", _joined(here)
                 continue
-            with suppress(FileNotFoundError):  # the container may have removed it meanwhile
+            try:
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 yield from self._one(directory, here, status, self._below.lookup(here) if was_there else None, hidden)
+            except OSError as error:
+                if error.errno not in _CHANGED_MEANWHILE:
+                    raise
 
     def _one(self, parent: int, path: tuple[bytes, ...], status: os.stat_result, before: Node | None, hidden: bool) -> Iterator[_Found]:
         if stat.S_ISCHR(status.st_mode) and not status.st_rdev:

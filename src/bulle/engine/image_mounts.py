@@ -42,12 +42,12 @@ class ImageMounts:
 
     def mount(self, image: Image) -> str:
         """Mount an image; returns the host path, also where it was mounted already. Raises Unavailable for an ordinary user."""
-        if os.geteuid() != 0:
-            why = "what an ordinary user mounts is seen in a user namespace of hers alone"
-            raise Unavailable("images can be mounted by root only", why, "make a container with `bulle create` and use `bulle cp` or `bulle export`")
         if image.host_binds:
             why = f"it has no files of its own in {', '.join(image.host_binds)}: those are the host's"
             raise InvalidInput(f"image {Digest(image.id).short} cannot be mounted", why, "look there")
+        if os.geteuid() != 0:
+            why = "what an ordinary user mounts is seen in a user namespace of hers alone"
+            raise Unavailable("images can be mounted by root only", why, "make a container with `bulle create` and use `bulle cp` or `bulle export`")
         with self._locked():
             found = self._find(image.id)
             if found is not None:
