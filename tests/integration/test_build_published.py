@@ -56,3 +56,13 @@ def test_the_list_of_packages_travels_with_the_image(bulle: Any, registry: Regis
     assert bulle("image", "referrers", "--content", "--type", media_type, name, check=True).stdout == listed
     refused = bulle("build", "--sbom", "xml", tmp_path)
     assert refused.returncode == 1 and "use spdx or cyclonedx" in refused.stderr
+
+
+def test_a_stage_that_fails_ends_the_others(bulle: Any, busybox_image: Path, tmp_path: Path) -> None:
+    bulle("load", "-i", busybox_image, check=True)
+    text = "FROM busybox AS one\nRUN --network=none exit 4\nFROM busybox AS two\nRUN --network=none sleep 1000\n"
+    (tmp_path / "Containerfile").write_text(f"{text}FROM busybox\nCOPY --from=two /x /\nCOPY --from=one /x /\n")
+    done = bulle("build", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("bulle: Containerfile:2: RUN ended with exit code 4")
+    assert not bulle("ps", "-aq", check=True).stdout

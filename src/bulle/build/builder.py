@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -38,6 +38,8 @@ from bulle.store import Image
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from bulle.registry.progress import Progress
 
 _NANOSECONDS = 1_000_000_000
 _SCRATCH = "scratch"
@@ -123,6 +125,7 @@ class _Build:
         self._results: dict[int, Future[StageState]] = {}
         self._processors = threading.Semaphore(os.cpu_count() or 1)
         self._failed = threading.Event()
+        self.stops: set[Callable[[], None]] = set()
         self._used: set[str] = set()
         self._locks = os.open(engine.home / "run" / "builds.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -169,10 +172,13 @@ class _Build:
         return state
 
     def _run_stage(self, stage: Stage) -> StageState:
+        """One stage; when it fails, or the user interrupts, what the others run is ended too."""
         try:
             return StageRun(self, stage).run()
         except BaseException:
             self._failed.set()
+            for stop in list(self.stops):
+                stop()
             raise
 
     def _result(self, number: int) -> StageState:
@@ -182,6 +188,11 @@ class _Build:
             raise Cancelled("another stage failed", str(error)) from None
 
     # What stages ask for: see bulle.build.stage.Work.
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether another stage has failed, or the user has had enough."""
+        return self._failed.is_set()
 
     def argument(self, name: str) -> str | None:
         """A build argument that the caller gave."""
@@ -213,13 +224,19 @@ class _Build:
             name = f"oci:{name.removeprefix('oci-layout://')}"
         wanted = "" if platform == this_platform() else str(platform)
         try:
-            image = self.engine.images.for_run(name, "always" if self.options.pull else "missing", wanted)
+            image = self.engine.images.for_run(name, "always" if self.options.pull else "missing", wanted, self._pulling)
         except BulleError as error:
             error.args = (f"{where}: {error.brief}", error.details, error.resolution)
             error.brief = f"{where}: {error.brief}"
             raise
         self.engine.store.layers.keep(image.layers)
         return image
+
+    def _pulling(self, progress: Progress) -> None:
+        """Show how far a pull is; and end it when another stage has failed."""
+        if self._failed.is_set():
+            raise Cancelled("another stage failed")
+        self.report(BuildEvent("progress", None, text=progress.id, part=(progress.current, progress.total)))
 
     def source(self, name: str, stage: Stage, cleanup: ExitStack) -> Source:
         """What ``--from`` names: the context for "", a context by name, a stage, an image."""

@@ -76,15 +76,17 @@ class BuildEvent:
     """What happened to a step: it ``started``, was ``cached``, wrote ``output`` (bytes), is ``done`` or ``failed``; or a ``note`` about it, or a
     ``warning``.
 
-    ``explanation`` says why a step was not cached, ``seconds`` how long it took.
+    ``explanation`` says why a step was not cached, ``seconds`` how long it took. ``progress`` is how far the transfer of ``text`` is: ``part``, bytes
+    so far and all of them (0: nobody knows).
     """
 
-    kind: Literal["started", "cached", "output", "done", "failed", "note", "warning"]
+    kind: Literal["started", "cached", "output", "done", "failed", "note", "warning", "progress"]
     step: Step | None
     data: bytes = b""
     text: str = ""
     explanation: str = ""
     seconds: float = 0.0
+    part: tuple[int, int] = (0, 0)
 
 
 Report = Callable[[BuildEvent], None]

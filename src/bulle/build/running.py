@@ -16,7 +16,7 @@ from bulle.build.instructions import Run
 from bulle.build.options import BuildOptions
 from bulle.build.state import StageState
 from bulle.build.step_mounts import StepMounts
-from bulle.engine import Engine
+from bulle.engine import Container, Engine
 from bulle.engine.changes import keep_changes
 from bulle.engine.drivers import driver_for
 from bulle.engine.planning import Base
@@ -54,9 +54,13 @@ def execute(
     mounts: StepMounts,
     options: BuildOptions,
     output: Callable[[bytes], None],
+    stops: set[Callable[[], None]],
     latest_ns: int | None,
 ) -> Layer:
-    """Run the command; returns the layer. Raises BulleError naming the line where it ends with another exit code than 0."""
+    """Run the command; returns the layer. Raises BulleError naming the line where it ends with another exit code than 0.
+
+    While it runs, ``stops`` has what ends it, for other threads.
+    """
     if not state.layers:
         raise InvalidInput(
             f"{run.location}: RUN has nothing to run in", "the stage is empty so far", "begin it with FROM an image, or COPY a program"
@@ -86,16 +90,7 @@ def execute(
             auto_remove=True,
         )
         container = engine.containers.create(wanted, base)
-        try:
-            attachment = container.start(attach=True, bound=True, secrets=mounts.variables)
-        except BaseException:
-            container.remove(force=True)
-            raise
-        assert attachment is not None
-        try:
-            code = _follow(attachment, output)
-        finally:
-            attachment.close()
+        code = _run(container, mounts.variables, output, stops)
         if code is None:
             raise BulleError(f"{run.location}: the step was lost", "its monitor was killed", "build again")
         if code:
@@ -106,6 +101,22 @@ def execute(
         return keep_changes(engine.store, container.plan, latest_ns=latest_ns)
     finally:
         remove_tree(temporary)
+
+
+def _run(container: Container, secrets: list[str], output: Callable[[bytes], None], stops: set[Callable[[], None]]) -> int | None:
+    """Start it and wait for its end; None where that is not known."""
+    try:
+        attachment = container.start(attach=True, bound=True, secrets=secrets)
+    except BaseException:
+        container.remove(force=True)
+        raise
+    assert attachment is not None
+    stops.add(attachment.give_up)
+    try:
+        return _follow(attachment, output)
+    finally:
+        stops.discard(attachment.give_up)
+        attachment.close()
 
 
 def _follow(attachment: Attachment, output: Callable[[bytes], None]) -> int | None:

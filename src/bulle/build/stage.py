@@ -47,7 +47,10 @@ class Work(Protocol):
     explain: bool
     now_ns: int
     latest_ns: int | None
+    stops: set[Callable[[], None]]
 
+    @property
+    def cancelled(self) -> bool: ...
     def argument(self, name: str) -> str | None: ...
     def global_argument(self, name: str) -> str | None: ...
     def begin(self, stage: Stage) -> StageState: ...
@@ -82,6 +85,7 @@ class StageRun:
         instructions = self.stage.instructions
         self._total = 1 + sum(isinstance(instruction, _STEPS) for instruction in instructions)
         with self._step(self.stage.beginning.original) as step:
+            self.work.report(BuildEvent("started", step.step))
             self.state = self.work.begin(self.stage)
             self.work.report(BuildEvent("done", step.step, seconds=step.seconds))
         triggers = [self._trigger(text) for text in self.state.config.on_build or ()]
@@ -153,7 +157,7 @@ class StageRun:
 
             def make(output: Callable[[bytes], None]) -> Layer:
                 with work.running():
-                    return execute(work.engine, state, run, arguments, mounts, work.options, output, work.latest_ns)
+                    return execute(work.engine, state, run, arguments, mounts, work.options, output, work.stops, work.latest_ns)
 
             passed = "".join(f"{name}={value} " for name, value in sorted(counted.items()))
             prefix = f"RUN |{len(counted)} {passed}" if counted else "RUN "
@@ -256,9 +260,10 @@ class StageRun:
         clock = _Clock(Step(self.stage.shown, self._number, self._total, " ".join(text.split())))
         try:
             yield clock
-        except Cancelled:
-            raise
         except BulleError as error:
+            if self.work.cancelled:
+                self.work.report(BuildEvent("failed", clock.step, text="canceled", seconds=clock.seconds))
+                raise Cancelled("another stage failed", str(error)) from error
             self.work.report(BuildEvent("failed", clock.step, text=str(error), seconds=clock.seconds))
             raise
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bulle.cli.human import size
 from bulle.cli.session import note, printable
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class _Plain:
         if step is None:
             if event.kind == "warning":
                 note(f"WARNING: {printable(event.text)}")
-            elif not self._quiet:
+            elif event.kind != "progress" and not self._quiet:
                 note(printable(event.text))
             return
         if step not in self._numbers:
@@ -134,11 +135,13 @@ class _Board:
         self._running: dict[Step, float] = {}
         self._output: dict[Step, _Lines] = {}
         self._last: dict[Step, list[str]] = {}
+        self._transfers: dict[str, tuple[int, int]] = {}
 
     def render(self) -> Any:
         """The running steps."""
         with self._lock:
             rows = [self._row(step, since) for step, since in self._running.items()]
+            rows += [self._text(f"          {_shortened(name)}  {_part(*part)}") for name, part in self._transfers.items()]
         return self._text("\n").join(rows)
 
     def _row(self, step: Step, since: float) -> Any:
@@ -151,6 +154,14 @@ class _Board:
     def report(self, event: BuildEvent) -> None:
         """One event, from any thread."""
         step = event.step
+        if event.kind == "progress":
+            with self._lock:
+                current, total = event.part
+                if total and current < total:
+                    self._transfers[event.text] = event.part
+                else:
+                    self._transfers.pop(event.text, None)
+            return
         if step is None:
             style = "yellow" if event.kind == "warning" else ""
             self._print(f"{'WARNING: ' if event.kind == 'warning' else ''}{printable(event.text)}", style)
@@ -176,3 +187,11 @@ class _Board:
 
     def _print(self, text: str, style: str) -> None:
         self._console.print(self._text(text, style=style), soft_wrap=True)
+
+
+def _shortened(name: str) -> str:
+    return name.removeprefix("sha256:")[:12] if name.startswith("sha256:") else printable(name)
+
+
+def _part(current: int, total: int) -> str:
+    return f"{size(current)} of {size(total)}"

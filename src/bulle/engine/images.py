@@ -285,16 +285,16 @@ class Images:
         """Everything that is known, in the form of ``docker image inspect``."""
         return image_document(self.get(name))
 
-    def for_run(self, name: str, pull: str, platform: str) -> Image:
+    def for_run(self, name: str, pull: str, platform: str, progress: ProgressCallback | None = None) -> Image:
         """The image that a container stands on, pulled when it must be: it is not here, or for another platform than was asked for."""
         if pull == "always":
-            return self.pull(name, platform=platform)
+            return self.pull(name, platform=platform, progress=progress)
         try:
             image = self.get(name)
         except NotFound:
             if pull == "never":
                 raise
-            return self.pull(name, platform=platform)
+            return self.pull(name, platform=platform, progress=progress)
         if platform:
             from bulle.registry.documents import parse_platform  # rarely asked for
 
@@ -303,7 +303,7 @@ class Images:
             if found != (wanted.os, wanted.architecture) or (wanted.variant and image.config.variant not in ("", wanted.variant)):
                 if pull == "never":
                     raise NotFound(f"image {name} is not here for {wanted}", f"it is for {'/'.join(found)}", "pull it with --platform")
-                return self.pull(name, platform=platform)
+                return self.pull(name, platform=platform, progress=progress)
         return image
 
     def _named(self, name: str) -> tuple[Image, tuple[Reference, ...]]:

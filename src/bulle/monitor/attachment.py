@@ -80,6 +80,11 @@ class Attachment:
         """Leave; the container goes on."""
         self._connection.close()
 
+    def give_up(self) -> None:
+        """Have whoever waits for the next frame, in another thread, find that there is none."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def receive(self) -> tuple[int, bytes] | None:
         """The next frame, waiting for it; None when the monitor is gone."""
         while not self._frames:
