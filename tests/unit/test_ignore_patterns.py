@@ -120,6 +120,11 @@ def test_parents_count_for_both_kinds_of_rules() -> None:
     assert [path for path in paths if rules.excludes(path)] == ["a", "a/x", "a/b/c/d", "a/b/c/d/e"]
 
 
+def test_a_rule_that_changes_nothing_is_not_passed_on() -> None:
+    rules = IgnoreRules(["a", "!a/b", "a"])
+    assert [path for path in ("a", "a/b", "a/b/c", "a/c") if rules.excludes(path)] == ["a", "a/c"]
+
+
 @pytest.mark.parametrize(
     ("patterns", "pruned", "entered"),
     [

@@ -179,7 +179,8 @@ class IgnoreRules:
                 continue
             self._rules.append((PathPattern(cleaned), kept))
         self._kept = [pattern for pattern, kept in self._rules if kept]
-        self._directories: dict[str, tuple[bool, ...]] = {}
+        self._nothing = (False, (False,) * len(self._rules))
+        self._directories: dict[str, tuple[bool, tuple[bool, ...]]] = {}
 
     @classmethod
     def parse(cls, text: bytes | str) -> IgnoreRules:
@@ -198,11 +199,7 @@ class IgnoreRules:
 
     def excludes(self, path: str, is_directory: bool = False) -> bool:
         """Whether a path is left out. Files and directories are alike to the rules; what is found for a directory is kept for what is in it."""
-        excluded = False
-        for (_, kept), matched in zip(self._rules, self._matched(path, is_directory), strict=True):
-            if matched:
-                excluded = not kept
-        return excluded
+        return self._judged(path, is_directory)[0]
 
     def prunes(self, directory: str) -> bool:
         """Whether the directory and all in it is left out, so that a walk need not go there: no ``!`` can match anything below it."""
@@ -211,10 +208,10 @@ class IgnoreRules:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
-    def _matched(self, path: str, is_directory: bool) -> tuple[bool, ...]:
-        """For each rule, whether it matches the path or a directory above it."""
+    def _judged(self, path: str, is_directory: bool) -> tuple[bool, tuple[bool, ...]]:
+        """Whether a path is left out, and for each rule whether it was found to match the path or a directory above it."""
         path = path.strip("/")
-        end, found = len(path) + 1, (False,) * len(self._rules)
+        end, found = len(path) + 1, self._nothing
         while end > 0:
             # The nearest directory above it that was asked for already.
             end = path.rfind("/", 0, max(end - 1, 0))
@@ -228,10 +225,25 @@ class IgnoreRules:
             following = path.find("/", end + 1)
             end = len(path) if following < 0 else following
             name = path[:end]
-            found = tuple(before or pattern.matches(name) for (pattern, _), before in zip(self._rules, found, strict=True))
+            found = self._judged_within(name, found[1])
             if is_directory or end < len(path):
                 self._directories[name] = found
         return found
+
+    def _judged_within(self, path: str, above: tuple[bool, ...]) -> tuple[bool, tuple[bool, ...]]:
+        """The same, where the answer for the directory of the path is known.
+
+        A rule that could change nothing at its turn is not looked at, and so is not passed on to what is below: Docker does it so, and it shows, for
+        ``a``, ``!a/b`` and ``a`` once more keep what is in ``a/b``.
+        """
+        excluded = False
+        matches: list[bool] = []
+        for (pattern, kept), before in zip(self._rules, above, strict=True):
+            matched = before or (kept == excluded and pattern.matches(path))
+            matches.append(matched)
+            if matched:
+                excluded = not kept
+        return excluded, tuple(matches)
 
 
 def _cleaned(text: str) -> str:
