@@ -34,12 +34,11 @@ DIFFERENCES: dict[str, Callable[[str], bool]] = {
     "a space may follow <<, as in later versions": lambda text: re.search(r"<<[ \t\r\\`]", text) is not None,
     "${x#…}, ${x%…} and ${x/…} are known, as in later versions": lambda text: re.search(r"\$\{[^{}]*[#%/]", text) is not None,
     "the directive check is known, as in later versions": lambda text: re.search(r"#\s*check\s*=", text, re.IGNORECASE) is not None,
-    "any space may stand before a directive's name, as in later versions": lambda text: re.search(r"#\s*[^\x00-\x7f]\s*\w+\s*=", text) is not None,
+    "any space may stand before the name of a directive, as in later versions": (
+        lambda text: re.search(r"#\s*([^\x00-\x7f]|\v)\s*\w+\s*=", text) is not None
+    ),
     "the escape character of the file is that of flags too, as in later versions": (
         lambda text: "--" in text and re.search(r"#\s*escape\s*=", text, re.IGNORECASE) is not None
-    ),
-    "ONBUILD ONBUILD is refused at once, and not when it is carried out": (
-        lambda text: re.search(r"onbuild\s+([\\`]\s*)*onbuild", text, re.IGNORECASE) is not None
     ),
     f"{JSON_REASON}, and so it can have heredocs": lambda text: re.search(r"\][^\n]*<<", text) is not None,
     "NUL bytes are refused": lambda text: "\0" in text or "\\u0000" in text,
@@ -116,6 +115,12 @@ def compare(peer: ModuleType, text: str, allowed: bool = True) -> None:
     if theirs is None or (isinstance(theirs, str) and isinstance(ours, str)) or theirs == ours:
         return
     if allowed and any(explains(text) for explains in DIFFERENCES.values()):
+        return
+    # An ONBUILD in an ONBUILD is refused by them too, but only when it is carried out.
+    if isinstance(ours, str) and "an ONBUILD cannot stand in an ONBUILD" in ours:
+        return
+    # JSON_REASON again: such an array is refused by them where it holds anything but texts.
+    if allowed and isinstance(theirs, str) and "JSON array syntax" in theirs and re.search(r"\][^\n]*\S", text):
         return
     if isinstance(theirs, str) or isinstance(ours, str):
         pytest.fail(f"BuildKit: {theirs}\nBulle: {ours}\n{text!r}")
