@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from bulle.errors import BulleError, CorruptImage, InvalidInput, NotFound, RegistryFailure, Unavailable
+from bulle.errors import BulleError, CorruptImage, InvalidInput, NotFound, Unavailable
 from bulle.linux.process import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from bulle.store.failures import storage_errors
 
@@ -64,32 +64,24 @@ def git_reference(text: str) -> GitReference | None:
 
 def download(address: str, directory: Path, progress: Callable[[str], None]) -> Download:
     """Fetch a file into an empty host directory. Raises RegistryFailure, NotFound, StorageFull."""
-    import urllib3  # a network client, which most builds do without
+    from bulle.registry.download import download as opened  # a network client, which most builds do without
 
     target = directory / "download"
     checksum = hashlib.sha256()
     progress(f"downloading {address}")
+    with opened(address) as response, storage_errors(f"{address} could not be stored"), target.open("xb") as out:
+        while chunk := response.read(_CHUNK_BYTES):
+            checksum.update(chunk)
+            out.write(chunk)
+            if out.tell() > _MOST_BYTES:
+                raise CorruptImage(f"{address} is refused", f"it has more than {_MOST_BYTES} bytes")
+        changed = response.headers.get("Last-Modified", "")
     try:
-        with urllib3.PoolManager(retries=urllib3.Retry(3, backoff_factor=0.5, redirect=10)) as pool:
-            response = pool.request("GET", address, preload_content=False, headers={"User-Agent": "bulle", "Accept-Encoding": "identity"})
-            try:
-                if response.status == 404:
-                    raise NotFound(f"{address} is not there", "the server answers 404", "check the address")
-                if response.status != 200:
-                    raise RegistryFailure(f"{address} cannot be fetched", f"the server answers {response.status}", "try again later")
-                with storage_errors(f"{address} could not be stored"), target.open("xb") as out:
-                    for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
-                        checksum.update(chunk)
-                        out.write(chunk)
-                        if out.tell() > _MOST_BYTES:
-                            raise CorruptImage(f"{address} is refused", f"it has more than {_MOST_BYTES} bytes")
-            finally:
-                response.release_conn()
-            modified = email.utils.parsedate_to_datetime(response.headers["Last-Modified"]).timestamp() if "Last-Modified" in response.headers else 0
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        raise RegistryFailure(f"{address} cannot be fetched", str(getattr(error, "reason", error) or error)[:200], "check the address") from None
+        modified_s = int(email.utils.parsedate_to_datetime(changed).timestamp()) if changed else 0
+    except ValueError:
+        modified_s = 0
     name = unquote(urlsplit(address).path.rstrip("/").rpartition("/")[2])
-    return Download(target, name, f"sha256:{checksum.hexdigest()}", int(modified) * 1_000_000_000)
+    return Download(target, name, f"sha256:{checksum.hexdigest()}", modified_s * 1_000_000_000)
 
 
 def check(found: Download, expected: str, where: str) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -18,6 +16,7 @@ from bulle.build.copying import Group, Placement, Target
 from bulle.build.options import Output
 from bulle.build.sources import LayersSource, Top
 from bulle.engine import Engine
+from bulle.engine.output_file import output_file
 from bulle.engine.saving import save_images
 from bulle.errors import BulleError, InvalidInput
 from bulle.model.reference import Reference
@@ -51,7 +50,7 @@ def write_output(engine: Engine, image: Image, output: Output, names: tuple[Refe
     if output.type == "local":
         _fill(engine, image, Path(output.destination))
         return
-    with destination(output.destination) as out:
+    with output_file(None if output.destination == "-" else output.destination) as out:
         if output.type == "tar":
             for chunk in root_stream(engine, image):
                 out.write(chunk)
@@ -70,27 +69,6 @@ def root_stream(engine: Engine, image: Image) -> Iterator[bytes]:
         placement = Placement(MergedView([]), Target("/", into=True), 0)
         placement.add([Group(source, [Top(b"", root)])])
         yield from placement.stream(None)
-
-
-@contextmanager
-def destination(path: str) -> Iterator[BinaryIO]:
-    """Standard output for "-", else a file that appears under its name only when it is whole."""
-    if path == "-":
-        if os.isatty(1):
-            raise InvalidInput("an archive is not written to a terminal", "", "add dest=FILE, or redirect")
-        with open(1, "wb", closefd=False) as out:
-            yield out
-        return
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    with storage_errors(f"{path} could not be written"):
-        try:
-            with partial.open("xb") as out:
-                yield out
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _fill(engine: Engine, image: Image, directory: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -105,18 +106,21 @@ def execute(
 
 def _run(container: Container, secrets: list[str], output: Callable[[bytes], None], stops: set[Callable[[], None]]) -> int | None:
     """Start it and wait for its end; None where that is not known."""
+    code = None
     try:
         attachment = container.start(attach=True, bound=True, secrets=secrets)
-    except BaseException:
-        container.remove(force=True)
-        raise
-    assert attachment is not None
-    stops.add(attachment.give_up)
-    try:
-        return _follow(attachment, output)
+        assert attachment is not None
+        stops.add(attachment.give_up)
+        try:
+            code = _follow(attachment, output)
+        finally:
+            stops.discard(attachment.give_up)
+            attachment.close()
     finally:
-        stops.discard(attachment.give_up)
-        attachment.close()
+        if code is None:  # it was not started, or given up: when the build ends, nothing of it is left
+            with suppress(BulleError, OSError):
+                container.remove(force=True)
+    return code
 
 
 def _follow(attachment: Attachment, output: Callable[[bytes], None]) -> int | None:

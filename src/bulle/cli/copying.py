@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from bulle.cli import human
-from bulle.cli.image_transfer import destination
 from bulle.cli.option_types import HostPath, Suggestion, complete_containers
 from bulle.cli.processes import FORMAT_HELP
 from bulle.cli.session import Session, note, printable, warn_of, write
@@ -102,7 +101,9 @@ def export(session: Session, container: str, output: str | None) -> int:
     if output is None and os.isatty(1):
         raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
     found = session.engine.containers.get(container)
-    with destination(output) as out:
+    from bulle.engine.output_file import output_file
+
+    with output_file(output) as out:
         found.files.export(out)
     warn_of(f"{path} is the host's own and not in the archive" for path in found.plan.root.host_binds)
     return 0

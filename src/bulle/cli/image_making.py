@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
@@ -119,8 +119,8 @@ def _opened(source: str) -> Iterator[BinaryIO]:
     elif source.startswith(("http://", "https://")):
         from bulle.registry.download import download
 
-        with download(source) as stream:
-            yield stream
+        with download(source) as response:
+            yield cast("BinaryIO", response)
     else:
         try:
             with Path(source).open("rb") as stream:

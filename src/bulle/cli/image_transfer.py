@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import click
 
@@ -109,30 +109,10 @@ def save(session: Session, names: Sequence[str], output: str | None, form: str) 
     """Save one or more images to a tar archive (streamed to STDOUT by default)."""
     if output is None and os.isatty(1):
         raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
+    from bulle.engine.output_file import output_file
+
     for name in names:
         session.engine.images.get(name)
-    with destination(output) as out:
+    with output_file(output) as out:
         session.engine.images.save(list(names), out, format="oci-archive" if form == "oci-archive" else "docker-archive")
     return 0
-
-
-@contextmanager
-def destination(path: str | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears under its name only when it is whole."""
-    if path is None:
-        with open(1, "wb", closefd=False) as out:
-            yield out
-        return
-    target = Path(path)
-    if target.exists() and not target.is_file():  # a device or FIFO is written to, not replaced
-        with target.open("wb") as out:
-            yield out
-        return
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as out:
-            yield out
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -1,18 +1,21 @@
-"""A file of the web as a stream: what ``import URL`` reads. Redirects are followed, certificates verified, nothing is sent but the request."""
+"""A file of the web as a stream: what ``import URL`` and ADD read. Redirects are followed, certificates verified, nothing is sent but the request."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from bulle.errors import NotFound, RegistryFailure
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 _TIMEOUT_S = 30.0
 
 
 @contextmanager
-def download(url: str) -> Iterator[BinaryIO]:
+def download(url: str) -> Iterator[BaseHTTPResponse]:
     """The content behind an http or https address. Raises NotFound, RegistryFailure."""
     import urllib3
 
@@ -26,7 +29,7 @@ def download(url: str) -> Iterator[BinaryIO]:
                 raise NotFound(f"{url} is not there", "the server answered 404", "check the address")
             if response.status != 200:
                 raise RegistryFailure(f"{url} could not be fetched", f"the server answered {response.status}")
-            yield cast("BinaryIO", response)
+            yield response
         except urllib3.exceptions.HTTPError as error:
             raise RegistryFailure(f"{url} could not be fetched to its end", str(error), "try again") from None
         finally:
