@@ -5,7 +5,6 @@ Each round forks a child that does one thing through the library and kills it af
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import random
@@ -100,11 +99,9 @@ def inspect(engine: bulle.Engine) -> None:
     wait_for(lambda: engine.gc() >= 0 and not others_work(engine) and not engine.containers.list(all=True), "a collection of what the dead left")
     images = engine.images.list()
     assert any("busybox" in name for image in images for name in image.references)
+    assert not [verdict.faults for verdict in engine.images.verify() if verdict.faults]
     for image in images:
-        for diff_id in image.layers:
-            with store.layers.export_tar(diff_id) as tar:
-                assert f"sha256:{hashlib.file_digest(tar, 'sha256').hexdigest()}" == diff_id
-            assert store.layers.plan(image.layers)
+        assert store.layers.plan(image.layers)
     rows = {str(row[0]) for row in engine.database.rows("SELECT diff_id FROM layer")}
     assert {f"sha256:{path.name}" for path in engine.home.glob("layers/sha256/*")} == rows
     blobs = {str(row[0]) for row in engine.database.rows("SELECT blob_digest FROM layer_blob")}

@@ -72,6 +72,7 @@ class Engine:
         """Forget steps of builds that no image needs, or with ``every`` all; with ``until_ns`` only those not used since."""
         from bulle.engine.pruning import prune_build_cache
 
+        self.gc()  # what builds left that were killed
         return prune_build_cache(self.store, every=every, until_ns=until_ns)
 
     def version(self) -> dict[str, Any]:
