@@ -270,6 +270,7 @@ def test_titles_are_docker_s(place: Machine, dockerd: Docker) -> None:
     theirs = [line for line in dockerd("system", "df", "-v").stdout.splitlines() if line.endswith("usage:") or line.isupper()]
     assert [rows(line) for line in ours[:6]] == [rows(line) for line in theirs[:6]]
     for kind in ("container", "image"):
+        dockerd(kind, "prune", "-f")  # what other tests left there
         assert say(place, kind, "prune", "-f") == dockerd(kind, "prune", "-f").stdout
         assert say(place, kind, "prune") == dockerd(kind, "prune").stdout
 

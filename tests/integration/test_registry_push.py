@@ -257,7 +257,7 @@ def test_an_image_of_host_directories_goes_out_as_a_copy(
     (shared / "deep/file").write_text("of the host")
     image = engine.images.pull(f"dir:{image_directory}")
     blobs = list(zip(image.blob_digests, image.layers, strict=True))
-    engine._store.images.commit(image.manifest, image.manifest_media_type, image.config_raw, blobs, (), [str(shared)])
+    engine.store.images.commit(image.manifest, image.manifest_media_type, image.config_raw, blobs, (), [str(shared)])
     for compression in ("gzip", "none"):
         pushed = engine.images.push("fresh", f"{registry.address}/host/{compression}:1", compression=compression)
         skopeo("copy", "--src-tls-verify=false", f"docker://{registry.address}/host/{compression}:1", f"oci:{tmp_path}/{compression}:1")
@@ -687,7 +687,7 @@ def test_a_registry_that_knows_referrers(engine: library.Engine, image_directory
         server.handler = None
         image = engine.images.get("fresh")
         server.add_manifest(image.manifest, "1")
-        with engine._store.layers.export_tar(image.layers[0]) as tar:
+        with engine.store.layers.export_tar(image.layers[0]) as tar:
             layer = tar.read()
         for blob in (image.config_raw, layer, b"words", b"{}"):
             server.add_blob(blob)
