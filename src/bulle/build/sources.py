@@ -207,7 +207,8 @@ class HostDirectory(Source):
         except OSError as error:
             raise self._unreadable(path, error) from None
         try:
-            if os.fstat(descriptor).st_ino != status.st_ino:
+            # Read once for the cache's key and once for the layer: both must have been the same bytes.
+            if _version(os.fstat(descriptor)) != _version(status):
                 raise self._changed(path)
             left = status.st_size
             while left:
@@ -216,7 +217,7 @@ class HostDirectory(Source):
                     raise self._changed(path)
                 left -= len(chunk)
                 yield chunk
-            if os.read(descriptor, 1):
+            if _version(os.fstat(descriptor)) != _version(status):
                 raise self._changed(path)
         finally:
             os.close(descriptor)
@@ -226,6 +227,11 @@ class HostDirectory(Source):
 
     def _unreadable(self, path: bytes, error: OSError) -> BulleError:
         return BulleError(f"cannot read {os.fsdecode(path) or '/'} in {self.what}", error.strerror or str(error), "exclude it in .dockerignore")
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    """What changes with a file: the kernel sets st_ctime at each write, and nobody else can."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class LayersSource(Source):
