@@ -237,10 +237,20 @@ def _become_user(user: identity.Identity) -> None:
     try:
         os.setgroups(user.groups)
     except PermissionError:
-        if user.groups:  # a rootless user namespace with a single id denies setgroups; nothing is gained by it then
+        # A rootless user namespace with a single id denies it, and has no other groups to give: what the image says of its users' groups (root
+        # is in several in many images) means nothing there.
+        if user.groups and not _groups_are_denied():
             raise
     os.setresgid(user.group_id, user.group_id, user.group_id)
     os.setresuid(user.user_id, user.user_id, user.user_id)
+
+
+def _groups_are_denied() -> bool:
+    try:
+        with open("/proc/self/setgroups") as file:
+            return file.read().strip() == "deny"
+    except OSError:
+        return False
 
 
 def _execute(path: str, arguments: list[str], environment: dict[str, str]) -> None:
