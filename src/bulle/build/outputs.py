@@ -82,6 +82,10 @@ def destination(path: str) -> Iterator[BinaryIO]:
             yield out
         return
     target = Path(path)
+    if target.exists() and not target.is_file():
+        with storage_errors(f"{path} could not be written"), target.open("wb") as out:  # a device or a FIFO stays what it is
+            yield out
+        return
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     with storage_errors(f"{path} could not be written"):
         try:
