@@ -45,6 +45,7 @@ class StepMounts:
         self._options = options
         self._open_source = open_source
         self._layers: dict[RunMount, tuple[Digest, bytes]] = {}
+        self._contents: dict[RunMount, Path] = {}
         self._cleanup = ExitStack()
         self.mounts: list[Mount] = []
         self.volume_layers: list[LayerMount] = []
@@ -67,6 +68,9 @@ class StepMounts:
 
     def prepare(self) -> None:
         """Make everything ready. Raises NotFound for a secret or agent that is required and not given."""
+        # Everyone takes the locks of caches in one order, so that no two steps wait for each other.
+        for mount in sorted((mount for mount in self._run.mounts if mount.type == "cache"), key=lambda mount: (mount.id, mount.sharing)):
+            self._contents[mount] = self._cache_content(mount)
         for mount in self._run.mounts:
             {"bind": self._bind, "cache": self._cache, "tmpfs": self._tmpfs, "secret": self._secret, "ssh": self._ssh}[mount.type](mount)
         script = self._run.script
@@ -104,11 +108,23 @@ class StepMounts:
         self.mounts.append(Mount("bind", self._target(mount), host_path, mount.read_only is not False))
 
     def _cache(self, mount: RunMount) -> None:
-        directory = self._store.build_mounts(f"{mount.id or self._target(mount)}")
+        self.mounts.append(Mount("bind", self._target(mount), str(self._contents[mount]), bool(mount.read_only)))
+
+    def _cache_content(self, mount: RunMount) -> Path:
+        name = mount.id or self._target(mount)
+        held = next((content for other, content in self._contents.items() if (other.id or self._target(other)) == name), None)
+        if held is not None:
+            return held  # one step may see a cache at two places; it would wait for itself
+        directory = self._store.build_mounts(name)
         content = self._locked(directory, mount.sharing)
-        if not content.exists():
-            self._fill(content, mount)
-        self.mounts.append(Mount("bind", self._target(mount), str(content), bool(mount.read_only)))
+        filling = os.open(directory / "filling", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(filling, fcntl.LOCK_EX)
+            if not content.exists():
+                self._fill(content, mount)
+        finally:
+            os.close(filling)
+        return content
 
     def _fill(self, content: Path, mount: RunMount) -> None:
         """Make the directory of a cache, with the owner and the first content that were asked for."""
@@ -129,11 +145,7 @@ class StepMounts:
                 os.chown(made, mount.uid, mount.gid)
         else:
             user_namespace.call(*rootless_mappings(), give)
-        try:
-            made.rename(content)
-        except OSError:
-            if not content.exists():  # else another step was faster
-                raise
+        made.rename(content)
 
     def _locked(self, directory: Path, sharing: str) -> Path:
         """The directory of a cache, held against others as was asked for until the step has ended, and against being pruned."""
