@@ -67,7 +67,6 @@ class StageRun:
 
     work: Work
     stage: Stage
-    arguments: dict[str, str] = field(default_factory=dict)
     _number: int = 0
     _total: int = 0
     state: StageState = field(init=False)
@@ -89,6 +88,11 @@ class StageRun:
 
     def _trigger(self, text: str) -> Instruction:
         return parse_one(text, Location(f"ONBUILD of {self.stage.base}", 1, 1))
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What ARG has declared."""
+        return self.state.arguments
 
     @property
     def variables(self) -> dict[str, str]:
