@@ -240,7 +240,13 @@ CASES = [
         WORKDIR /w/$A
         COPY $GLOBAL.txt /$OTHER/
         USER ${UNSET:-daemon}
+        FROM busybox AS parent
+        ARG GIVEN=default
+        ARG OTHER=mine
+        FROM parent AS child
+        RUN echo "[$GIVEN] [$OTHER]" > /inherited
         FROM busybox
+        COPY --from=child /inherited /inherited
         RUN echo "[$GLOBAL]" > /other-stage
         COPY --from=0 /args /envs /envs2 /from/
         COPY --from=0 /asked /asked
