@@ -300,7 +300,7 @@ COPY --from=two /etc/passwd /2
 
 
 def test_caches_locked_in_two_orders_end(builder: Builder) -> None:
-    a, b = ("--mount=type=cache,sharing=locked,target=/%s" % name for name in "ab")
+    a, b = (f"--mount=type=cache,sharing=locked,target=/{name}" for name in "ab")
     work = "sleep 0.05; echo done"
     text = "".join(f"FROM busybox AS s{n}\nRUN {x} {y} {work} {n}\n" for n, (x, y) in enumerate([(a, b), (b, a), (a, b), (b, a)]))
     builder.good(text + "FROM busybox\n" + "".join(f"COPY --from=s{n} /etc/group /g{n}\n" for n in range(4)), "--no-cache")
@@ -427,7 +427,7 @@ def test_files_by_http(builder: Builder, served: tuple[str, Path]) -> None:
 
 @pytest.mark.programs("git")
 def test_repository_and_its_directories(builder: Builder, served: tuple[str, Path], tmp_path: Path) -> None:
-    address, directory = served
+    _address, directory = served
     work = contexts.fill(
         tmp_path / "work",
         {"sub/Containerfile": "FROM busybox\nCOPY . /src/\nRUN test -e /src/here && ! test -e /src/.git\n", "sub/here": "", "out": Link("/etc")},
@@ -435,7 +435,7 @@ def test_repository_and_its_directories(builder: Builder, served: tuple[str, Pat
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@y", "-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"], ["clone", "-q", "--bare", ".", str(directory / "repo.git")]):
         subprocess.run([*git, *words], cwd=work, check=True, capture_output=True)
-    with serving_git(directory) as port:
+    with ServingGit(directory) as port:
         done = builder.place.command("build", "-q", f"git://127.0.0.1:{port}/repo.git#main:sub")
         assert done.returncode == 0, done.stderr
         for outside in ("out", "../..", "sub/../../../etc"):
@@ -444,7 +444,7 @@ def test_repository_and_its_directories(builder: Builder, served: tuple[str, Pat
             assert "Traceback" not in done.stderr
 
 
-class serving_git:
+class ServingGit:
     """``git daemon`` on a port of its own."""
 
     def __init__(self, directory: Path) -> None:
