@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import contexts, tiers
-from bulle_testing.contexts import Files, Link
+from bulle_testing.contexts import Files, Link, Mode
 from bulle_testing.running import Machine, Terminal, machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("busybox")]
@@ -149,15 +149,24 @@ def test_the_agent_is_reachable_for_its_step(builder: Builder, isolation: str, t
     agent = subprocess.Popen([str(tiers.program("ssh-agent")), "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
     try:
         wait_for(socket.exists, "the agent listens")
-        builder.good(
+        key, environment = tmp_path / "key", {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        subprocess.run([str(tiers.program("ssh-keygen")), "-q", "-t", "ed25519", "-N", "", "-C", "the-key", "-f", str(key)], check=True)
+        subprocess.run([str(tiers.program("ssh-add")), "-q", str(key)], env=environment, check=True)
+        program = str(tiers.program("ssh-add"))
+        libraries = re.findall(r"(/\S+)", subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout)
+        said = builder.good(
             f"""FROM busybox
-RUN --mount=type=ssh test -S $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK # {isolation}
+COPY root /
+RUN --mount=type=ssh ssh-add -l && ssh-add -l # {isolation}
 RUN test -z "$SSH_AUTH_SOCK"
 """,
             "--ssh",
             f"default={socket}",
+            files={f"root{library}": Mode(0o755, Path(library).read_bytes()) for library in libraries}
+            | {"root/bin/ssh-add": Mode(0o755, Path(program).read_bytes())},
             isolation=isolation,
         )
+        assert said.count(" the-key (ED25519)") == 2
     finally:
         agent.terminate()
         agent.wait()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from bulle.build.agent import AgentRelay
 from bulle.build.cache import Inputs
 from bulle.build.copying import Group, Placement, Target
 from bulle.build.instructions import Run, RunMount
@@ -133,18 +134,7 @@ class StepMounts:
         if mount.from_:
             diff_id, _name = self._bring(mount)
             self._store.layers.extract(diff_id, made)
-        mode = 0o755 if mount.mode is None else mount.mode
-
-        def give() -> None:
-            os.chown(made, mount.uid, mount.gid)
-            os.chmod(made, mode)
-
-        if os.geteuid() == 0 or not (mount.uid or mount.gid):
-            os.chmod(made, mode)
-            if os.geteuid() == 0:
-                os.chown(made, mount.uid, mount.gid)
-        else:
-            user_namespace.call(*rootless_mappings(), give)
+        _give(made, 0o755 if mount.mode is None else mount.mode, mount.uid, mount.gid)
         made.rename(content)
 
     def _locked(self, directory: Path, sharing: str) -> Path:
@@ -195,7 +185,10 @@ class StepMounts:
                 f"the ssh agent {name!r} cannot be reached", f"{path or _AGENT_VARIABLE} is no socket", "start ssh-agent, or name its socket"
             )
         target = self._target(mount) if mount.target else "/run/buildkit/ssh_agent.0"
-        self.mounts.append(Mount("bind", target, path))
+        directory = self._temporary()
+        self._cleanup.enter_context(AgentRelay(directory, "agent", path))
+        _give(directory / "agent", 0o600 if mount.mode is None else mount.mode, mount.uid, mount.gid)
+        self.mounts.append(Mount("bind", target, str(directory / "agent")))
         self.variables.append(f"{_AGENT_VARIABLE}={target}")
 
     def _file(self, container_path: str, content: bytes, mode: int, uid: int, gid: int) -> None:
@@ -206,17 +199,7 @@ class StepMounts:
             os.write(descriptor, content)
         finally:
             os.close(descriptor)
-
-        def give() -> None:
-            os.chown(path, uid, gid)
-            os.chmod(path, mode)
-
-        if os.geteuid() == 0:
-            give()
-        elif uid or gid:
-            user_namespace.call(*rootless_mappings(), give)
-        else:
-            os.chmod(path, mode)
+        _give(path, mode, uid, gid)
         self.mounts.append(Mount("bind", container_path, str(path), True))
 
     def _temporary(self) -> Path:
@@ -224,6 +207,21 @@ class StepMounts:
         path = self._store.temporary_directory()
         self._cleanup.callback(remove_tree, path)
         return path
+
+
+def _give(path: Path, mode: int, uid: int, gid: int) -> None:
+    """Mode and owner, as the container's users have them."""
+
+    def give() -> None:
+        os.chown(path, uid, gid)
+        os.chmod(path, mode)
+
+    if os.geteuid() == 0:
+        give()
+    elif uid or gid:
+        user_namespace.call(*rootless_mappings(), give)
+    else:
+        os.chmod(path, mode)
 
 
 def secret_value(secret: Secret, options: BuildOptions) -> bytes:
