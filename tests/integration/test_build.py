@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import socketserver
 import subprocess
 import tarfile
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from bulle_testing import contexts, tiers
+from bulle_testing import contexts, peers, places, tiers
 from bulle_testing.contexts import Files, Link, Mode
 from bulle_testing.running import Machine, Terminal, machine, wait_for
 
@@ -145,11 +146,11 @@ RUN --mount=type=secret,id=absent ! test -e /run/secrets/absent
 @pytest.mark.programs("ssh-agent", "ssh-add", "ssh-keygen")
 @ISOLATIONS
 def test_the_agent_is_reachable_for_its_step(builder: Builder, isolation: str, tmp_path: Path) -> None:
-    socket = tmp_path / "agent"
-    agent = subprocess.Popen([str(tiers.program("ssh-agent")), "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    listening = tmp_path / "agent"
+    agent = subprocess.Popen([str(tiers.program("ssh-agent")), "-D", "-a", str(listening)], stdout=subprocess.DEVNULL)
     try:
-        wait_for(socket.exists, "the agent listens")
-        key, environment = tmp_path / "key", {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        wait_for(listening.exists, "the agent listens")
+        key, environment = tmp_path / "key", {**os.environ, "SSH_AUTH_SOCK": str(listening)}
         subprocess.run([str(tiers.program("ssh-keygen")), "-q", "-t", "ed25519", "-N", "", "-C", "the-key", "-f", str(key)], check=True)
         subprocess.run([str(tiers.program("ssh-add")), "-q", str(key)], env=environment, check=True)
         program = str(tiers.program("ssh-add"))
@@ -161,7 +162,7 @@ RUN --mount=type=ssh ssh-add -l && ssh-add -l # {isolation}
 RUN test -z "$SSH_AUTH_SOCK"
 """,
             "--ssh",
-            f"default={socket}",
+            f"default={listening}",
             files={f"root{library}": Mode(0o755, Path(library).read_bytes()) for library in libraries}
             | {"root/bin/ssh-add": Mode(0o755, Path(program).read_bytes())},
             isolation=isolation,
@@ -392,17 +393,10 @@ def test_standard_input(builder: Builder, tmp_path: Path) -> None:
     contexts.fill(builder.directory, {"f": "f"})
     assert place.command("build", "-q", "-f", "-", builder.directory, input="FROM busybox\nCOPY f /f\n").returncode == 0
     packed = contexts.archive({"Containerfile": "FROM nothing-like-it\n", "sub/File": "FROM busybox\nCOPY sub/File /f\n"}, "gz")
-    line = [*place_words(), "build", "-q", "-f", "sub/File", "-"]
+    line = [*places.command_line(), "build", "-q", "-f", "sub/File", "-"]
     contexts.fill(tmp_path / "elsewhere", {"sub/File": "FROM the-wrong-one\n"})
     done = subprocess.run(line, env=place.environment, input=packed, capture_output=True, cwd=tmp_path / "elsewhere")
     assert done.returncode == 0, done.stderr
-
-
-def place_words() -> list[str]:
-    """The command's words."""
-    from bulle_testing import places
-
-    return places.command_line()
 
 
 @pytest.fixture
@@ -457,8 +451,6 @@ class ServingGit:
     """``git daemon`` on a port of its own."""
 
     def __init__(self, directory: Path) -> None:
-        from bulle_testing import peers
-
         self._port = peers.free_port()
         words = ["--reuseaddr", "--listen=127.0.0.1", f"--port={self._port}", f"--base-path={directory}", "--export-all", str(directory)]
         # The program itself, not git, which would outlive a signal to its parent.
@@ -466,8 +458,6 @@ class ServingGit:
         self._process = subprocess.Popen([f"{place}/git-daemon", *words], stderr=subprocess.DEVNULL)
 
     def __enter__(self) -> int:
-        import socket
-
         def answers() -> bool:
             with socket.socket() as connection:
                 return connection.connect_ex(("127.0.0.1", self._port)) == 0
@@ -566,3 +556,37 @@ def test_progress_on_a_pipe_and_on_a_terminal(builder: Builder) -> None:
 
 def test_an_argument_that_nothing_declares_is_named(builder: Builder) -> None:
     assert "NOBODY" in builder.good("FROM busybox\nCOPY f /\n", "--build-arg", "NOBODY=1", files={"f": "x"})
+
+
+@pytest.mark.programs("setpriv")
+def test_an_ordinary_user_builds(run_directory: Path, busybox_image: Path) -> None:
+    directory = run_directory / "ordinary"
+    context = contexts.fill(
+        directory,
+        {
+            "context/Containerfile": """FROM busybox
+COPY f /f
+RUN --mount=type=secret,id=s --mount=type=cache,target=/c --mount=target=/m,rw cat /run/secrets/s /m/f > /c/f && touch /m/new && cp /c/f /g
+RUN rm /f && mkdir /f && test "$(cat /g)" = "textf-content" && id -u
+""",
+            "context/f": "f-content",
+            "secret": "text",
+        },
+    )
+    home = directory / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, 23456, 23456)
+    busybox_image.chmod(0o644)
+    words = ["setpriv", "--reuid=23456", "--regid=23456", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--", *places.command_line()]
+    environment = {**places.environment(home), "HOME": str(home)}
+    run = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, cwd=directory, timeout=60)
+    try:
+        loaded = run([*words, "load", "-i", str(busybox_image)])
+        if loaded.returncode:
+            tiers.give_up("user_namespaces", f"another user cannot run this installation: {loaded.stderr}")
+        built = run([*words, "build", "--secret", "id=s,src=secret", str(context / "context")])
+        assert built.returncode == 0, built.stderr
+        assert re.search(r"^#4 [\d.]+ 0$", built.stderr, re.M)
+        assert (run([*words, "ps", "-aq"]).stdout, list((home / "tmp").glob("*/*"))) == ("", [])
+    finally:
+        assert places.close_home(home) == []
