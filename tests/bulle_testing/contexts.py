@@ -33,7 +33,7 @@ class Mode:
     content: str | bytes | None = None
 
 
-Files = Mapping[str, "str | bytes | None | Link | Same | Mode"]
+Files = Mapping[str, "str | bytes | Link | Same | Mode | None"]
 """By path: a text or bytes for a file, None for a directory, or one of the classes above."""
 
 

@@ -185,7 +185,8 @@ CASES = [
     Case(
         "run-changes",
         """FROM busybox
-        RUN mkdir -p /d/sub /opaque/below /gone && echo 1 > /d/f && echo 2 > /opaque/f && echo 3 > /opaque/below/g && echo x > /gone/x && echo f > /plain
+        RUN mkdir -p /d/sub /opaque/below /gone
+        RUN echo 1 > /d/f && echo 2 > /opaque/f && echo 3 > /opaque/below/g && echo x > /gone/x && echo f > /plain
         RUN rm /d/f && rm -r /d/sub && echo now-a-file > /d/sub
         RUN rm /d/sub && mkdir /d/sub && echo again > /d/sub/f
         RUN rm -r /opaque && mkdir /opaque && echo new > /opaque/new
@@ -240,7 +241,13 @@ CASES = [
         WORKDIR /w/$A
         COPY $GLOBAL.txt /$OTHER/
         USER ${UNSET:-daemon}
+        FROM busybox AS parent
+        ARG GIVEN=default
+        ARG OTHER=mine
+        FROM parent AS child
+        RUN echo "[$GIVEN] [$OTHER]" > /inherited
         FROM busybox
+        COPY --from=child /inherited /inherited
         RUN echo "[$GLOBAL]" > /other-stage
         COPY --from=0 /args /envs /envs2 /from/
         COPY --from=0 /asked /asked
@@ -366,8 +373,8 @@ def client() -> str:
     return "/usr/bin/docker" if Path("/usr/bin/docker").exists() else str(tiers.program("docker"))
 
 
-def of_docker(docker: Docker, case: Case, context: Path) -> tuple[bytes, dict[str, Any], list[dict[str, Any]]]:
-    """Its files, config and history."""
+def of_docker(docker: Docker, case: Case, context: Path) -> tuple[bytes, dict[str, Any], int]:
+    """Its files, its config and how many lines its history has."""
     command = [client(), "--host", f"unix://{docker.socket_path}"]
     environment = {"PATH": tiers.SEARCH_PATH, "DOCKER_BUILDKIT": "0" if case.legacy else "1", "HOME": str(context.parent)}
     words = ["build", "--network=none", "-q", "--force-rm", "-t", case.name, "-f", str(context / "Containerfile"), *case.flags, str(context)]
@@ -379,8 +386,12 @@ def of_docker(docker: Docker, case: Case, context: Path) -> tuple[bytes, dict[st
     finally:
         docker("rm", name)
     [inspected] = json.loads(docker("image", "inspect", case.name).stdout)
-    saved = docker("history", "--no-trunc", "--format", "{{json .}}", case.name).stdout
-    return exported, inspected["Config"], [json.loads(line) for line in saved.splitlines()]
+    return exported, inspected["Config"], lines_of_history(docker, case.name)
+
+
+def lines_of_history(docker: Docker, name: str) -> int:
+    """How many there are."""
+    return len(docker("history", "-q", name).stdout.splitlines())
 
 
 def normal(config: dict[str, Any]) -> dict[str, Any]:
@@ -398,7 +409,7 @@ def test_same_as_docker(module_machine: Machine, docker: Docker, tmp_path: Path,
     context = contexts.fill(tmp_path / "context", {"Containerfile": containerfile(case.text), **case.files})
     exported, config, history = of_docker(docker, case, context)
     archive = tmp_path / "root.tar"
-    output = ("-o", "type=image", "-o", f"type=tar,dest={archive}")
+    output = ("-o", "type=image", "-o", f"type=tar,dest={archive}", "-o", f"type=docker,dest={archive}.docker")
     built = module_machine.command("build", "-q", "--network=none", *case.flags, *output, "-t", case.name, context)
     assert built.returncode == 0, built.stderr
     ours, theirs = contexts.tree(archive.read_bytes()), contexts.tree(exported)
@@ -406,5 +417,7 @@ def test_same_as_docker(module_machine: Machine, docker: Docker, tmp_path: Path,
     assert not different, "\n".join(f"{path}: bulle {ours.get(path)}, docker {theirs.get(path)}" for path in different)
     [inspected] = json.loads(module_machine.command("image", "inspect", case.name).stdout)
     assert normal(inspected["Config"]) == normal(config)
+    assert f"Loaded image: {case.name}:latest" in docker("load", "-i", f"{archive}.docker").stdout
+    assert lines_of_history(docker, case.name) == history
     assert inspected["Id"] == built.stdout.strip()
     module_machine.command("rmi", case.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bulle.build.licenses import expression
@@ -329,6 +329,7 @@ def test_whatever_stands_in_the_files(content: dict[str, bytes]) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(place=st.integers(0, len(RPM) - 1), instead=st.binary(min_size=1, max_size=40))
+@example(place=141717, instead=b"\x80")
 def test_damaged_databases_of_rpm(place: int, instead: bytes) -> None:
     damaged = RPM[:place] + instead + RPM[place + len(instead) :]
     for database in (damaged, RPM[:place]):

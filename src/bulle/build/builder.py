@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from bulle.build.configuring import configure, configures
-from bulle.build.context import Context, open_context, open_directory
+from bulle.build.context import Context, ignore_rules, open_context, open_directory
 from bulle.build.expansion import expanded
 from bulle.build.graph import PREDEFINED, Graph, Stage, make_graph, platform_arguments, stage_number
 from bulle.build.options import BuildEvent, BuildOptions, Report, silent
@@ -121,7 +121,6 @@ class _Build:
         self._file = parse(context.text, context.name)
         platforms = platform_arguments(self._platform, this_platform())
         self._graph: Graph = make_graph(self._file, options.target, self._given, platforms, self._contexts)
-        self._numbers = {stage.name.lower(): stage.number for stage in self._graph.stages if stage.name}
         self._results: dict[int, Future[StageState]] = {}
         self._processors = threading.Semaphore(os.cpu_count() or 1)
         self._failed = threading.Event()
@@ -182,6 +181,9 @@ class _Build:
             raise
 
     def _result(self, number: int) -> StageState:
+        if number not in self._results:
+            what = self._graph.stages[number].shown
+            raise InvalidInput(f"an ONBUILD takes files from the stage {what}", "nothing else needs it", f"add COPY --from={what} to the file itself")
         try:
             return self._results[number].result()
         except BulleError as error:
@@ -245,8 +247,9 @@ class _Build:
         directory = self._contexts.get(name, "")
         if directory and not directory.startswith(("docker-image://", "oci-layout://")):
             root, _text = open_directory(directory, self.engine.store, None, lambda _text: None, cleanup)
-            return HostDirectory(root, f"the context {name}")
-        number = stage_number(name, stage.number, self._numbers, self._contexts)
+            return HostDirectory(root, f"the context {name}", ignore_rules(root))
+        earlier = {one.name.lower(): one.number for one in self._graph.stages[: stage.number] if one.name}
+        number = stage_number(name, stage.number, earlier, self._contexts)
         if number is not None and number < stage.number:
             layers, binds = self._result(number).layers, self._result(number).host_binds
         else:

@@ -119,7 +119,9 @@ _ACTIONS: dict[type[Any], Callable[[StageState, Any], str]] = {
 
 def configure(state: StageState, instruction: Instruction) -> None:
     """Carry out one instruction of that kind, and note it in the history."""
-    state.note(_ACTIONS[type(instruction)](state, instruction), empty=True)
+    line = _ACTIONS[type(instruction)](state, instruction)
+    if not isinstance(instruction, known.Onbuild):  # as with BuildKit: it is the other build's history
+        state.note(line, empty=True)
 
 
 def configures(instruction: Instruction) -> bool:

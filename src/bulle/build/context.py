@@ -65,8 +65,8 @@ def open_context(options: BuildOptions, store: Store, stdin: BinaryIO | None, pr
         text = sent if text is None else text
         name = options.file if options.file not in ("", "-") else "Containerfile"
         if text is None:
-            name, text = _containerfile(root, options.file)
-        ignore = _ignore_rules(root, name)
+            name, text = _containerfile(root, options.file, beside=os.path.isdir(options.context))
+        ignore = ignore_rules(root, name, beside=options.file not in ("", "-") and os.path.isdir(options.context))
         return Context(root, os.path.basename(name), text, ignore, cleanup.pop_all())
 
 
@@ -105,9 +105,9 @@ def open_directory(text: str, store: Store, stdin: BinaryIO | None, progress: Ca
     return root, sent
 
 
-def _containerfile(root: int, wanted: str) -> tuple[str, bytes]:
-    """Its name and text: the file that was named (relative to the caller, or else to the context), else the first of the usual names."""
-    if wanted and os.path.exists(wanted):
+def _containerfile(root: int, wanted: str, *, beside: bool) -> tuple[str, bytes]:
+    """Its name and text: the file that was named (with ``beside`` relative to the caller, or else to the context), else the first of the usual."""
+    if wanted and beside and os.path.exists(wanted):
         try:
             return wanted, Path(wanted).read_bytes()[: _MOST_TEXT_BYTES + 1]
         except OSError as error:
@@ -121,9 +121,10 @@ def _containerfile(root: int, wanted: str) -> tuple[str, bytes]:
     raise NotFound("the context has neither a Containerfile nor a Dockerfile", "", "write one, or name it with -f")
 
 
-def _ignore_rules(root: int, name: str) -> IgnoreRules | None:
+def ignore_rules(root: int, name: str = "Containerfile", *, beside: bool = False) -> IgnoreRules | None:
+    """What a context leaves out: the rules for the Containerfile ``name`` (a host path with ``beside``), else those for all."""
     own = f"{name}.dockerignore"
-    if os.path.isfile(own):
+    if beside and os.path.isfile(own):
         return IgnoreRules.parse(Path(own).read_text(errors="surrogateescape"))
     for candidate in (own, *_IGNORE_FILES):
         text = _text(root, candidate)

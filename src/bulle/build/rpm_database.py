@@ -43,7 +43,7 @@ def rpm_packages(database: bytes) -> Iterator[RpmPackage]:
     try:
         connection.deserialize(database)
         rows = connection.execute("SELECT blob FROM Packages ORDER BY hnum").fetchall()
-    except (sqlite3.Error, MemoryError):
+    except (sqlite3.Error, UnicodeDecodeError, MemoryError):  # its messages quote what is damaged
         return
     finally:
         connection.close()

@@ -29,7 +29,7 @@ from bulle.build.sources import Source
 from bulle.build.state import StageState
 from bulle.build.step_mounts import StepMounts
 from bulle.engine import Engine
-from bulle.errors import BulleError
+from bulle.errors import BulleError, InvalidInput
 from bulle.model.digest import Digest
 from bulle.model.image import OCI_LAYER
 from bulle.registry import tar_format
@@ -74,7 +74,6 @@ class StageRun:
 
     work: Work
     stage: Stage
-    arguments: dict[str, str] = field(default_factory=dict)
     _taken: list[Digest] = field(default_factory=list)
     _number: int = 0
     _total: int = 0
@@ -101,24 +100,42 @@ class StageRun:
         return parse_one(text, Location(f"ONBUILD of {self.stage.base}", 1, 1))
 
     @property
+    def arguments(self) -> dict[str, str]:
+        """What ARG has declared."""
+        return self.state.arguments
+
+    @property
     def variables(self) -> dict[str, str]:
         """What ``$NAME`` means now: ENV, and arguments that it does not name."""
         return {**self.arguments, **self.state.environment}
+
+    @property
+    def _uncached(self) -> set[str]:
+        return {name.strip().lower() for names in self.work.options.no_cache_stages for name in names.split(",")} - {""}
 
     def _carry_out(self, instruction: Instruction) -> None:
         if isinstance(instruction, known.Arg):
             self._declare(instruction)
             return
         instruction = expanded(instruction, self.variables)
-        match instruction:
-            case known.Run():
-                self._run(instruction)
-            case known.Copy() | known.Add():
-                self._copy(instruction)
-            case known.Workdir():
-                self._enter(instruction)
-            case _:
-                configure(self.state, instruction)
+        try:
+            match instruction:
+                case known.Run():
+                    self._run(instruction)
+                case known.Copy() | known.Add():
+                    self._copy(instruction)
+                case known.Workdir():
+                    self._enter(instruction)
+                case _:
+                    configure(self.state, instruction)
+        except Cancelled:
+            raise
+        except BulleError as error:
+            # What the rooms below say knows nothing of the file.
+            if not error.brief.startswith(f"{instruction.location}:"):
+                error.brief = f"{instruction.location}: {error.brief}"
+                error.args = (error.brief, error.details, error.resolution)
+            raise
 
     def _declare(self, instruction: known.Arg) -> None:
         for name, default in instruction.names:
@@ -152,6 +169,8 @@ class StageRun:
                 inputs.add(name, value)
             if work.options.isolation:
                 inputs.add("isolation", work.options.isolation)
+            if work.latest_ns is not None:
+                inputs.add("SOURCE_DATE_EPOCH", str(work.latest_ns))
             mounts.describe(inputs)
             arguments = {**{name: given for name in sorted(PREDEFINED) if (given := work.argument(name)) is not None}, **self.arguments}
 
@@ -171,7 +190,10 @@ class StageRun:
 
         with ExitStack() as cleanup:
             files = cleanup.enter_context(Files(instruction, state, work.engine.store, lambda name: work.source(name, self.stage, cleanup), note))
-            inputs = Inputs("" if instruction.link else state.chain_id, instruction.original)
+            # Names of owners are looked up in what lies below.
+            independent = instruction.link and not any(map(str.isalpha, instruction.chown))
+            inputs = Inputs("" if independent else state.chain_id, instruction.original)
+            inputs.add("sources", repr(instruction.sources))
             inputs.add("destination", repr((instruction.destination, state.config.working_dir, instruction.chown, instruction.chmod)))
             inputs.add("flags", repr((instruction.link, instruction.parents, instruction.excludes)))
             if work.latest_ns is not None:
@@ -191,6 +213,8 @@ class StageRun:
         state.change(working_dir=path)
         with work.engine.store.layers.view(state.layers) as view:
             resolved = view.resolve(os.fsencode(path))
+            if resolved.place is not None and not resolved.place.is_directory:
+                raise InvalidInput(f"WORKDIR {path} cannot be entered", "the image has a file there", "use another directory")
             if resolved.place is not None and resolved.place.is_directory:
                 with self._step(instruction.original) as step:
                     work.report(BuildEvent("cached", step.step))
@@ -222,7 +246,7 @@ class StageRun:
         work, cache = self.work, self.work.engine.store.build_cache
         key = inputs.key
         with self._step(text) as step:
-            may_use = not work.options.no_cache and self.stage.name not in work.options.no_cache_stages
+            may_use = not work.options.no_cache and not {self.stage.name, str(self.stage.number)} & self._uncached
             row = cache.take(key) if may_use else None
             if row is None:
                 explanation = (reason(cache, inputs) if may_use else "the cache is switched off") if work.explain else ""

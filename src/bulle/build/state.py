@@ -31,6 +31,8 @@ class StageState:
     host_binds: tuple[str, ...] = ()
     author: str = ""
     created_ns: int = 0
+    arguments: dict[str, str] = field(default_factory=dict)
+    """ARG so far; a stage that begins with this one has them too."""
     has_command: bool = False
     """Whether this stage has a CMD of its own, which an ENTRYPOINT after it then keeps."""
 
@@ -66,6 +68,7 @@ class StageState:
         """For a stage that begins with this one."""
         made = StageState(self.platform, list(self.layers), list(self.blobs), self.config, list(self.history), self.host_binds, self.author)
         made.created_ns = self.created_ns
+        made.arguments = dict(self.arguments)
         return made
 
     def image_config(self) -> ImageConfig:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from bulle.build.agent import AgentRelay
 from bulle.build.cache import Inputs
 from bulle.build.copying import Group, Placement, Target
 from bulle.build.instructions import Run, RunMount
@@ -46,6 +47,7 @@ class StepMounts:
         self._options = options
         self._open_source = open_source
         self._layers: dict[RunMount, tuple[Digest, bytes]] = {}
+        self._contents: dict[RunMount, Path] = {}
         self._cleanup = ExitStack()
         self.mounts: list[Mount] = []
         self.volume_layers: list[LayerMount] = []
@@ -68,6 +70,9 @@ class StepMounts:
 
     def prepare(self) -> None:
         """Make everything ready. Raises NotFound for a secret or agent that is required and not given."""
+        # Everyone takes the locks of caches in one order, so that no two steps wait for each other.
+        for mount in sorted((mount for mount in self._run.mounts if mount.type == "cache"), key=lambda mount: (mount.id, mount.sharing)):
+            self._contents[mount] = self._cache_content(mount)
         for mount in self._run.mounts:
             {"bind": self._bind, "cache": self._cache, "tmpfs": self._tmpfs, "secret": self._secret, "ssh": self._ssh}[mount.type](mount)
         script = self._run.script
@@ -105,11 +110,23 @@ class StepMounts:
         self.mounts.append(Mount("bind", self._target(mount), host_path, mount.read_only is not False))
 
     def _cache(self, mount: RunMount) -> None:
-        directory = self._store.build_mounts.directory(mount.id or self._target(mount))
+        self.mounts.append(Mount("bind", self._target(mount), str(self._contents[mount]), bool(mount.read_only)))
+
+    def _cache_content(self, mount: RunMount) -> Path:
+        name = mount.id or self._target(mount)
+        held = next((content for other, content in self._contents.items() if (other.id or self._target(other)) == name), None)
+        if held is not None:
+            return held  # one step may see a cache at two places; it would wait for itself
+        directory = self._store.build_mounts.directory(name)
         content = self._locked(directory, mount.sharing)
-        if not content.exists():
-            self._fill(content, mount)
-        self.mounts.append(Mount("bind", self._target(mount), str(content), bool(mount.read_only)))
+        filling = os.open(directory / "filling", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(filling, fcntl.LOCK_EX)
+            if not content.exists():
+                self._fill(content, mount)
+        finally:
+            os.close(filling)
+        return content
 
     def _fill(self, content: Path, mount: RunMount) -> None:
         """Make the directory of a cache, with the owner and the first content that were asked for."""
@@ -118,23 +135,8 @@ class StepMounts:
         if mount.from_:
             diff_id, _name = self._bring(mount)
             self._store.layers.extract(diff_id, made)
-        mode = 0o755 if mount.mode is None else mount.mode
-
-        def give() -> None:
-            os.chown(made, mount.uid, mount.gid)
-            os.chmod(made, mode)
-
-        if os.geteuid() == 0 or not (mount.uid or mount.gid):
-            os.chmod(made, mode)
-            if os.geteuid() == 0:
-                os.chown(made, mount.uid, mount.gid)
-        else:
-            user_namespace.call(*rootless_mappings(), give)
-        try:
-            made.rename(content)
-        except OSError:
-            if not content.exists():  # else another step was faster
-                raise
+        _give(made, 0o755 if mount.mode is None else mount.mode, mount.uid, mount.gid)
+        made.rename(content)
 
     def _locked(self, directory: Path, sharing: str) -> Path:
         """The directory of a cache, held against others as was asked for until the step has ended, and against being pruned."""
@@ -184,7 +186,10 @@ class StepMounts:
                 f"the ssh agent {name!r} cannot be reached", f"{path or _AGENT_VARIABLE} is no socket", "start ssh-agent, or name its socket"
             )
         target = self._target(mount) if mount.target else "/run/buildkit/ssh_agent.0"
-        self.mounts.append(Mount("bind", target, path))
+        directory = self._temporary()
+        self._cleanup.enter_context(AgentRelay(directory, "agent", path))
+        _give(directory / "agent", 0o600 if mount.mode is None else mount.mode, mount.uid, mount.gid)
+        self.mounts.append(Mount("bind", target, str(directory / "agent")))
         self.variables.append(f"{_AGENT_VARIABLE}={target}")
 
     def _file(self, container_path: str, content: bytes, mode: int, uid: int, gid: int) -> None:
@@ -195,17 +200,7 @@ class StepMounts:
             os.write(descriptor, content)
         finally:
             os.close(descriptor)
-
-        def give() -> None:
-            os.chown(path, uid, gid)
-            os.chmod(path, mode)
-
-        if os.geteuid() == 0:
-            give()
-        elif uid or gid:
-            user_namespace.call(*rootless_mappings(), give)
-        else:
-            os.chmod(path, mode)
+        _give(path, mode, uid, gid)
         self.mounts.append(Mount("bind", container_path, str(path), True))
 
     def _temporary(self) -> Path:
@@ -213,6 +208,21 @@ class StepMounts:
         path = self._store.temporary_directory()
         self._cleanup.callback(remove_tree, path)
         return path
+
+
+def _give(path: Path, mode: int, uid: int, gid: int) -> None:
+    """Mode and owner, as the container's users have them."""
+
+    def give() -> None:
+        os.chown(path, uid, gid)
+        os.chmod(path, mode)
+
+    if os.geteuid() == 0:
+        give()
+    elif uid or gid:
+        user_namespace.call(*rootless_mappings(), give)
+    else:
+        os.chmod(path, mode)
 
 
 def secret_value(secret: Secret, options: BuildOptions) -> bytes:

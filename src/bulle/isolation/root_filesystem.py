@@ -127,7 +127,7 @@ def _bind(host_path: str, read_only: bool, user_namespace_fd: int | None, notes:
 def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> int:
     """The detached overlay. Its upper directory falls back to memory where the file system under it cannot carry one."""
     with contextlib.ExitStack() as stack:
-        lowers = [_layer(stack, layer.host_path, user_namespace_fd) for layer in reversed(plan.root.layers)]
+        lowers = [_layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
         if not lowers:
             raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
         match_root(plan)

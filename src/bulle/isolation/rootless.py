@@ -41,7 +41,7 @@ def _overlay(plan: RunPlan) -> int:
         # userxattr by itself means redirect_dir=nofollow and metacopy=off, and refuses to hear it differently.
         mount.fsconfig_set_flag(context, "userxattr")
         mount.fsconfig_set_string(context, "index", "off")
-        lowers = [layer.host_path for layer in reversed(plan.root.layers)]
+        lowers = plan.root.lower_host_paths
         upper, work = f"{plan.root.writable_host_path}/upper", f"{plan.root.writable_host_path}/work"
         try:
             for lower in lowers:

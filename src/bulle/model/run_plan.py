@@ -47,6 +47,11 @@ class RootFilesystem(msgspec.Struct, frozen=True):
     volatile: bool = False
     host_binds: tuple[str, ...] = ()
 
+    @property
+    def lower_host_paths(self) -> list[str]:
+        """The layers as overlayfs wants them, topmost first and each once: it refuses one twice, and the topmost hides all that another shows."""
+        return list(dict.fromkeys(layer.host_path for layer in reversed(self.layers)))
+
 
 class Mount(msgspec.Struct, frozen=True):
     """One mount that the user asked for: a bind of ``host_path`` or a tmpfs, at ``container_path``."""
