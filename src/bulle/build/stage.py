@@ -209,7 +209,7 @@ class StageRun:
     def _enter(self, instruction: known.Workdir) -> None:
         """WORKDIR: the directory is made, as the current user's, where it is missing."""
         state, work = self.state, self.work
-        path = os.path.normpath(os.path.join(state.config.working_dir or "/", instruction.path))
+        path = os.path.normpath("/" + os.path.join(state.config.working_dir or "/", instruction.path).lstrip("/"))
         state.change(working_dir=path)
         with work.engine.store.layers.view(state.layers) as view:
             resolved = view.resolve(os.fsencode(path))
