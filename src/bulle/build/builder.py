@@ -31,8 +31,9 @@ from bulle.build.sources import HostDirectory, LayersSource, Source
 from bulle.build.stage import Cancelled, Pruned, StageRun
 from bulle.build.state import StageState, state_of_image
 from bulle.engine import Engine
+from bulle.engine.planning import DEFAULT_PATH
 from bulle.errors import BulleError, InvalidInput
-from bulle.model.image import Manifest, Platform
+from bulle.model.image import ExecutionConfig, Manifest, Platform
 from bulle.registry.documents import parse_platform, this_platform
 from bulle.store import Image
 
@@ -211,7 +212,7 @@ class _Build:
             return self._result(stage.base).copy()
         platform = parse_platform(stage.platform) if stage.platform else self._platform
         if stage.base == _SCRATCH:
-            return StageState(platform)
+            return StageState(platform, config=ExecutionConfig(env=(DEFAULT_PATH,)))
         return self._state_of(self._image(stage.base, platform, str(stage.beginning.location)))
 
     def _state_of(self, image: Image) -> StageState:

@@ -55,7 +55,6 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     isolation: str = ""
     memory_bytes: int = 0
     shm_bytes: int = 0
-    extra_hosts: tuple[str, ...] = ()
     sbom: str = ""
     source_date_epoch_s: int | None = None
     environment: dict[str, str] = {}

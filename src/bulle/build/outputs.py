@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,14 +78,18 @@ def _fill(engine: Engine, image: Image, directory: Path) -> None:
     words = ["tar", "--extract", "--file=-", f"--directory={directory}", "--numeric-owner", "--delay-directory-restore"]
     if os.geteuid() == 0:
         words += ["--preserve-permissions", "--same-owner", "--xattrs", "--xattrs-include=security.capability"]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdin is not None and process.stderr is not None
-    try:
-        for chunk in root_stream(engine, image):
-            process.stdin.write(chunk)
-    except BrokenPipeError:
-        pass  # its own words say why
-    finally:
-        said = process.communicate()[1].decode(errors="replace").strip().splitlines()
+    # Its words go to a file: a pipe that nobody reads meanwhile could hold it up.
+    with tempfile.TemporaryFile() as words_of_tar:
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=words_of_tar)
+        assert process.stdin is not None
+        try:
+            for chunk in root_stream(engine, image):
+                process.stdin.write(chunk)
+        except BrokenPipeError:
+            pass  # its own words say why
+        finally:
+            process.communicate()
+        words_of_tar.seek(0)
+        said = words_of_tar.read(10_000).decode(errors="replace").strip().splitlines()
     if process.returncode:
         raise BulleError(f"{directory} could not be filled", said[0][:200] if said else "tar failed", "check its room and permissions")
