@@ -66,3 +66,16 @@ def test_a_stage_that_fails_ends_the_others(bulle: Any, busybox_image: Path, tmp
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("bulle: Containerfile:2: RUN ended with exit code 4")
     assert not bulle("ps", "-aq", check=True).stdout
+
+
+@pytest.mark.root
+def test_privileges_are_the_callers_to_give(bulle: Any, busybox_image: Path, tmp_path: Path) -> None:
+    bulle("load", "-i", busybox_image, check=True)
+    (tmp_path / "Containerfile").write_text("FROM busybox\nRUN --network=none --security=insecure grep CapEff /proc/self/status > /capabilities\n")
+    refused = bulle("build", tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("bulle: Containerfile:2: RUN --security=insecure is not allowed")
+    image = bulle("build", "-q", "--allow", "security.insecure", tmp_path, check=True).stdout.strip()
+    with Path("/proc/1/status").open() as status:
+        everything = next(line for line in status if line.startswith("CapBnd")).split()[1]
+    assert bulle("run", "--rm", image, "cat", "/capabilities", check=True).stdout.split()[1] == everything

@@ -32,8 +32,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be asked of ``build``; names and meanings are Docker's.
 
     ``context`` is a host directory, a tar file, an address of a git repository or "-" (a tar, or a Containerfile, on standard input); ``file`` a host
-    path, relative to the context first. ``environment`` is the caller's, for arguments and secrets without a value. ``source_date_epoch_s`` are
-    seconds since the epoch, None for the time of the build.
+    path, relative to the context first. ``allowed`` is what a Containerfile may not ask for by itself (``security.insecure``). ``environment`` is
+    the caller's, for arguments and secrets without a value. ``source_date_epoch_s`` are seconds since the epoch, None for the time of the build.
     """
 
     context: str = "."
@@ -48,6 +48,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     annotations: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
+    allowed: tuple[str, ...] = ()
     no_cache: bool = False
     no_cache_stages: tuple[str, ...] = ()
     pull: bool = False

@@ -30,6 +30,7 @@ from bulle.monitor.frames import Event, Kind
 from bulle.store import Layer
 from bulle.store.workspace import remove_tree
 
+INSECURE = "security.insecure"
 _CLEANED_WITHIN_S = 30.0
 
 
@@ -62,6 +63,9 @@ def execute(
 
     While it runs, ``stops`` has what ends it, for other threads.
     """
+    if run.security == "insecure" and INSECURE not in options.allowed:
+        why = "it would run with all privileges of the machine's root"
+        raise InvalidInput(f"{run.location}: RUN --security=insecure is not allowed", why, f"if you mean it, build with --allow {INSECURE}")
     if not state.layers:
         raise InvalidInput(
             f"{run.location}: RUN has nothing to run in", "the stage is empty so far", "begin it with FROM an image, or COPY a program"

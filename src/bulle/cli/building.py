@@ -47,6 +47,7 @@ from bulle.errors import InvalidInput
 @click.option(
     "--sbom", type=Suggestion("form", "spdx", "cyclonedx"), default="", help="Attach a list of the packages in the image (spdx or cyclonedx)"
 )
+@click.option("--allow", multiple=True, type=Suggestion("entitlement", "security.insecure"), help="Allow RUN --security=insecure (security.insecure)")
 @click.option("--no-cache", is_flag=True, help="Do not use the cache")
 @click.option("--no-cache-filter", multiple=True, type=Text("stage"), help="Do not use the cache for these stages")
 @click.option("--pull", is_flag=True, help="Always pull the images that the file names")
@@ -99,6 +100,7 @@ def _options(context: str, flags: dict[str, Any]) -> Any:
         annotations=flags["annotation"],
         outputs=tuple(parse_output(text) for text in flags["outputs"]),
         sbom=flags["sbom"],
+        allowed=flags["allow"],
         no_cache=flags["no_cache"],
         no_cache_stages=flags["no_cache_filter"],
         pull=flags["pull"],
