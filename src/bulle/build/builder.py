@@ -34,6 +34,7 @@ from bulle.engine import Engine
 from bulle.engine.planning import DEFAULT_PATH
 from bulle.errors import BulleError, InvalidInput
 from bulle.model.image import ExecutionConfig, Manifest, Platform
+from bulle.records.build_steps import BuildStepRow
 from bulle.registry.documents import parse_platform, this_platform
 from bulle.store import Image
 
@@ -126,7 +127,7 @@ class _Build:
         self._processors = threading.Semaphore(os.cpu_count() or 1)
         self._failed = threading.Event()
         self.stops: set[Callable[[], None]] = set()
-        self._used: set[str] = set()
+        self._used: list[BuildStepRow] = []
         self._locks = os.open(engine.home / "run" / "builds.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def run(self) -> Built:
@@ -135,7 +136,7 @@ class _Build:
             self.report(BuildEvent("warning", None, text=warning))
         try:
             state = self._run_stages(self._graph.target, [stage for stage in self._graph.needed if stage is not self._graph.target])
-            self.engine.store.build_cache.use(sorted(self._used))
+            self.engine.store.build_cache.use(self._used)
             image = finish(self.engine, state, self.options, self.latest_ns)
         finally:
             os.close(self._locks)
@@ -273,9 +274,9 @@ class _Build:
         finally:
             os.close(descriptor)
 
-    def used(self, key: str) -> None:
+    def used(self, row: BuildStepRow) -> None:
         """Note that a step of the cache is of use."""
-        self._used.add(key)
+        self._used.append(row)
 
     @contextmanager
     def running(self) -> Iterator[None]:

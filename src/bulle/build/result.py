@@ -11,7 +11,7 @@ from bulle.build.outputs import write_output
 from bulle.build.package_lists import attach_packages
 from bulle.build.state import StageState
 from bulle.engine import Engine
-from bulle.errors import InvalidInput
+from bulle.errors import InvalidInput, NotFound
 from bulle.model.digest import Digest
 from bulle.model.image import LAYER_COMPRESSIONS, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from bulle.model.reference import Reference
@@ -37,7 +37,10 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
             raise InvalidInput(f"{reference.familiar!r} cannot be given to an image", "a digest is not chosen, it follows from the content")
     layers = [(blob, diff_id) for (blob, _size, _type), diff_id in zip(state.blobs, state.layers, strict=True)]
     raw = manifest(state, config, options)
-    if keeps(options):
+    known = _known(engine, Digest.of(config), references, state.host_binds) if keeps(options) and not options.annotations else None
+    if known is not None:
+        image = known
+    elif keeps(options):
         image = engine.store.images.commit(raw, OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
     else:
         image = Image(
@@ -60,6 +63,16 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
         if output.type != "image":
             write_output(engine, image, output, tuple(references))
     return image
+
+
+def _known(engine: Engine, image_id: Digest, references: list[Reference], host_binds: tuple[str, ...]) -> Image | None:
+    """The image, where it is here already under all its names: a build of which everything is cached then writes nothing."""
+    try:
+        image = engine.store.images.get(image_id)
+    except NotFound:
+        return None
+    whole = image.host_binds == host_binds and {reference.canonical for reference in references} <= set(image.references)
+    return image if whole else None
 
 
 def keeps(options: BuildOptions) -> bool:

@@ -32,6 +32,7 @@ from bulle.engine import Engine
 from bulle.errors import BulleError, InvalidInput
 from bulle.model.digest import Digest
 from bulle.model.image import OCI_LAYER
+from bulle.records.build_steps import BuildStepRow
 from bulle.registry import tar_format
 from bulle.store import Layer
 
@@ -56,7 +57,7 @@ class Work(Protocol):
     def begin(self, stage: Stage) -> StageState: ...
     def source(self, name: str, stage: Stage, cleanup: ExitStack) -> Source: ...
     def locked(self, key: str) -> AbstractContextManager[None]: ...
-    def used(self, key: str) -> None: ...
+    def used(self, row: BuildStepRow) -> None: ...
     def running(self) -> AbstractContextManager[object]: ...
 
 
@@ -261,7 +262,7 @@ class StageRun:
             else:
                 work.report(BuildEvent("cached", step.step))
                 self._taken.append(Digest(row.diff_id or ""))
-            work.used(key)
+            work.used(row)
             self._append(row.diff_id, row.created_at_ns, created_by)
 
     def _keep_taken(self) -> None:

@@ -15,6 +15,8 @@ from bulle.records.database import Database
 from bulle.records.layers import LayerRecords
 from bulle.store.workspace import Workspace
 
+_WORTH_NOTING_NS = 3600 * 1_000_000_000
+
 
 class BuildCache:
     """The steps of one home's builds."""
@@ -51,8 +53,9 @@ class BuildCache:
             self._records.put(connection, row)
         return row
 
-    def use(self, keys: Sequence[str]) -> None:
-        """Note that these steps are still of use."""
+    def use(self, rows: Sequence[BuildStepRow]) -> None:
+        """Note that these steps are still of use; once an hour is enough for a prune that asks for days."""
+        keys = [row.key for row in rows if time.time_ns() - row.used_at_ns > _WORTH_NOTING_NS]
         if keys:
             with self._database.transaction() as connection:
                 self._records.use(connection, keys, time.time_ns())
