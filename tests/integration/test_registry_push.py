@@ -562,26 +562,26 @@ def test_what_speaks_of_an_image_travels_with_it(engine: library.Engine, registr
     """By the tag that stands in for the referrers API, which docker-registry 2.8 has not."""
     engine.images.pull(f"dir:{image_directory}")
     content = b'{"spdxVersion": "SPDX-2.3"}' * 100
-    early = engine.images.attach("fresh", "application/spdx+json", "application/spdx+json", content, {"org.example.made": "early"})
-    assert engine.images.attach("fresh", "application/spdx+json", "application/spdx+json", content, {"org.example.made": "early"}) == early
+    early = engine.artifacts.attach("fresh", "application/spdx+json", "application/spdx+json", content, {"org.example.made": "early"})
+    assert engine.artifacts.attach("fresh", "application/spdx+json", "application/spdx+json", content, {"org.example.made": "early"}) == early
     name = f"{registry.address}/sbom/fresh:1"
     pushed = engine.images.push("fresh", name)
     # The push compressed the layers: what spoke of the plain manifest speaks of the new one now.
-    [artifact] = engine.images.referrers("fresh")
+    [artifact] = engine.artifacts.list("fresh")
     assert artifact.subject == pushed.digest
-    engine.images.attach("fresh", "application/vnd.example.signature", "text/plain", b"signed")
+    engine.artifacts.attach("fresh", "application/vnd.example.signature", "text/plain", b"signed")
     engine.images.push("fresh", name)
     listed = json.loads(raw(registry, f"sbom/fresh:{fallback_tag(pushed.digest)}"))
     assert [entry["artifactType"] for entry in listed["manifests"]] == ["application/spdx+json", "application/vnd.example.signature"]
     assert listed["manifests"][0]["annotations"] == {"org.example.made": "early"}
     with pytest.raises(library.BulleError, match="not a media type"):
-        engine.images.attach("fresh", "no type", "text/plain", b"")
+        engine.artifacts.attach("fresh", "no type", "text/plain", b"")
     with library.Engine(home / "second") as second:
         second.images.pull(name)
-        assert [one.digest for one in second.images.referrers(name)] == [entry["digest"] for entry in listed["manifests"]]
-        assert second.images.artifact_content(second.images.referrers(name, "application/spdx+json")[0].digest) == content
-        second.images.detach(second.images.referrers(name, "application/spdx+json")[0].digest)
-        assert [one.artifact_type for one in second.images.referrers(name)] == ["application/vnd.example.signature"]
+        assert [one.digest for one in second.artifacts.list(name)] == [entry["digest"] for entry in listed["manifests"]]
+        assert second.artifacts.content(second.artifacts.list(name, "application/spdx+json")[0].digest) == content
+        second.artifacts.remove(second.artifacts.list(name, "application/spdx+json")[0].digest)
+        assert [one.artifact_type for one in second.artifacts.list(name)] == ["application/vnd.example.signature"]
         # It goes with its image, and nothing stays of it.
         second.images.remove(name)
         assert not [path for path in (home / "second/blobs").rglob("*") if path.is_file()]
@@ -681,7 +681,7 @@ def test_a_registry_that_knows_referrers(engine: library.Engine, image_directory
             return None
 
         server.handler = uploading(handler)
-        digest = engine.images.attach("fresh", "text/x", "text/x", b"words")
+        digest = engine.artifacts.attach("fresh", "text/x", "text/x", b"words")
         pushed = engine.images.push("fresh", f"{server.address}/image:1", compression="none")
         assert set(kept) == {"/v2/image/manifests/1", f"/v2/image/manifests/{digest}"}
         server.handler = None
@@ -698,7 +698,7 @@ def test_a_registry_that_knows_referrers(engine: library.Engine, image_directory
         engine.images.remove("fresh")
         steps: list[Progress] = []
         engine.images.pull(f"{server.address}/image:1", progress=steps.append)
-        assert [one.digest for one in engine.images.referrers(f"{server.address}/image:1")] == [digest]
+        assert [one.digest for one in engine.artifacts.list(f"{server.address}/image:1")] == [digest]
         assert any("not all that refers to it" in step.message for step in steps)
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 16
+_MOST_CONNECTIONS = 32
 
 
 class AgentRelay:
@@ -23,6 +24,7 @@ class AgentRelay:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(_MOST_CONNECTIONS)
         self._threads = [threading.Thread(target=self._accept, name="bulle-agent", daemon=True)]
         descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -42,6 +44,7 @@ class AgentRelay:
         for one in ending:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+        self._places.release()  # for the one who accepts, if it waits
         for thread in self._threads:
             thread.join()
         self._listener.close()
@@ -52,17 +55,22 @@ class AgentRelay:
                 client = self._listener.accept()[0]
             except OSError:
                 return
-            agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            # A step may open as many as it likes; more than these wait for one of them to end.
+            self._places.acquire()
+            agent = None
             try:
+                agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
                 agent.connect(self._agent)
             except OSError:
-                agent.close()
+                if agent is not None:
+                    agent.close()
                 client.close()
+                self._places.release()
                 continue
             with self._lock:
                 self._open |= {client, agent}
             thread = threading.Thread(target=self._serve, args=(client, agent), name="bulle-agent", daemon=True)
-            self._threads.append(thread)
+            self._threads = [one for one in self._threads if one.is_alive() or one.ident is None] + [thread]
             thread.start()
 
     def _serve(self, client: socket.socket, agent: socket.socket) -> None:
@@ -74,6 +82,7 @@ class AgentRelay:
             self._open -= {client, agent}
         client.close()
         agent.close()
+        self._places.release()
 
 
 def _carry(origin: socket.socket, to: socket.socket) -> None:

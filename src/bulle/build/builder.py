@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
+from bulle.build.checking import check_options
 from bulle.build.configuring import configure, configures
 from bulle.build.context import Context, ignore_rules, open_context, open_directory
 from bulle.build.expansion import expanded
@@ -32,7 +33,7 @@ from bulle.build.stage import Cancelled, Pruned, StageRun
 from bulle.build.state import StageState, state_of_image
 from bulle.engine import Engine
 from bulle.engine.planning import DEFAULT_PATH
-from bulle.errors import BulleError, InvalidInput
+from bulle.errors import BulleError, InvalidInput, NotFound
 from bulle.model.image import ExecutionConfig, Manifest, Platform
 from bulle.records.build_steps import BuildStepRow
 from bulle.registry.documents import parse_platform, this_platform
@@ -76,6 +77,7 @@ def build(engine: Engine, options: BuildOptions, *, report: Report = silent, std
 
     ``report`` is called from several threads. Raises BulleError naming file and line.
     """
+    check_options(options)
     check_form(options.sbom)
     if options.sbom and not keeps(options):
         raise InvalidInput("--sbom needs the image in the store", "the list of packages refers to it", "add --output type=image")
@@ -159,9 +161,14 @@ class _Build:
                 finally:
                     self.engine.database.close()  # this thread's connection
 
-            for stage in others:
-                self._results[stage.number] = pool.submit(run, stage)
-            ready.set()
+            try:
+                for stage in others:
+                    self._results[stage.number] = pool.submit(run, stage)
+            except BaseException:  # no more threads: those that are there must not wait for ever
+                self._failed.set()
+                raise
+            finally:
+                ready.set()
             try:
                 state: StageState | BaseException = self._run_stage(target)
             except BaseException as error:  # noqa: BLE001 - raised below, unless another one caused it
@@ -222,7 +229,10 @@ class _Build:
 
     def _image(self, name: str, platform: Platform, where: str) -> Image:
         """An image by name, pulled when it must be, its layers kept for this build."""
-        name = self._contexts.get(name, name)
+        place = self._contexts.get(name, "")
+        if place and not place.startswith(("docker-image://", "oci-layout://")):
+            raise InvalidInput(f"{where}: the context {name} is a directory", "a stage begins with an image", f"copy from it: COPY --from={name}")
+        name = place or name
         name = name.removeprefix("docker-image://")
         if name.startswith("oci-layout://"):
             name = f"oci:{name.removeprefix('oci-layout://')}"
@@ -230,8 +240,9 @@ class _Build:
         try:
             image = self.engine.images.for_run(name, "always" if self.options.pull else "missing", wanted, self._pulling)
         except BulleError as error:
-            error.args = (f"{where}: {error.brief}", error.details, error.resolution)
-            error.brief = f"{where}: {error.brief}"
+            if where:
+                error.args = (f"{where}: {error.brief}", error.details, error.resolution)
+                error.brief = f"{where}: {error.brief}"
             raise
         self.engine.store.layers.keep(image.layers)
         return image
@@ -255,7 +266,11 @@ class _Build:
         if number is not None and number < stage.number:
             layers, binds = self._result(number).layers, self._result(number).host_binds
         else:
-            image = self._image(name, self._platform, str(stage.beginning.location))
+            try:
+                image = self._image(name, self._platform, "")
+            except BulleError as error:
+                details = f"no stage before is called so, and as an image: {error}"
+                raise NotFound(f"there is no {name!r} to copy from", details, "name an earlier stage, a context or an image") from error
             layers, binds = list(image.layers), image.host_binds
         view = cleanup.enter_context(self.engine.store.layers.view(layers))
         if binds:

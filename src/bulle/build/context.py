@@ -18,7 +18,7 @@ from bulle.build.patterns import IgnoreRules
 from bulle.build.sources import HostDirectory
 from bulle.errors import BulleError, InvalidInput, NotFound
 from bulle.linux.process import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
-from bulle.registry.compression import decompress, detect
+from bulle.registry.compression import decompress_bounded, detect
 from bulle.store import Store
 from bulle.store.workspace import remove_tree
 
@@ -159,7 +159,7 @@ def _is_archive(first: bytes) -> bool:
 def _unpacked(chunks: Iterator[bytes], store: Store, directory: Path, what: str) -> Path:
     """An archive as a directory: checked as a layer is, so that nothing in it can lead out."""
     first = next(chunks, b"")
-    plain = decompress(_chained(first, chunks), detect(first[:8]), what)
+    plain = decompress_bounded(_chained(first, chunks), detect(first[:8]), what)
     diff_id = store.layers.add(plain).diff_id
     target = directory / "context"
     target.mkdir()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bulle.build.patterns import IgnoreRules
 from bulle.build.sources import Entry, Source, Top
@@ -22,13 +22,23 @@ from bulle.store.tree import Node
 Owner = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The places that the patterns of one instruction mean in one source."""
 
     source: Source
     tops: Sequence[Top]
     excludes: IgnoreRules | None = None
+    walked: dict[Top, list[tuple[bytes, Entry]]] = field(default_factory=dict)
+
+    def tree(self, top: Top) -> list[tuple[bytes, Entry]]:
+        """What lies at one of the places, as it was found the first time: the layer is made of what its key was made of."""
+        if top not in self.walked:
+            try:
+                self.walked[top] = list(self.source.walk(top.entry, self.excludes))
+            except RecursionError:
+                raise InvalidInput(f"{os.fsdecode(top.name)} cannot be copied", "its directories are nested too deeply") from None
+        return self.walked[top]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,7 @@ class Placement:
         else:
             # A directory gives its contents; where they go is a directory like any other that is made on the way.
             places = {b"": self._directory((*destination, *kept))}
-        for path, entry in group.source.walk(top.entry, group.excludes):
+        for path, entry in group.tree(top):
             if not path:
                 continue
             parent, _, name = path.rpartition(b"/")
@@ -165,6 +175,8 @@ class Placement:
         return resolved.path, not resolved.path or (resolved.place is not None and resolved.place.is_directory)
 
     def _member(self, path: Names, entry: Entry) -> tar_format.Member:
+        if path and path[-1].startswith(b".wh."):
+            raise InvalidInput(f"cannot copy {_shown(path)}", "in a layer, names that begin with .wh. delete files", "give it another name")
         target = self._target
         uid, gid = target.owner if target.owner is not None else (entry.uid, entry.gid)
         # Modes of symbolic links mean nothing.

@@ -23,6 +23,8 @@ from bulle.store.failures import storage_errors
 _CHUNK_BYTES = 1 << 20
 _MOST_BYTES = 64 << 30
 _GIT_PREFIXES = ("git://", "git@", "ssh://", "github.com/")
+_GIT_SETTINGS = ("core.hooksPath=/dev/null", "protocol.file.allow=never", "protocol.ext.allow=never", "advice.detachedHead=false")
+_GIT_KEPT = ("GIT_SSH", "GIT_SSL_", "GIT_ASKPASS", "GIT_PROXY", "GIT_CONFIG_GLOBAL")
 _SCP_LIKE = re.compile(r"[\w.-]+@[\w.-]+:.+")
 
 
@@ -43,6 +45,13 @@ class GitReference:
     address: str
     reference: str
     subdirectory: str
+
+
+def shown(address: str) -> str:
+    """An address without the password that may stand in it."""
+    scheme, separator, rest = address.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}" if separator else address
 
 
 def is_http(text: str) -> bool:
@@ -68,13 +77,13 @@ def download(address: str, directory: Path, progress: Callable[[str], None]) -> 
 
     target = directory / "download"
     checksum = hashlib.sha256()
-    progress(f"downloading {address}")
-    with opened(address) as response, storage_errors(f"{address} could not be stored"), target.open("xb") as out:
+    progress(f"downloading {shown(address)}")
+    with opened(address) as response, storage_errors(f"{shown(address)} could not be stored"), target.open("xb") as out:
         while chunk := response.read(_CHUNK_BYTES):
             checksum.update(chunk)
             out.write(chunk)
             if out.tell() > _MOST_BYTES:
-                raise CorruptImage(f"{address} is refused", f"it has more than {_MOST_BYTES} bytes")
+                raise CorruptImage(f"{shown(address)} is refused", f"it has more than {_MOST_BYTES} bytes")
         changed = response.headers.get("Last-Modified", "")
     try:
         modified_s = int(email.utils.parsedate_to_datetime(changed).timestamp()) if changed else 0
@@ -98,29 +107,22 @@ def check(found: Download, expected: str, where: str) -> None:
 def checkout(wanted: GitReference, directory: Path, progress: Callable[[str], None], *, keep_git: bool) -> tuple[Path, str]:
     """Check a repository out into an empty host directory; returns the directory that was asked for and the commit."""
     if shutil.which("git") is None:
-        raise Unavailable(f"{wanted.address} cannot be fetched", "there is no git on this machine", "install git")
-    progress(f"fetching {wanted.address}{f'#{wanted.reference}' if wanted.reference else ''}")
+        raise Unavailable(f"{shown(wanted.address)} cannot be fetched", "there is no git on this machine", "install git")
+    progress(f"fetching {shown(wanted.address)}{f'#{wanted.reference}' if wanted.reference else ''}")
     work = directory / "checkout"
     work.mkdir()
 
     def git(*words: str) -> str:
-        settings = (
-            "-c",
-            "core.hooksPath=/dev/null",
-            "-c",
-            "protocol.file.allow=never",
-            "-c",
-            "protocol.ext.allow=never",
-            "-c",
-            "advice.detachedHead=false",
-        )
-        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
-        done = subprocess.run(
-            ["git", *settings, *words], cwd=work, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-        )
+        settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
+        # The caller may stand in a repository of her own (hooks set GIT_DIR): it is not meant.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(_GIT_KEPT)}
+        environment = {**kept, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+        line = ["git", *settings, *words]
+        done = subprocess.run(line, cwd=work, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         if done.returncode:
-            words_of_git = done.stderr.strip().splitlines()
-            raise BulleError(f"{wanted.address} cannot be checked out", words_of_git[-1][:200] if words_of_git else "git failed", "check the address")
+            words_of_git = done.stderr.replace(wanted.address, shown(wanted.address)).strip().splitlines()
+            details = words_of_git[-1][:200] if words_of_git else "git failed"
+            raise BulleError(f"{shown(wanted.address)} cannot be checked out", details, "check the address")
         return done.stdout.strip()
 
     git("init", "-q")
@@ -145,6 +147,7 @@ def _inside(work: Path, wanted: GitReference) -> Path:
         finally:
             os.close(found)
     except OSError as error:
-        raise NotFound(f"{wanted.address} has no directory {wanted.subdirectory!r}", error.strerror or "", "check what follows the colon") from None
+        details = os.strerror(error.errno or 0)
+        raise NotFound(f"{shown(wanted.address)} has no directory {wanted.subdirectory!r}", details, "check what follows the colon") from None
     finally:
         os.close(root)

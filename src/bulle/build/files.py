@@ -14,14 +14,14 @@ from pathlib import Path
 from bulle.build import owners
 from bulle.build.cache import Inputs
 from bulle.build.copying import Group, Placement, Target
-from bulle.build.fetching import check, checkout, download, git_reference, is_http
+from bulle.build.fetching import check, checkout, download, git_reference, is_http, shown
 from bulle.build.instructions import Add, Copy
 from bulle.build.patterns import IgnoreRules, has_wildcards
 from bulle.build.sources import Entry, HostDirectory, LayersSource, Source, Texts, Top, digest_of
 from bulle.build.state import StageState
 from bulle.errors import InvalidInput, NotFound
 from bulle.registry import tar_format
-from bulle.registry.compression import decompress, detect
+from bulle.registry.compression import decompress, decompress_bounded, detect
 from bulle.store import Layer, Store
 from bulle.store.merged_view import MergedView
 from bulle.store.workspace import remove_tree
@@ -63,11 +63,12 @@ class Files:
             raise NotFound(f"{instruction.location}: no file matches {shown}", "", "check the names, and .dockerignore")
         if isinstance(instruction, Add) and instruction.checksum:
             inputs.add("checksum", instruction.checksum)
-        for group in self._groups:
-            for top in group.tops:
-                tree = digest_of(group.source.walk(top.entry, group.excludes))
-                name = os.fsdecode(top.name) or "."
-                inputs.add_files({name if path == "." else f"{name}/{path}".removeprefix("./"): digest for path, digest in tree.items()})
+        for number, (group, top) in enumerate([(one, place) for one in self._groups for place in one.tops]):
+            tree = digest_of(group.tree(top))
+            name = os.fsdecode(top.name) or "."
+            files = {name if path == "." else f"{name}/{path}".removeprefix("./"): digest for path, digest in tree.items()}
+            taken = any(f"file {path}" in inputs.parts for path in files)
+            inputs.add_files(files, f"file of source {number} " if taken else "file ")
 
     def make(self, view: MergedView, now_ns: int, latest_ns: int | None) -> Layer:
         """The layer, on what ``view`` shows."""
@@ -92,7 +93,7 @@ class Files:
             repository = git_reference(pattern)
             if repository is not None:
                 path, _commit = checkout(repository, self._temporary(), self._note, keep_git=instruction.keep_git_dir)
-                yield self._everything(HostDirectory(self._opened(path), repository.address))
+                yield self._everything(HostDirectory(self._opened(path), shown(repository.address)))
                 return
             if is_http(pattern):
                 yield self._downloaded(pattern)
@@ -130,7 +131,7 @@ class Files:
 
     def _archive(self, chunks: Iterator[bytes], what: str) -> Group:
         head, rest = _peeked(chunks)
-        diff_id = self._store.layers.add(decompress(rest, detect(head[:8]), what)).diff_id
+        diff_id = self._store.layers.add(decompress_bounded(rest, detect(head[:8]), what)).diff_id
         view = self._cleanup.enter_context(self._store.layers.view([diff_id]))
         return self._everything(LayersSource(view, what))
 
@@ -145,7 +146,7 @@ class Files:
         if not found.name and not instruction.destination.endswith("/"):
             name = os.path.basename(instruction.destination)
         elif not found.name:
-            raise InvalidInput(f"{instruction.location}: {address} names no file", "", "name the file in the destination")
+            raise InvalidInput(f"{instruction.location}: {shown(address)} names no file", "", "name the file in the destination")
         else:
             name = found.name
         size = found.path.stat().st_size

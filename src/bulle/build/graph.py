@@ -127,7 +127,7 @@ def stage_number(source: str, before: int, numbers: Mapping[str, int], contexts:
     """The number of the stage that a ``--from`` names; None for an image or context."""
     if source in contexts:
         return None
-    if source.isdecimal():
+    if source.isdecimal() and len(source) < 6:
         return int(source) if int(source) < before + 1 else None
     return numbers.get(source.lower())
 
@@ -135,7 +135,7 @@ def stage_number(source: str, before: int, numbers: Mapping[str, int], contexts:
 def _target(stages: list[Stage], numbers: Mapping[str, int], wanted: str) -> Stage:
     if not wanted:
         return stages[-1]
-    if wanted.isdecimal() and int(wanted) < len(stages):
+    if wanted.isdecimal() and len(wanted) < 6 and int(wanted) < len(stages):
         return stages[int(wanted)]
     if wanted.lower() in numbers:
         return stages[numbers[wanted.lower()]]

@@ -21,6 +21,7 @@ from bulle.engine.output_file import output_file
 from bulle.engine.saving import save_images
 from bulle.errors import BulleError, InvalidInput
 from bulle.model.reference import Reference
+from bulle.registry import tar_format
 from bulle.store import Image
 from bulle.store.failures import storage_errors
 from bulle.store.merged_view import MergedView
@@ -59,8 +60,8 @@ def write_output(engine: Engine, image: Image, output: Output, names: tuple[Refe
             save_images(engine.store, [(image, names)], out, _FORMATS[output.type])
 
 
-def root_stream(engine: Engine, image: Image) -> Iterator[bytes]:
-    """The files of an image as one tar."""
+def root_stream(engine: Engine, image: Image, *, harmless: bool = False) -> Iterator[bytes]:
+    """The files of an image as one tar; ``harmless`` without devices, which in a directory of the host would be the host's."""
     if image.host_binds:
         raise BulleError("the files of this image cannot be written", f"its {image.host_binds[0]} is this machine's own", "write an archive instead")
     with engine.store.layers.view(image.layers) as view:
@@ -69,6 +70,9 @@ def root_stream(engine: Engine, image: Image) -> Iterator[bytes]:
         assert root is not None
         placement = Placement(MergedView([]), Target("/", into=True), 0)
         placement.add([Group(source, [Top(b"", root)])])
+        if harmless:
+            devices = (tar_format.CHARACTER_DEVICE, tar_format.BLOCK_DEVICE)
+            placement.members = {path: member for path, member in placement.members.items() if member.kind not in devices}
         yield from placement.stream(None)
 
 
@@ -83,7 +87,7 @@ def _fill(engine: Engine, image: Image, directory: Path) -> None:
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=words_of_tar)
         assert process.stdin is not None
         try:
-            for chunk in root_stream(engine, image):
+            for chunk in root_stream(engine, image, harmless=True):
                 process.stdin.write(chunk)
         except BrokenPipeError:
             pass  # its own words say why

@@ -45,6 +45,6 @@ def _entry(view: MergedView, path: str, name: str) -> list[str] | None:
 
 
 def _number(text: str, where: str) -> int:
-    if not text.isdecimal() or int(text) > _LAST_ID:
+    if not text.isdecimal() or len(text) > 10 or int(text) > _LAST_ID:
         raise InvalidInput(f"{where}: {text!r} is no id", f"ids go from 0 to {_LAST_ID}", "use a smaller number")
     return int(text)

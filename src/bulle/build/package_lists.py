@@ -37,7 +37,7 @@ def attach_packages(engine: Engine, image: Image, name: str, form: str, created_
     with engine.store.layers.view(image.layers) as view:
         packages = find_packages(_Files(view))
     content = write(Subject(name or image.id, image.id, created_s), packages)
-    return engine.images.attach(image.id, media_type, media_type, content)
+    return engine.artifacts.attach(image.id, media_type, media_type, content)
 
 
 class _Files:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import BinaryIO
 
 import msgspec
 
 from bulle.build.builder import Built, build
-from bulle.build.options import BuildOptions, Report, silent
+from bulle.build.options import BuildEvent, BuildOptions, Report, silent
 from bulle.engine import Engine
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
@@ -27,7 +28,7 @@ def build_all(engine: Engine, options: BuildOptions, *, report: Report = silent,
     built = []
     for platform in platforms:
         own = msgspec.structs.replace(options, platforms=(str(platform),), tags=())
-        built.append(build(engine, own, report=report, explain=explain))
+        built.append(build(engine, own, report=_of_platform(str(platform), report), explain=explain))
     for tag in options.tags:
         reference = Reference.parse(tag)
         with suppress(NotFound):
@@ -36,3 +37,13 @@ def build_all(engine: Engine, options: BuildOptions, *, report: Report = silent,
             engine.store.images.untag(reference)
         engine.indexes.create(tag, [one.image.id for one in built])
     return built
+
+
+def _of_platform(platform: str, report: Report) -> Report:
+    """Progress that says which platform a step is of."""
+
+    def named(event: BuildEvent) -> None:
+        step = event.step
+        report(event if step is None else replace(event, step=replace(step, stage=f"{platform} {step.stage}")))
+
+    return named

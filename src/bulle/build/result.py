@@ -41,6 +41,9 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
     if known is not None:
         image = known
     elif keeps(options):
+        for reference in references:
+            if engine.store.indexes.has(reference):  # a name means one thing, and now this
+                engine.indexes.delete(reference.canonical)
         image = engine.store.images.commit(raw, OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
     else:
         image = Image(

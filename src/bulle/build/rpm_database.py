@@ -7,10 +7,12 @@ into, all of it in network byte order.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 _NAME, _VERSION, _RELEASE, _EPOCH, _VENDOR, _LICENSE, _URL, _ARCHITECTURE, _SOURCE = 1000, 1001, 1002, 1003, 1011, 1014, 1020, 1022, 1044
+_MOST_SECONDS = 20.0
 _WANTED = frozenset({_NAME, _VERSION, _RELEASE, _EPOCH, _VENDOR, _LICENSE, _URL, _ARCHITECTURE, _SOURCE})
 _INT32, _STRINGS = 4, (6, 8, 9)
 _MOST_ENTRIES = 100_000
@@ -42,6 +44,12 @@ def rpm_packages(database: bytes) -> Iterator[RpmPackage]:
     connection = sqlite3.connect(":memory:")
     try:
         connection.deserialize(database)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        # A view of that name could go on for ever; so could anything else: the work is bounded.
+        if connection.execute("SELECT type FROM sqlite_master WHERE name = 'Packages'").fetchall() != [("table",)]:
+            return
+        deadline = time.monotonic() + _MOST_SECONDS
+        connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 100_000)
         rows = connection.execute("SELECT blob FROM Packages ORDER BY hnum").fetchall()
     except (sqlite3.Error, UnicodeDecodeError, MemoryError):  # its messages quote what is damaged
         return

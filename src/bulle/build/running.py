@@ -31,6 +31,8 @@ from bulle.store import Layer
 from bulle.store.workspace import remove_tree
 
 INSECURE = "security.insecure"
+HOSTNAME = "build"  # the same on every machine: names of hosts find their way into what is built
+HOST_NETWORK = "network.host"
 _CLEANED_WITHIN_S = 30.0
 
 
@@ -44,8 +46,18 @@ def arguments_of(run: Run, shell: tuple[str, ...]) -> tuple[str, ...]:
 
 def network_of(run: Run, options: BuildOptions) -> str:
     """The network of a step: as the instruction says, else as the build was told; the host's where nobody said anything, until there are bridges."""
-    wanted = run.network or options.network
+    wanted = options.network if run.network in ("", "default") else run.network
+    if wanted == "host" and options.network == "none" and HOST_NETWORK not in options.allowed:
+        details = "the build was told to have none"
+        raise InvalidInput(f"{run.location}: RUN --network=host is not allowed", details, f"if you mean it, build with --allow {HOST_NETWORK}")
     return "host" if wanted in ("", "default") else wanted
+
+
+def check_allowed(run: Run, options: BuildOptions) -> None:
+    """Raise InvalidInput where the instruction asks for privileges that the caller has not given: also where it comes from an ONBUILD."""
+    if run.security == "insecure" and INSECURE not in options.allowed:
+        why = "it would run with all privileges of the machine's root"
+        raise InvalidInput(f"{run.location}: RUN --security=insecure is not allowed", why, f"if you mean it, build with --allow {INSECURE}")
 
 
 def execute(
@@ -63,9 +75,6 @@ def execute(
 
     While it runs, ``stops`` has what ends it, for other threads.
     """
-    if run.security == "insecure" and INSECURE not in options.allowed:
-        why = "it would run with all privileges of the machine's root"
-        raise InvalidInput(f"{run.location}: RUN --security=insecure is not allowed", why, f"if you mean it, build with --allow {INSECURE}")
     if not state.layers:
         raise InvalidInput(
             f"{run.location}: RUN has nothing to run in", "the stage is empty so far", "begin it with FROM an image, or COPY a program"
@@ -88,6 +97,7 @@ def execute(
             entrypoint=(),
             environment=tuple(f"{name}={value}" for name, value in arguments.items() if name not in own),  # ENV counts before ARG
             network=network_of(run, options),
+            hostname="" if options.isolation == "chroot" else HOSTNAME,
             isolation=options.isolation,
             memory_bytes=options.memory_bytes,
             shm_bytes=options.shm_bytes,

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -52,7 +52,7 @@ class Entry:
         return self.kind == tar_format.DIRECTORY
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Top:
     """One place that a pattern means: ``name`` as it matched (for ``--parents`` and as the file's name), ``entry`` what it leads to."""
 
@@ -296,7 +296,7 @@ def _once(text: bytes) -> Iterator[bytes]:
     yield text
 
 
-def digest_of(tree: Iterator[tuple[bytes, Entry]]) -> dict[str, str]:
+def digest_of(tree: Iterable[tuple[bytes, Entry]]) -> dict[str, str]:
     """What counts of each file, by its path: a change of the time alone is none."""
     found: dict[str, str] = {}
     links: dict[object, str] = {}

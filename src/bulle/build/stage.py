@@ -24,12 +24,12 @@ from bulle.build.instructions import Instruction, Location
 from bulle.build.options import BuildEvent, BuildOptions, Report, Step
 from bulle.build.owners import owner
 from bulle.build.parsing import parse_one
-from bulle.build.running import arguments_of, execute, network_of
+from bulle.build.running import arguments_of, check_allowed, execute, network_of
 from bulle.build.sources import Source
 from bulle.build.state import StageState
 from bulle.build.step_mounts import StepMounts
 from bulle.engine import Engine
-from bulle.errors import BulleError, InvalidInput
+from bulle.errors import BulleError, InvalidInput, NotFound
 from bulle.model.digest import Digest
 from bulle.model.image import OCI_LAYER
 from bulle.records.build_steps import BuildStepRow
@@ -118,7 +118,10 @@ class StageRun:
         if isinstance(instruction, known.Arg):
             self._declare(instruction)
             return
-        instruction = expanded(instruction, self.variables)
+        missing: set[str] = set()
+        instruction = expanded(instruction, self.variables, missing)
+        for name in sorted(missing):
+            self.work.report(BuildEvent("warning", None, text=f"{instruction.location}: nobody set the variable {name}, so it is empty"))
         try:
             match instruction:
                 case known.Run():
@@ -153,6 +156,7 @@ class StageRun:
 
     def _run(self, run: known.Run) -> None:
         state, work = self.state, self.work
+        check_allowed(run, work.options)
         words = arguments_of(run, state.shell)
         shown = " ".join(words)
         counted = {name: value for name, value in self.arguments.items() if name not in PREDEFINED}
@@ -258,6 +262,8 @@ class StageRun:
                         self._keep_taken()
                         layer = make(lambda data: work.report(BuildEvent("output", step.step, data)))
                         row = cache.put(key, inputs.parent, inputs.instruction, layer.diff_id, inputs.document)
+                    else:  # another build was faster
+                        self._taken.append(Digest(row.diff_id or ""))
                 work.report(BuildEvent("done", step.step, seconds=step.seconds))
             else:
                 work.report(BuildEvent("cached", step.step))
@@ -276,7 +282,11 @@ class StageRun:
         state, layers = self.state, self.work.engine.store.layers
         state.created_ns = created_at_ns if self.work.latest_ns is None else min(created_at_ns, self.work.latest_ns)
         state.layers.append(Digest(diff_id))
-        state.blobs.append((Digest(diff_id), layers.size(Digest(diff_id)), OCI_LAYER))
+        try:
+            size = layers.size(Digest(diff_id))
+        except NotFound as error:
+            raise Pruned("a layer was pruned while it was built on", "", "build again") from error
+        state.blobs.append((Digest(diff_id), size, OCI_LAYER))
         state.note(created_by, empty=False)
 
     @contextmanager

@@ -125,7 +125,7 @@ def exposed(config: ExecutionConfig, ports: tuple[str, ...]) -> dict[str, Any]:
         numbers, _, protocol = item.partition("/")
         protocol = protocol.lower() or "tcp"
         first, _, last = numbers.rpartition(":")[2].partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or protocol not in ("tcp", "udp", "sctp"):
+        if not first.isdecimal() or len(first) > 5 or len(last) > 5 or (last and not last.isdecimal()) or protocol not in ("tcp", "udp", "sctp"):
             raise InvalidInput(f"{item!r} is no port", "", "write a number or a range, with /tcp, /udp or /sctp")
         start, end = int(first), int(last or first)
         if not 0 < start <= end < 65536:

@@ -48,6 +48,7 @@ class StepMounts:
         self._open_source = open_source
         self._layers: dict[RunMount, tuple[Digest, bytes]] = {}
         self._contents: dict[RunMount, Path] = {}
+        self._held: dict[str, Path] = {}
         self._cleanup = ExitStack()
         self.mounts: list[Mount] = []
         self.volume_layers: list[LayerMount] = []
@@ -64,7 +65,8 @@ class StepMounts:
         """Add what counts for the cache: the files of binds; not what caches, secrets and agents hold."""
         for mount in self._run.mounts:
             inputs.add(f"mount {mount.type} {mount.target}", repr(mount))
-            if mount.type == "bind":
+            if mount.type == "bind" or (mount.type == "cache" and mount.from_):
+                # Now, while no lock is held and no place among the running commands: it may wait for another stage.
                 diff_id, name = self._bring(mount)
                 inputs.add(f"files of {mount.from_ or 'the context'} at {mount.target}", f"{diff_id} {name!r}")
 
@@ -113,11 +115,11 @@ class StepMounts:
         self.mounts.append(Mount("bind", self._target(mount), str(self._contents[mount]), bool(mount.read_only)))
 
     def _cache_content(self, mount: RunMount) -> Path:
-        name = mount.id or self._target(mount)
-        held = next((content for other, content in self._contents.items() if (other.id or self._target(other)) == name), None)
+        name = (mount.id or self._target(mount)) + (f" {self._bring(mount)[0]}" if mount.from_ else "")
+        held = self._held.get(name)
         if held is not None:
             return held  # one step may see a cache at two places; it would wait for itself
-        directory = self._store.build_mounts.directory(name)
+        directory = self._store.build_mounts.held(name, self._cleanup)
         content = self._locked(directory, mount.sharing)
         filling = os.open(directory / "filling", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -126,6 +128,7 @@ class StepMounts:
                 self._fill(content, mount)
         finally:
             os.close(filling)
+        self._held[name] = content
         return content
 
     def _fill(self, content: Path, mount: RunMount) -> None:

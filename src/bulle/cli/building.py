@@ -47,7 +47,12 @@ from bulle.errors import InvalidInput
 @click.option(
     "--sbom", type=Suggestion("form", "spdx", "cyclonedx"), default="", help="Attach a list of the packages in the image (spdx or cyclonedx)"
 )
-@click.option("--allow", multiple=True, type=Suggestion("entitlement", "security.insecure"), help="Allow RUN --security=insecure (security.insecure)")
+@click.option(
+    "--allow",
+    multiple=True,
+    type=Suggestion("entitlement", "security.insecure", "network.host"),
+    help="Allow what RUN may not ask for by itself (security.insecure, network.host)",
+)
 @click.option("--no-cache", is_flag=True, help="Do not use the cache")
 @click.option("--no-cache-filter", multiple=True, type=Text("stage"), help="Do not use the cache for these stages")
 @click.option("--pull", is_flag=True, help="Always pull the images that the file names")

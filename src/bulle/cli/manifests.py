@@ -174,10 +174,10 @@ def delete(session: Session, names: Sequence[str]) -> int:
 @click.pass_obj
 def referrers(session: Session, name: str, kind: str, content: bool, no_trunc: bool, form: str) -> int:
     """List what speaks of an image: lists of packages, signatures."""
-    found = session.engine.images.referrers(name, kind)
+    found = session.engine.artifacts.list(name, kind)
     if content:
         for one in found:
-            write_bytes(1, session.engine.images.artifact_content(one.digest))
+            write_bytes(1, session.engine.artifacts.content(one.digest))
         return 0
     listing: Listing[Any] = Listing(
         fields={

@@ -83,7 +83,7 @@ def import_tar(
 
     Raises CorruptImage, InvalidInput, StorageFull; then nothing is left.
     """
-    from bulle.registry.compression import decompress, detect
+    from bulle.registry.compression import decompress_bounded, detect
     from bulle.registry.documents import parse_platform
 
     wanted = parse_platform(platform)
@@ -96,7 +96,7 @@ def import_tar(
         raise InvalidInput(f"nothing can be imported from {source}", "it is empty")
     try:
         with store.receiving():
-            layer = store.layers.add(decompress(_chunks(head, stream), detect(head), source))
+            layer = store.layers.add(decompress_bounded(_chunks(head, stream), detect(head), source))
             with store.layers.view([layer.diff_id]) as view:
                 empty = view.root is None or not view.children(view.root)
             if empty:

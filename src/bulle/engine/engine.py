@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bulle.engine.artifacts import Artifacts
 from bulle.engine.containers import Containers
 from bulle.engine.home import default_home, prepare_home
 from bulle.engine.images import Images
@@ -35,6 +36,7 @@ class Engine:
         self.store = Store(self.home, self.database)
         self.images = Images(self.database, self.store)
         self.indexes = Indexes(self.database, self.store, self.images)
+        self.artifacts = Artifacts(self.store, self.images)
         self.registries = Registries()
         self.containers = Containers(self.home, self.database, self.store, self.images)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from builtins import list as list_
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 from bulle.engine.inspection import image_document
 from bulle.engine.parallel import each
 from bulle.errors import BulleError, Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
-from bulle.model.digest import Digest
-from bulle.model.image import MEDIA_TYPE, Descriptor
 from bulle.model.reference import DEFAULT_TAG, Reference
 from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
 from bulle.records.registries import BlobSources
-from bulle.store import Artifact, Image, Store
+from bulle.store import Image, ImageIndex, Store
 
 if TYPE_CHECKING:
     from bulle.engine.containers import Container
@@ -117,10 +115,26 @@ class Images:
             ]
 
     def _pushed_image(self, name: str) -> tuple[Image, str]:
-        with suppress(InvalidReference):
-            if self._store.indexes.has(Reference.parse(name)):
-                raise InvalidInput(f"{name} is an index", "it goes out with all its images", f"push it with `bulle manifest push {name}`")
+        if self._index(name) is not None:
+            raise InvalidInput(f"{name} is an index", "it goes out with all its images", f"push it with `bulle manifest push {name}`")
         return self._find(name)
+
+    def _index(self, name: str) -> ImageIndex | None:
+        """The index of this name, which several platforms share."""
+        with suppress(InvalidReference, NotFound):
+            return self._store.indexes.get(Reference.parse(name))
+        return None
+
+    def _of_index(self, name: str, platform: str = "") -> Image | None:
+        """The image for a platform (this machine's by default) of an index of this store; None where there is no such index."""
+        index = self._index(name)
+        if index is None:
+            return None
+        from bulle.model.image import Index
+        from bulle.registry.documents import choose, parse_platform
+
+        digest = choose(Index.parse(index.document), parse_platform(platform), name).digest
+        return next(image for image in map(self._store.images.get, index.image_ids) if image.manifest_digest == digest)
 
     def _push(self, image: Image, reference: Reference, compression: Compression, configuration: SourceConfiguration) -> Pushed:
         from bulle.engine.pushing import Push
@@ -128,38 +142,6 @@ class Images:
 
         with Destination(reference, configuration) as destination:
             return Push(self._store, self._database, destination, configuration).image(image, compression, reference.tag)[1]
-
-    def attach(self, name: str, artifact_type: str, media_type: str, content: bytes, annotations: Mapping[str, str] | None = None) -> Digest:
-        """Let something speak of an image: a list of packages, a signature. It is pushed and pulled with the image; returns its digest.
-
-        ``artifact_type`` says what it is (``application/spdx+json``), ``media_type`` in what form the content is. The same content again is the
-        same artifact. Raises NotFound, InvalidInput, StorageFull.
-        """
-        for kind in (artifact_type, media_type):
-            if not MEDIA_TYPE.fullmatch(kind):
-                raise InvalidInput(f"{kind!r} is not a media type", "expected something like application/spdx+json")
-        image = self.get(name)
-        subject = Descriptor(media_type=image.manifest_media_type, digest=image.manifest_digest, size=len(image.manifest))
-        with self._store.receiving():
-            return self._store.artifacts.attach(subject, artifact_type, media_type, content, annotations or {}).digest
-
-    def referrers(self, name: str, artifact_type: str = "") -> list_[Artifact]:
-        """What speaks of an image, of one type or of all. Raises NotFound."""
-        found = self._store.artifacts.list(Digest.parse(self.get(name).manifest_digest))
-        return [artifact for artifact in found if artifact_type in ("", artifact.artifact_type)]
-
-    def detach(self, digest: str) -> None:
-        """Let an artifact speak of its image no more; what registries have of it stays there. Raises NotFound."""
-        self._store.artifacts.remove(Digest.parse(digest))
-        self._store.gc()
-
-    def artifact_content(self, digest: str) -> bytes:
-        """The content of an artifact, all of it in memory. Raises NotFound."""
-        content = b""
-        for layer in self._store.artifacts.get(Digest.parse(digest)).layers:
-            with self._store.blobs.open(layer.parsed_digest) as file:
-                content += file.read()
-        return content
 
     def load(self, source: Path | BinaryIO, progress: ProgressCallback | None = None) -> list[Image]:
         """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
@@ -214,6 +196,8 @@ class Images:
         try:
             return self._store.images.get(name), name
         except (NotFound, InvalidReference):
+            if (image := self._of_index(name)) is not None:
+                return image, image.id
             if ":" not in name:
                 raise
             from bulle.registry.sources import source_reference  # rarely needed
@@ -270,7 +254,9 @@ class Images:
 
         Raises Conflict when a container was made from it; ``force`` does it all the same unless that container runs.
         """
-        image, known_as = self._pushed_image(name)
+        if self._index(name) is not None:
+            raise Conflict(f"{name} is an index", "its images stay when it goes", f"remove it with `bulle manifest rm {name}`")
+        image, known_as = self._find(name)
         for container in self._containers.of_image(image.id) if force else ():
             if current_state(container.plan.state_host_path).status == "running":
                 raise Conflict(
@@ -287,6 +273,8 @@ class Images:
 
     def for_run(self, name: str, pull: str, platform: str, progress: ProgressCallback | None = None) -> Image:
         """The image that a container stands on, pulled when it must be: it is not here, or for another platform than was asked for."""
+        if pull != "always" and platform and (image := self._of_index(name, platform)) is not None:
+            return image
         if pull == "always":
             return self.pull(name, platform=platform, progress=progress)
         try:

@@ -162,6 +162,8 @@ def with_environment(plan: RunPlan, variables: Sequence[str]) -> RunPlan:
 def signal_name(text: str) -> str:
     """``TERM``, ``SIGTERM`` or ``15`` as ``SIGTERM``."""
     upper = text.upper()
+    if len(text) > 20:
+        raise InvalidInput(f"invalid signal: {text[:20]}…", "", "see `kill -l` for names")
     try:
         if upper.isdigit():
             return signal.Signals(int(upper)).name

@@ -99,4 +99,5 @@ def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned
 
 
 def _made_at_ns(image: Image) -> int:
-    return seconds(image.config.created) * 1_000_000_000 or image.created_at_ns
+    """When it was made or came here, whichever is later: an image from this morning may stand on layers of last year."""
+    return max(seconds(image.config.created) * 1_000_000_000, image.created_at_ns)

@@ -16,6 +16,7 @@ from bulle.model.run_plan import RunPlan
 from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
+from bulle.store.workspace import remove_tree
 
 _YOUNG_S = 60.0
 _REMOVALS = 50
@@ -33,10 +34,12 @@ def remove_directory(plan: RunPlan) -> None:
         # Files of the container's other users belong to subordinate ids: only root of such a namespace may remove them.
         mappings = (plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
         if mappings[0]:
-            user_namespace.call(*mappings, lambda: shutil.rmtree(directory, ignore_errors=True))
+            user_namespace.call(*mappings, lambda: remove_tree(directory))
     for _ in range(_REMOVALS):
         try:
             shutil.rmtree(directory)
+        except RecursionError:
+            remove_tree(directory)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 raise
@@ -58,7 +61,7 @@ def collect(home: Path, database: Database) -> None:
         group.kill()
         group.remove()
         group.close()
-        shutil.rmtree(entry.path, ignore_errors=True)
+        remove_tree(Path(entry.path))
 
 
 def collect_steps(home: Path, database: Database) -> None:

@@ -111,7 +111,7 @@ def view_of(directories: list[str], *, rootless_user: bool = False) -> int:
     """A detached read-only overlay of directories (host paths), the lowest first."""
     if len(directories) == 1:
         view = mount.open_tree(mount.AT_FDCWD, directories[0])
-        mount.mount_setattr(view, "", mount.AT_EMPTY_PATH, mount.MOUNT_ATTR_RDONLY)
+        mount.mount_setattr(view, "", mount.AT_EMPTY_PATH, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
         return view
     context = mount.fsopen("overlay")
     try:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from bulle.registry import tar_format
-from bulle.registry.tree import Walk, attributes_of
+from bulle.registry.tree import Walk, attributes_of, not_too_deep
 
 _OPAQUE_ATTRIBUTES = ("trusted.overlay.opaque", "user.overlay.opaque")
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,7 +35,7 @@ def changes_stream(
         walk = _Changes(upper, frozenset(os.fsencode(stub.strip("/")) for stub in stubs), latest_ns)
         if root is not None and (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) != root:
             yield walk.directory_header(status, b".", {})
-        yield from walk.below(directory, b"")
+        yield from not_too_deep(walk.below(directory, b""), str(upper))
     finally:
         os.close(directory)
     yield tar_format.END

@@ -14,6 +14,7 @@ from bulle.errors import CorruptImage, Unavailable
 Compression = Literal["", "gzip", "zstd", "xz", "bzip2"]
 
 CHUNK_BYTES = 1 << 20
+_GROWTH_LIMIT, _GROWTH_ALLOWANCE_BYTES = 200, 1 << 30
 _XZ_MEMORY_BYTES = 256 << 20
 
 _MAGIC: tuple[tuple[bytes, Compression], ...] = (
@@ -45,6 +46,22 @@ def detect(head: bytes) -> Compression:
     if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:
         return "zstd"
     return ""
+
+
+def decompress_bounded(chunks: Iterable[bytes], compression: Compression, what: str) -> Iterator[bytes]:
+    """As :func:`decompress`, for an archive that nobody vouches for: CorruptImage where it grows beyond all reason."""
+    sizes = [0, 0]
+
+    def counted() -> Iterator[bytes]:
+        for chunk in chunks:
+            sizes[0] += len(chunk)
+            yield chunk
+
+    for plain in decompress(counted(), compression, what):
+        sizes[1] += len(plain)
+        if compression and sizes[1] > max(_GROWTH_ALLOWANCE_BYTES, sizes[0] * _GROWTH_LIMIT):
+            raise CorruptImage(f"{what} is refused", f"it decompresses to more than {_GROWTH_LIMIT} times its size")
+        yield plain
 
 
 def decompress(chunks: Iterable[bytes], compression: Compression, what: str) -> Iterator[bytes]:

@@ -49,11 +49,19 @@ def tar_stream(root: Path, prefix: str = "", *, unreadable: Unreadable | None = 
     try:
         if start:
             yield walk.directory_header(os.fstat(descriptor), start, {})
-        yield from walk.below(descriptor, start + b"/" if start else b"")
+        yield from not_too_deep(walk.below(descriptor, start + b"/" if start else b""), str(root))
     finally:
         os.close(descriptor)
     if end:
         yield tar_format.END
+
+
+def not_too_deep(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """Pass on the tar of a tree; InvalidInput where its directories are nested deeper than can be followed."""
+    try:
+        yield from chunks
+    except RecursionError:
+        raise InvalidInput(f"cannot make a layer of {what}", "its directories are nested too deeply", "remove the deepest of them") from None
 
 
 class Walk:

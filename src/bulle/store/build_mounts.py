@@ -1,13 +1,14 @@
 """What ``RUN --mount=type=cache`` keeps from one build to the next: directories of the home, by the digest of their names.
 
-A step holds a lock on a file beside the content for as long as it runs (:mod:`bulle.build.step_mounts`), so that a prune passes over what is in use.
+A step holds the directory locked for as long as it runs, so that a prune passes over what is in use; who shares the content with whom is decided by
+locks inside (:mod:`bulle.build.step_mounts`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from bulle.model.digest import Digest
@@ -32,6 +33,20 @@ class BuildMounts:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
+    def held(self, name: str, cleanup: ExitStack) -> Path:
+        """As :meth:`directory`, and no prune takes it away until ``cleanup`` is closed."""
+        while True:
+            path = self.directory(name)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # pruned since
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if _is_at(descriptor, path):
+                cleanup.callback(os.close, descriptor)
+                return path
+            os.close(descriptor)
+
     def all(self) -> list[Path]:
         """The directories of all caches."""
         return sorted(self._root.iterdir()) if self._root.is_dir() else []
@@ -41,7 +56,10 @@ class BuildMounts:
         freed = 0
         for path in self.all():
             with ExitStack() as held:
-                if self._take(path, held):
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                held.callback(os.close, descriptor)
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     freed += disk_bytes(path)
                     # Out of sight first: a step that comes now makes a new one, and what is left of a killed prune is garbage.
                     trash = self._workspace.directory()
@@ -49,14 +67,10 @@ class BuildMounts:
                     remove_tree(trash)
         return freed
 
-    def _take(self, path: Path, held: ExitStack) -> bool:
-        """Take every lock of a cache, unless a step has one."""
-        for entry in path.iterdir():
-            if entry.name.startswith(LOCK):
-                lock = os.open(entry, os.O_RDWR | os.O_CLOEXEC)
-                held.callback(os.close, lock)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return False
-        return True
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open directory still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

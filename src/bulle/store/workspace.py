@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -115,10 +116,18 @@ def _locked_if_dead(path: Path) -> Iterator[bool]:
 
 def remove_tree(path: Path) -> None:
     """Remove a directory with all its content, never following a symlink; what belongs to subordinate ids is removed in a user namespace."""
-    shutil.rmtree(path, ignore_errors=True)
+    _remove(path)
     if path.exists() and os.geteuid() != 0:
         with suppress(BulleError):  # a later collection tries again
-            user_namespace.call(*rootless_mappings(), lambda: shutil.rmtree(path, onerror=_retry_opened))
+            user_namespace.call(*rootless_mappings(), lambda: _remove(path, _retry_opened))
+
+
+def _remove(path: Path, on_error: Callable[[Callable[[str], object], str, object], object] | None = None) -> None:
+    try:
+        shutil.rmtree(path, ignore_errors=on_error is None, onerror=on_error)
+    except RecursionError:
+        # A container can nest directories deeper than Python can follow; rm(1) goes down as far as there is anything.
+        subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], check=False, capture_output=True)
 
 
 def _retry_opened(function: Callable[[str], object], path: str, information: object) -> None:
