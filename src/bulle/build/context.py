@@ -25,6 +25,7 @@ from bulle.store.workspace import remove_tree
 NAMES = ("Containerfile", "Dockerfile")
 _MOST_TEXT_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 512
 _IGNORE_FILES = (".containerignore", ".dockerignore")
 
 
@@ -91,8 +92,18 @@ def open_directory(text: str, store: Store, stdin: BinaryIO | None, progress: Ca
         path, _commit = checkout(repository, temporary(), progress, keep_git=False)
     elif is_http(text):
         found = download(text, temporary(), progress)
-        path = _unpacked(_file_chunks(found.path), store, temporary(), text)
+        path = temporary()
+        with found.path.open("rb") as file:
+            first = file.read(_HEAD_BYTES)
+        if _is_archive(first):
+            path = _unpacked(_file_chunks(found.path), store, path, text)
+        else:
+            sent = found.path.read_bytes()[: _MOST_TEXT_BYTES + 1]
     elif os.path.isfile(text):
+        with open(text, "rb") as file:
+            if not _is_archive(file.read(_HEAD_BYTES)):
+                details = "it is neither a directory nor a tar archive"
+                raise InvalidInput(f"the context {text} cannot be used", details, f"for a Containerfile say -f {text} and the directory")
         path = _unpacked(_file_chunks(Path(text)), store, temporary(), text)
     else:
         path = Path(text)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from bulle.errors import NotFound, RegistryFailure
+from bulle.registry.answers import reason
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -23,7 +24,7 @@ def download(url: str) -> Iterator[BaseHTTPResponse]:
         try:
             response = pools.request("GET", url, preload_content=False, headers={"Accept-Encoding": "identity"})
         except urllib3.exceptions.HTTPError as error:
-            raise RegistryFailure(f"{_shown(url)} could not be fetched", str(error), "check the address and the network") from None
+            raise RegistryFailure(f"{_shown(url)} could not be fetched", reason(error), "check the address and the network") from None
         try:
             if response.status == 404:
                 raise NotFound(f"{_shown(url)} is not there", "the server answered 404", "check the address")
@@ -31,7 +32,7 @@ def download(url: str) -> Iterator[BaseHTTPResponse]:
                 raise RegistryFailure(f"{_shown(url)} could not be fetched", f"the server answered {response.status}")
             yield response
         except urllib3.exceptions.HTTPError as error:
-            raise RegistryFailure(f"{_shown(url)} could not be fetched to its end", str(error), "try again") from None
+            raise RegistryFailure(f"{_shown(url)} could not be fetched to its end", reason(error), "try again") from None
         finally:
             response.release_conn()
             response.close()
