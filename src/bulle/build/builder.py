@@ -137,15 +137,16 @@ class _Build:
         for warning in self._file.warnings:
             self.report(BuildEvent("warning", None, text=warning))
         try:
-            state = self._run_stages(self._graph.target, [stage for stage in self._graph.needed if stage is not self._graph.target])
+            target = StageRun(self, self._graph.target)
+            state = self._run_stages(target, [stage for stage in self._graph.needed if stage is not self._graph.target])
             self.engine.store.build_cache.use(self._used)
-            image = finish(self.engine, state, self.options, self.latest_ns)
+            image = finish(self.engine, state, self.options, self.latest_ns, target.keep_taken)
         finally:
             os.close(self._locks)
         unused = sorted(set(self._given) - self._asked - PREDEFINED - {"SOURCE_DATE_EPOCH"})
         return Built(image, state, tuple(unused))
 
-    def _run_stages(self, target: Stage, others: list[Stage]) -> StageState:
+    def _run_stages(self, target: StageRun, others: list[Stage]) -> StageState:
         """The target in this thread, the others in theirs. Raises the error that was first, not one that it caused elsewhere."""
         if not others:
             return self._run_stage(target)
@@ -157,7 +158,10 @@ class _Build:
             def run(stage: Stage) -> StageState:
                 ready.wait()
                 try:
-                    return self._run_stage(stage)
+                    run = StageRun(self, stage)
+                    state = self._run_stage(run)
+                    run.keep_taken()  # others build on it
+                    return state
                 finally:
                     self.engine.database.close()  # this thread's connection
 
@@ -179,10 +183,10 @@ class _Build:
             raise next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
         return state
 
-    def _run_stage(self, stage: Stage) -> StageState:
+    def _run_stage(self, run: StageRun) -> StageState:
         """One stage; when it fails, or the user interrupts, what the others run is ended too."""
         try:
-            return StageRun(self, stage).run()
+            return run.run()
         except BaseException:
             self._failed.set()
             for stop in list(self.stops):
@@ -244,7 +248,6 @@ class _Build:
                 error.args = (f"{where}: {error.brief}", error.details, error.resolution)
                 error.brief = f"{where}: {error.brief}"
             raise
-        self.engine.store.layers.keep(image.layers)
         return image
 
     def _pulling(self, progress: Progress) -> None:
@@ -268,6 +271,7 @@ class _Build:
         else:
             try:
                 image = self._image(name, self._platform, "")
+                self.engine.store.layers.keep(image.layers)
             except BulleError as error:
                 details = f"no stage before is called so, and as an image: {error}"
                 raise NotFound(f"there is no {name!r} to copy from", details, "name an earlier stage, a context or an image") from error

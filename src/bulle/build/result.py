@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,10 +19,10 @@ from bulle.model.reference import Reference
 from bulle.store import Image
 
 
-def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: int | None) -> Image:
+def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: int | None, keep: Callable[[], None]) -> Image:
     """The image, visible in the store unless it goes elsewhere only, and written where it was asked for.
 
-    The same layers and settings give the same image, byte for byte.
+    The same layers and settings give the same image, byte for byte. ``keep`` keeps the state's layers: an image that is here already does so itself.
     """
     if not state.layers:
         raise InvalidInput("the image would be empty", "no instruction made a layer", "COPY something into it")
@@ -41,11 +42,13 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
     if known is not None:
         image = known
     elif keeps(options):
+        keep()
         for reference in references:
             if engine.store.indexes.has(reference):  # a name means one thing, and now this
                 engine.indexes.delete(reference.canonical)
         image = engine.store.images.commit(raw, OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
     else:
+        keep()
         image = Image(
             id=str(Digest.of(config)),
             manifest_digest=str(Digest.of(raw)),

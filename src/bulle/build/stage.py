@@ -87,14 +87,18 @@ class StageRun:
         with self._step(self.stage.beginning.original) as step:
             self.work.report(BuildEvent("started", step.step))
             self.state = self.work.begin(self.stage)
+            self._taken += self.state.layers
             self.work.report(BuildEvent("done", step.step, seconds=step.seconds))
         triggers = [self._trigger(text) for text in self.state.config.on_build or ()]
         if triggers:
             self.state.change(on_build=None)
             self._total += sum(isinstance(instruction, _STEPS) for instruction in triggers)
-        for instruction in (*triggers, *instructions):
-            self._carry_out(instruction)
-        self._keep_taken()
+        try:
+            for instruction in (*triggers, *instructions):
+                self._carry_out(instruction)
+        except (NotFound, OSError):
+            self.keep_taken()  # if a layer was pruned meanwhile, that is why
+            raise
         return self.state
 
     def _trigger(self, text: str) -> Instruction:
@@ -259,7 +263,7 @@ class StageRun:
                 with work.locked(key):
                     row = cache.take(key) if may_use else None
                     if row is None:
-                        self._keep_taken()
+                        self.keep_taken()
                         layer = make(lambda data: work.report(BuildEvent("output", step.step, data)))
                         row = cache.put(key, inputs.parent, inputs.instruction, layer.diff_id, inputs.document)
                     else:  # another build was faster
@@ -271,8 +275,8 @@ class StageRun:
             work.used(row)
             self._append(row.diff_id, row.created_at_ns, created_by)
 
-    def _keep_taken(self) -> None:
-        """Before anything is built on layers from the cache, have them kept."""
+    def keep_taken(self) -> None:
+        """Before anything is built on layers of the base and the cache, have them kept. Raises Pruned."""
         taken, self._taken = self._taken, []
         if taken and not self.work.engine.store.build_cache.keep(taken):
             raise Pruned("a layer was pruned while it was built on", "", "build again")

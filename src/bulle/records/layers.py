@@ -75,6 +75,10 @@ class LayerRecords:
         connection.execute("INSERT OR IGNORE INTO layer_lease VALUES (?, ?)", (str(diff_id), workspace))
         return connection.execute("SELECT 1 FROM layer WHERE diff_id = ?", (str(diff_id),)).fetchone() is not None
 
+    def has_leases(self, workspace: str) -> bool:
+        """Whether anything is kept for the owner of this workspace: to look is quicker than to write."""
+        return bool(self._database.rows("SELECT 1 FROM layer_lease WHERE workspace = ? LIMIT 1", (workspace,)))
+
     def end_leases(self, connection: sqlite3.Connection, workspace: str) -> None:
         """Give up all leases of one workspace."""
         connection.execute("DELETE FROM layer_lease WHERE workspace = ?", (workspace,))

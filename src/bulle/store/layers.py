@@ -171,6 +171,8 @@ class LayerStore:
 
     def end_leases(self) -> None:
         """Stop keeping the layers that this process ingested; those of an image stay."""
+        if not self._workspace.is_made or not self._records.has_leases(self._workspace.name):
+            return
         with self._database.transaction() as connection:
             self._records.end_leases(connection, self._workspace.name)
 

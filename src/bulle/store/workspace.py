@@ -44,6 +44,12 @@ class Workspace:
             return self._name
 
     @property
+    def is_made(self) -> bool:
+        """Whether this process has it already."""
+        with self._lock:
+            return self._pid == os.getpid()
+
+    @property
     def path(self) -> Path:
         """The directory (host path)."""
         return self._parent / self.name
