@@ -58,8 +58,10 @@ def build(field: Field, options: argparse.Namespace) -> tuple[Rows, list[str]]:
         commands: dict[str, tuple[list[str], dict[str, str]]] = {"bulle": (field.bulle.command(*words), field.bulle.environment)}
         if docker := field.docker:
             home = {"HOME": str(field.directory)}
-            commands["docker"] = (docker_command(docker, *words), home | _CLASSIC)
-            commands["docker, BuildKit"] = (docker_command(docker, *words), home | _BUILDKIT)
+            # Debian's own client has BuildKit inside; newer ones want another program for it.
+            client = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else str(program("docker"))
+            for name, kind in (("docker", _CLASSIC), ("docker, BuildKit", _BUILDKIT)):
+                commands[name] = ([client, *docker_command(docker, *words)[1:]], home | kind)
         if program("buildah") and program("runc"):
             buildah = Buildah(field.directory / "buildah")
             buildah("pull", f"docker-archive:{field.directory}/busybox.tar")

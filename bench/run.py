@@ -24,7 +24,7 @@ from measuring import Failed, machine, program
 
 from bulle_testing import leaks, peers, places, tiers
 
-BEGIN, END = "<!-- figures: written by make bench-write -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures{}: written by make bench-write -->", "<!-- end of figures{} -->"
 PARTS = ("start", "library", "ps", "memory", "load", "build", "pull")
 
 
@@ -53,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--load-rounds", type=int, default=5, help="loads of the large image")
     parser.add_argument("--build-rounds", type=int, default=10, help="builds of thirty steps, each of three kinds")
     parser.add_argument("--containers", type=int, default=100, help="running containers for ps and memory")
+    parser.add_argument("--section", default="", help="which table of the page to write: images for build and pull, else the rest")
     parser.add_argument("--write", type=Path, help="page to write the table into")
     return parser.parse_args()
 
@@ -80,18 +81,20 @@ def prepare(stack: ExitStack, directory: Path) -> figures.Field:
     return figures.Field(directory, rootfs, bulle, docker, podman)
 
 
-def write(page: Path, text: str) -> None:
-    """Put the text between the page's marks, or make the page."""
-    old = page.read_text() if page.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+def write(page: Path, text: str, section: str) -> None:
+    """Put the text between the marks of a section of the page, or make the page."""
+    begin, end = (mark.format(f" of {section}" if section else "") for mark in (BEGIN, END))
+    old = page.read_text() if page.exists() else f"# Performance\n\n{begin}\n{end}\n"
+    before, _, rest = old.partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 
 def report(rows: list[Row], details: list[str], options: argparse.Namespace) -> str:
     """The section as Markdown."""
-    names = ("rounds", "library_rounds", "load_rounds", "build_rounds", "containers")
-    chosen = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
+    names = ("load_rounds", "build_rounds") if options.section == "images" else ("rounds", "library_rounds", "load_rounds", "containers")
+    chosen = f"--section {options.section} --only {options.only} " if options.section else ""
+    chosen += " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
     command = f"make bench-write ARGUMENTS='{chosen}'"
     lines = [f"Measured {date.today().isoformat()} by `{command}` on {machine()}", ""]
     lines += ["| figure | Bulle | peer | ratio | at most | reached |", "| --- | --- | --- | --- | --- | --- |", *map(str, rows)]
@@ -129,7 +132,7 @@ def main() -> int:
     text = report(rows, details, options)
     print(text)
     if options.write:
-        write(options.write, text)
+        write(options.write, text, options.section)
     return 0
 
 
