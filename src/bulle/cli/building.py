@@ -12,6 +12,7 @@ import click
 
 from bulle.cli.build_progress import build_progress
 from bulle.cli.option_types import Choice, HostPath, Size, Suggestion, Text
+from bulle.cli.progress import progress_on_terminal
 from bulle.cli.session import Session, note, printable, write
 from bulle.cli.verb import WrongValue, verb
 from bulle.errors import InvalidInput
@@ -60,6 +61,10 @@ from bulle.errors import InvalidInput
 @click.option("--isolation", type=Suggestion("level", "container", "chroot"), default="", help="How strongly to isolate RUN (container, chroot)")
 @click.option("-m", "--memory", type=Size(), help="Memory limit of RUN")
 @click.option("--shm-size", type=Size(), help="Size of /dev/shm in RUN")
+@click.option("--push", is_flag=True, help="Push the result under all its names")
+@click.option("--load", is_flag=True, help="Put the image into the store (it always is, without --output)")
+@click.option("--rm", is_flag=True, default=True, help="Remove the containers of steps (they always are)")
+@click.option("--force-rm", is_flag=True, help="Remove them also after a failure (they always are)")
 @click.option("--iidfile", type=HostPath(), help="Write the image ID to a file")
 @click.option("--explain", is_flag=True, help="Say of each step why it was not in the cache")
 @click.option("--progress", type=Choice("auto", "plain", "tty", "quiet"), default="auto", help="How to show progress")
@@ -72,6 +77,8 @@ def build(session: Session, /, context: str, **flags: Any) -> int:
     """
     from bulle.build.platforms import build_all
 
+    if not flags["rm"]:
+        raise InvalidInput("--rm=false is not possible", "the containers of steps go with their steps", "build with --target the stage before")
     options = _options(context, flags)
     with build_progress("quiet" if flags["quiet"] else flags["progress"], explain=flags["explain"]) as report:
         built = build_all(session.engine, options, report=report, stdin=sys.stdin.buffer, explain=flags["explain"])
@@ -80,9 +87,23 @@ def build(session: Session, /, context: str, **flags: Any) -> int:
     ids = "\n".join(one.image.id for one in built)
     if flags["iidfile"]:
         Path(flags["iidfile"]).write_text(ids)
+    if flags["push"]:
+        _push(session, options.tags, several=len(built) > 1, quiet=flags["quiet"])
     if not any(output.type != "image" and output.destination == "-" for output in options.outputs):
         write(f"{ids}\n")
     return 0
+
+
+def _push(session: Session, tags: Sequence[str], *, several: bool, quiet: bool) -> None:
+    if not tags:
+        raise InvalidInput("nothing can be pushed", "the image has no name", "give it one with -t")
+    engine = session.engine
+    with progress_on_terminal(enabled=not quiet) as report:
+        for tag in tags:
+            if several:
+                engine.indexes.push(tag, progress=report)
+            else:
+                engine.images.push(tag, progress=report)
 
 
 def _options(context: str, flags: dict[str, Any]) -> Any:
