@@ -235,6 +235,8 @@ def _report(error: BaseException, session: Session) -> int:
         return _exit_code(error.error, session)
     if isinstance(error, OSError):
         error = _explained(error)
+    if isinstance(error, RecursionError):
+        error = BulleError("directories or documents are nested too deeply to be followed", "", "take apart what is so deep")
     if isinstance(error, click.ClickException):
         _say_usage(error)
     elif isinstance(error, BulleError):
