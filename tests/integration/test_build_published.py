@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bulle
+from bulle.build.builder import build
+from bulle.build.options import BuildEvent, BuildOptions
+from bulle.engine.containers import Containers
 from bulle_testing import peers, tiers
 from bulle_testing.peers import Registry
+from bulle_testing.running import machine
 
 
 @pytest.mark.programs("skopeo")
@@ -65,6 +72,36 @@ def test_a_stage_that_fails_ends_the_others(bulle: Any, busybox_image: Path, tmp
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("bulle: Containerfile:2: RUN ended with exit code 4")
     assert not bulle("ps", "-aq", check=True).stdout
+
+
+def test_a_stage_that_fails_ends_what_is_just_being_started(
+    run_directory: Path, busybox_image: Path, nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The step of the other stage had begun and its container was not there yet when the first one failed."""
+    (tmp_path / "Containerfile").write_text(
+        "FROM busybox AS one\nRUN --network=none exit 4\nFROM busybox AS two\nRUN --network=none sleep 1000\n"
+        "FROM busybox\nCOPY --from=two /x /\nCOPY --from=one /x /\n"
+    )
+    failed = threading.Event()
+    create = Containers.create
+
+    def slow(containers: Any, options: Any, base: Any) -> Any:
+        if "sleep 1000" in options.command:
+            assert failed.wait(20)
+            time.sleep(0.2)  # it was told of before the other stages are
+        return create(containers, options, base)
+
+    monkeypatch.setattr(Containers, "create", slow)
+
+    def report(happened: BuildEvent) -> None:
+        if happened.kind == "failed":
+            failed.set()
+
+    with machine(run_directory, "failing") as place:
+        place.engine.images.load(busybox_image)
+        with pytest.raises(bulle.BulleError, match="exit code 4"):
+            build(place.engine, BuildOptions(context=str(tmp_path)), report=report)
+        assert not place.engine.containers.list(all=True)
 
 
 @pytest.mark.root

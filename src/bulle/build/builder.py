@@ -24,7 +24,7 @@ from bulle.build.configuring import configure, configures
 from bulle.build.context import Context, ignore_rules, open_context, open_directory
 from bulle.build.expansion import expanded
 from bulle.build.graph import PREDEFINED, Graph, Stage, make_graph, platform_arguments, stage_number
-from bulle.build.options import BuildEvent, BuildOptions, Report, silent
+from bulle.build.options import IMAGE_CONTEXTS, BuildEvent, BuildOptions, Report, silent
 from bulle.build.package_lists import check_form
 from bulle.build.parsing import parse
 from bulle.build.result import finish, keeps, manifest
@@ -128,7 +128,7 @@ class _Build:
         self._results: dict[int, Future[StageState]] = {}
         self._processors = threading.Semaphore(os.cpu_count() or 1)
         self._failed = threading.Event()
-        self.stops: set[Callable[[], None]] = set()
+        self._stops: set[Callable[[], None]] = set()
         self._used: list[BuildStepRow] = []
         self._locks = os.open(engine.home / "run" / "builds.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -189,7 +189,7 @@ class _Build:
             return run.run()
         except BaseException:
             self._failed.set()
-            for stop in list(self.stops):
+            for stop in list(self._stops):
                 stop()
             raise
 
@@ -232,9 +232,9 @@ class _Build:
         return state_of_image(image, [(one.parsed_digest, one.size, one.media_type) for one in descriptors])
 
     def _image(self, name: str, platform: Platform, where: str) -> Image:
-        """An image by name, pulled when it must be, its layers kept for this build."""
+        """An image by name, pulled when it must be; ``where`` is the instruction that asks, for errors."""
         place = self._contexts.get(name, "")
-        if place and not place.startswith(("docker-image://", "oci-layout://")):
+        if place and not place.startswith(IMAGE_CONTEXTS):
             raise InvalidInput(f"{where}: the context {name} is a directory", "a stage begins with an image", f"copy from it: COPY --from={name}")
         name = place or name
         name = name.removeprefix("docker-image://")
@@ -242,13 +242,12 @@ class _Build:
             name = f"oci:{name.removeprefix('oci-layout://')}"
         wanted = "" if platform == this_platform() else str(platform)
         try:
-            image = self.engine.images.for_run(name, "always" if self.options.pull else "missing", wanted, self._pulling)
+            return self.engine.images.for_run(name, "always" if self.options.pull else "missing", wanted, self._pulling)
         except BulleError as error:
             if where:
                 error.args = (f"{where}: {error.brief}", error.details, error.resolution)
                 error.brief = f"{where}: {error.brief}"
             raise
-        return image
 
     def _pulling(self, progress: Progress) -> None:
         """Show how far a pull is; and end it when another stage has failed."""
@@ -261,7 +260,7 @@ class _Build:
         if not name:
             return self._context.source
         directory = self._contexts.get(name, "")
-        if directory and not directory.startswith(("docker-image://", "oci-layout://")):
+        if directory and not directory.startswith(IMAGE_CONTEXTS):
             root, _text = open_directory(directory, self.engine.store, None, lambda _text: None, cleanup)
             return HostDirectory(root, f"the context {name}", ignore_rules(root))
         earlier = {one.name.lower(): one.number for one in self._graph.stages[: stage.number] if one.name}
@@ -304,6 +303,17 @@ class _Build:
             if self._failed.is_set():
                 raise Cancelled("another stage failed")
             yield
+
+    @contextmanager
+    def ended_by(self, stop: Callable[[], None]) -> Iterator[None]:
+        """While something runs that ``stop`` ends: called from the thread of a stage that fails, or at once if one has failed already."""
+        self._stops.add(stop)
+        try:
+            if self._failed.is_set():  # asked after adding: whoever fails sets this first and looks for stops then
+                stop()
+            yield
+        finally:
+            self._stops.discard(stop)
 
 
 def _given_arguments(options: BuildOptions) -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bulle.build.options import BuildOptions
+from bulle.build.options import IMAGE_CONTEXTS, BuildOptions
 from bulle.build.step_mounts import secret_value
 from bulle.engine.planning import LEVELS
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
 
 _NETWORKS = ("", "default", "host", "none")
-_IMAGES = ("docker-image://", "oci-layout://")
 
 
 def check_options(options: BuildOptions) -> None:
@@ -36,7 +35,7 @@ def check_options(options: BuildOptions) -> None:
     for secret in options.secrets:
         secret_value(secret, options)
     for name, place in options.contexts:
-        if not place.startswith(_IMAGES) and "://" not in place and not os.path.exists(place):
+        if not place.startswith(IMAGE_CONTEXTS) and "://" not in place and not os.path.exists(place):
             raise NotFound(f"the context {name} cannot be used", f"there is no {place}", "name a directory, docker-image://… or oci-layout://…")
     for output in options.outputs:
         if output.destination == "-":

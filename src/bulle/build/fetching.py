@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from bulle.errors import BulleError, CorruptImage, InvalidInput, NotFound, Unavailable
 from bulle.linux.process import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+from bulle.registry.download import download as opened
+from bulle.registry.download import shown
 from bulle.store.failures import storage_errors
 
 _CHUNK_BYTES = 1 << 20
@@ -47,13 +49,6 @@ class GitReference:
     subdirectory: str
 
 
-def shown(address: str) -> str:
-    """An address without the password that may stand in it."""
-    scheme, separator, rest = address.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}" if separator else address
-
-
 def is_http(text: str) -> bool:
     """Whether a source or context is fetched by http."""
     return text.startswith(("http://", "https://"))
@@ -73,8 +68,6 @@ def git_reference(text: str) -> GitReference | None:
 
 def download(address: str, directory: Path, progress: Callable[[str], None]) -> Download:
     """Fetch a file into an empty host directory. Raises RegistryFailure, NotFound, StorageFull."""
-    from bulle.registry.download import download as opened  # a network client, which most builds do without
-
     target = directory / "download"
     checksum = hashlib.sha256()
     progress(f"downloading {shown(address)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from bulle.build import owners
 from bulle.build.cache import Inputs
 from bulle.build.copying import Group, Placement, Target
-from bulle.build.fetching import check, checkout, download, git_reference, is_http, shown
+from bulle.build.fetching import check, checkout, download, git_reference, is_http
 from bulle.build.instructions import Add, Copy
 from bulle.build.patterns import IgnoreRules, has_wildcards
 from bulle.build.sources import Entry, HostDirectory, LayersSource, Source, Texts, Top, digest_of
@@ -22,6 +22,7 @@ from bulle.build.state import StageState
 from bulle.errors import InvalidInput, NotFound
 from bulle.registry import tar_format
 from bulle.registry.compression import decompress, decompress_bounded, detect
+from bulle.registry.download import shown
 from bulle.store import Layer, Store
 from bulle.store.merged_view import MergedView
 from bulle.store.workspace import remove_tree
@@ -59,8 +60,8 @@ class Files:
         for pattern in instruction.sources:
             self._groups += self._gather(pattern)
         if not any(group.tops for group in self._groups):
-            shown = " ".join(instruction.sources)
-            raise NotFound(f"{instruction.location}: no file matches {shown}", "", "check the names, and .dockerignore")
+            names = " ".join(instruction.sources)
+            raise NotFound(f"{instruction.location}: no file matches {names}", "", "check the names, and .dockerignore")
         if isinstance(instruction, Add) and instruction.checksum:
             inputs.add("checksum", instruction.checksum)
         for number, (group, top) in enumerate([(one, place) for one in self._groups for place in one.tops]):

@@ -8,6 +8,9 @@ from typing import Literal
 
 import msgspec
 
+IMAGE_CONTEXTS = ("docker-image://", "oci-layout://")
+"""How a place given with ``--build-context`` begins when it is an image and no directory."""
+
 
 class Output(msgspec.Struct, frozen=True):
     """``--output``: where the result goes besides, or instead of, the store.

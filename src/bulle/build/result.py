@@ -33,9 +33,6 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
         state.created_ns = latest_ns
     config = msgspec.json.encode(state.image_config())
     references = [Reference.parse(tag) for tag in options.tags]
-    for reference in references:
-        if reference.digest is not None:
-            raise InvalidInput(f"{reference.familiar!r} cannot be given to an image", "a digest is not chosen, it follows from the content")
     layers = [(blob, diff_id) for (blob, _size, _type), diff_id in zip(state.blobs, state.layers, strict=True)]
     raw = manifest(state, config, options)
     known = _known(engine, Digest.of(config), references, state.host_binds) if keeps(options) and not options.annotations else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, closing, suppress
 
 import msgspec
 
@@ -34,6 +34,8 @@ INSECURE = "security.insecure"
 HOSTNAME = "build"  # the same on every machine: names of hosts find their way into what is built
 HOST_NETWORK = "network.host"
 _CLEANED_WITHIN_S = 30.0
+
+EndedBy = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 
 def arguments_of(run: Run, shell: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,12 +70,12 @@ def execute(
     mounts: StepMounts,
     options: BuildOptions,
     output: Callable[[bytes], None],
-    stops: set[Callable[[], None]],
+    ended_by: EndedBy,
     latest_ns: int | None,
 ) -> Layer:
     """Run the command; returns the layer. Raises BulleError naming the line where it ends with another exit code than 0.
 
-    While it runs, ``stops`` has what ends it, for other threads.
+    ``ended_by`` is given what ends it from another thread, for as long as it runs.
     """
     if not state.layers:
         raise InvalidInput(
@@ -105,7 +107,7 @@ def execute(
             auto_remove=True,
         )
         container = engine.containers.create(wanted, base)
-        code = _run(container, mounts.variables, output, stops)
+        code = _run(container, mounts.variables, output, ended_by)
         if code is None:
             raise BulleError(f"{run.location}: the step was lost", "its monitor was killed", "build again")
         if code:
@@ -118,18 +120,14 @@ def execute(
         remove_tree(temporary)
 
 
-def _run(container: Container, secrets: list[str], output: Callable[[bytes], None], stops: set[Callable[[], None]]) -> int | None:
+def _run(container: Container, secrets: list[str], output: Callable[[bytes], None], ended_by: EndedBy) -> int | None:
     """Start it and wait for its end; None where that is not known."""
     code = None
     try:
         attachment = container.start(attach=True, bound=True, secrets=secrets)
         assert attachment is not None
-        stops.add(attachment.give_up)
-        try:
+        with closing(attachment), ended_by(attachment.give_up):
             code = _follow(attachment, output)
-        finally:
-            stops.discard(attachment.give_up)
-            attachment.close()
     finally:
         if code is None:  # it was not started, or given up: when the build ends, nothing of it is left
             with suppress(BulleError, OSError):

@@ -48,7 +48,6 @@ class Work(Protocol):
     explain: bool
     now_ns: int
     latest_ns: int | None
-    stops: set[Callable[[], None]]
 
     @property
     def cancelled(self) -> bool: ...
@@ -59,6 +58,7 @@ class Work(Protocol):
     def locked(self, key: str) -> AbstractContextManager[None]: ...
     def used(self, row: BuildStepRow) -> None: ...
     def running(self) -> AbstractContextManager[object]: ...
+    def ended_by(self, stop: Callable[[], None]) -> AbstractContextManager[None]: ...
 
 
 class Cancelled(BulleError):
@@ -185,7 +185,7 @@ class StageRun:
 
             def make(output: Callable[[bytes], None]) -> Layer:
                 with work.running():
-                    return execute(work.engine, state, run, arguments, mounts, work.options, output, work.stops, work.latest_ns)
+                    return execute(work.engine, state, run, arguments, mounts, work.options, output, work.ended_by, work.latest_ns)
 
             passed = "".join(f"{name}={value} " for name, value in sorted(counted.items()))
             prefix = f"RUN |{len(counted)} {passed}" if counted else "RUN "

@@ -24,22 +24,22 @@ def download(url: str) -> Iterator[BaseHTTPResponse]:
         try:
             response = pools.request("GET", url, preload_content=False, headers={"Accept-Encoding": "identity"})
         except urllib3.exceptions.HTTPError as error:
-            raise RegistryFailure(f"{_shown(url)} could not be fetched", reason(error), "check the address and the network") from None
+            raise RegistryFailure(f"{shown(url)} could not be fetched", reason(error), "check the address and the network") from None
         try:
             if response.status == 404:
-                raise NotFound(f"{_shown(url)} is not there", "the server answered 404", "check the address")
+                raise NotFound(f"{shown(url)} is not there", "the server answered 404", "check the address")
             if response.status != 200:
-                raise RegistryFailure(f"{_shown(url)} could not be fetched", f"the server answered {response.status}")
+                raise RegistryFailure(f"{shown(url)} could not be fetched", f"the server answered {response.status}")
             yield response
         except urllib3.exceptions.HTTPError as error:
-            raise RegistryFailure(f"{_shown(url)} could not be fetched to its end", reason(error), "try again") from None
+            raise RegistryFailure(f"{shown(url)} could not be fetched to its end", reason(error), "try again") from None
         finally:
             response.release_conn()
             response.close()
 
 
-def _shown(url: str) -> str:
-    """Without a password that stands in it."""
-    scheme, separator, rest = url.partition("://")
+def shown(address: str) -> str:
+    """An address without the password that may stand in it."""
+    scheme, separator, rest = address.partition("://")
     place, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}" if separator else address
