@@ -223,14 +223,47 @@ def test_monitor_killed_during_a_start_leaves_nothing(place: Machine, level: Lev
     command = place.start_command("start", container.name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: command.poll() is not None or monitors(place, container.id), "a monitor or the end", 5)
     time.sleep(delay_ms / 1000)
-    for pid in monitors(place, container.id):
+    killed = monitors(place, container.id)
+    for pid in killed:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     command.wait(30)
+    wait_for(lambda: not any(map(alive, killed)), "the end of what was killed")
     wait_for(lambda: not monitors(place, container.id) or alive(container.state().pid), "an end, or a container that runs")
     container.start()
-    assert container.state().status == "running"
+    assert container.state().status == "running", container.state()
     container.remove(force=True)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_start_during_a_start_waits_for_it(place: Machine, level: Level, killed: bool) -> None:
+    """The second start returns when the container runs: by the first one, or by itself where the first came to nothing."""
+    container = place.create(level, "sleep", "1000")
+    first, pid = half_started(place, container)
+    with first, place.start_command("start", container.name) as second:
+        time.sleep(0.1)
+        assert second.poll() is None
+        os.kill(pid, signal.SIGKILL if killed else signal.SIGCONT)
+    assert second.returncode == 0
+    assert (first.returncode == 0) is not killed
+    assert container.state().status == "running"
+    assert (container.state().pid == pid) is not killed
+    container.remove(force=True)
+
+
+def half_started(place: Machine, container: bulle.Container) -> tuple[subprocess.Popen[bytes], int]:
+    """A command that starts it, and its first process, stopped before it executes what it is for."""
+    for _ in range(50):
+        command = place.start_command("start", container.name, stderr=subprocess.DEVNULL)
+        wait_for(lambda: container.state().pid, "its first process")
+        pid = container.state().pid
+        os.kill(pid, signal.SIGSTOP)
+        if not os.readlink(f"/proc/{pid}/exe").endswith("busybox"):
+            return command, pid
+        os.kill(pid, signal.SIGCONT)
+        command.wait()
+        container.stop(0)
+    pytest.fail("no start was caught half way")
 
 
 def monitors(place: Machine, identifier: str) -> list[int]:

@@ -25,7 +25,7 @@ from bulle.monitor.logs import timestamp
 from bulle.store import Image, Store
 
 if TYPE_CHECKING:
-    from bulle.engine.containers import Container
+    from bulle.engine.container import Container
 
 _CHUNK_BYTES = 1 << 20
 _NOTHING = Digest.of(bytes(1024))  # the layer that has no member

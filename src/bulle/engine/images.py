@@ -24,7 +24,7 @@ from bulle.records.registries import BlobSources
 from bulle.store import Image, ImageIndex, Store
 
 if TYPE_CHECKING:
-    from bulle.engine.containers import Container
+    from bulle.engine.container import Container
     from bulle.engine.history import HistoryEntry
     from bulle.engine.image_mounts import ImageMounts
     from bulle.engine.pruning import Pruned, PruneFilter

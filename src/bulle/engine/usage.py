@@ -15,7 +15,7 @@ from bulle.store import Image, Store
 from bulle.store.usage import LayerUsage, disk_bytes
 
 if TYPE_CHECKING:
-    from bulle.engine.containers import Container
+    from bulle.engine.container import Container
     from bulle.engine.engine import Engine
     from bulle.records.build_steps import BuildStepRow
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bulle.errors import Unavailable
+from bulle.errors import BulleError, Unavailable
 from bulle.isolation import seccomp_profile
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import ControlGroup
@@ -194,6 +194,8 @@ def _follow(workload: Workload, channel: Channel) -> None:
             os.close(workload.pidfd)
             os.waitpid(workload.pid, 0)
             workload.pid, workload.pidfd = report.pid, descriptor
+    if not process.has_executed(workload.pid):
+        raise BulleError("the process was killed before it executed its command", "memory may have run out", "see dmesg")
 
 
 def _abandon(workload: Workload) -> None:

@@ -31,6 +31,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+_PF_FORKNOEXEC = 0x40  # include/linux/sched.h, in the flags of proc_pid_stat(5)
 CLOSE_RANGE_CLOEXEC = 4
 PIDFD_GET_INFO = 0xC048FF0B  # _IOWR(0xFF, 11, struct pidfd_info): 72 bytes since 6.15, where PIDFD_INFO_EXIT exists
 PIDFD_INFO_EXIT = 1 << 3
@@ -81,19 +82,28 @@ def boot_id() -> str:
         return file.read().strip()
 
 
-def start_ticks(pid: int) -> int:
-    """When ``pid`` started, in clock ticks since boot; 0 where there is no such process or it is a zombie."""
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/pid/stat from the third, the state, on; None where there is no such process. proc_pid_stat(5)"""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 4096).rpartition(b")")[2].split()
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    try:
-        fields = os.read(fd, 4096).rpartition(b")")[2].split()
-    except ProcessLookupError:
-        return 0
-    finally:
-        os.close(fd)
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+        return None
+
+
+def start_ticks(pid: int) -> int:
+    """When ``pid`` started, in clock ticks since boot; 0 where there is no such process or it is a zombie."""
+    fields = _stat(pid)
+    return 0 if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def has_executed(pid: int) -> bool:
+    """Whether a process, which may be a zombie, has called execve(2) since it was forked; also true of one that is gone."""
+    fields = _stat(pid)
+    return fields is None or not int(fields[6]) & _PF_FORKNOEXEC
 
 
 def open_process(pid: int, ticks: int) -> int | None:
@@ -110,15 +120,8 @@ def open_process(pid: int, ticks: int) -> int | None:
 
 def zombie_status(pid: int, ticks: int) -> int:
     """The wait status of a process that ended and was not reaped yet, named by pid and start time; -1 where it is not that, or hidden from us."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fields = os.read(fd, 4096).rpartition(b")")[2].split()
-        finally:
-            os.close(fd)
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    if fields[0] != b"Z" or int(fields[19]) != ticks:
+    fields = _stat(pid)
+    if fields is None or fields[0] != b"Z" or int(fields[19]) != ticks:
         return -1
     # Field 52; 0 is also what those read who may not look closer.
     return int(fields[49]) if int(fields[49]) or os.access(f"/proc/{pid}/ns/user", os.R_OK) else -1

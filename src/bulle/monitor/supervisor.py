@@ -95,13 +95,12 @@ class Supervisor:
         With local streams: raises Detached when the keys were typed, and OSError (BrokenPipeError) when their reader is gone; the workload goes on.
         """
         while True:
-            ended = False
-            for descriptor, _events in self._poll():
-                if descriptor == self._pidfd:
-                    ended = True
-                elif descriptor in self._outputs:
+            ready = [descriptor for descriptor, _events in self._poll()]
+            ended = self._pidfd in ready
+            for descriptor in ready:
+                if descriptor in self._outputs:
                     self._read_output(descriptor)
-                elif descriptor == self._listener:
+                elif descriptor == self._listener and not ended:  # who is answered may rely on it that the workload runs
                     self._accept()
                 elif descriptor in self._clients:
                     self._serve(self._clients[descriptor])
@@ -190,6 +189,8 @@ class Supervisor:
         self.close_log()
 
     def _finish(self) -> int:
+        if self._listener >= 0:
+            os.close(self._listener)
         self.drain()
         return wait_status(self._pidfd, self.kept_status)
 

@@ -1,0 +1,303 @@
+"""One container as a program sees it: start, watch, stop, remove.
+
+The verbs compose what the rooms below offer and keep nothing in memory: any process may hold a :class:`Container` of the same home, from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from signal import SIGKILL
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bulle.engine import planning, removal, supervisor
+from bulle.engine.drivers import driver_for
+from bulle.engine.foreground import Foreground
+from bulle.engine.inspection import container_document
+from bulle.engine.starting import Order
+from bulle.errors import BulleError, Conflict, InvalidInput
+from bulle.linux import process
+from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
+from bulle.model.run_plan import RunPlan
+from bulle.monitor import Attached, Attachment, LogEntry, current_state, read_log
+from bulle.monitor.state import look, read_state
+from bulle.records.containers import ContainerRecord
+from bulle.records.database import Database
+from bulle.spawner import child, client
+
+if TYPE_CHECKING:
+    from bulle.engine.copying import ContainerFiles
+
+_STOP_MARGIN_S = 10.0
+_RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
+
+
+class Container:
+    """One container of a home; every answer is looked up when it is asked for."""
+
+    def __init__(self, home: Path, database: Database, record: ContainerRecord) -> None:
+        self._home = home
+        self._database = database
+        self.record = record
+        self.id = record.id
+        self.name = record.name
+        self.image_id = record.image_id
+        self.created_at_ns = record.created_at_ns
+        self.directory = str(home / "containers" / record.id)
+        self.notes: tuple[str, ...] = ()
+        """What the last start or exec through this object had to do more weakly than asked."""
+
+    @property
+    def image(self) -> str:
+        """The image as it was asked for."""
+        return self.record.options.image
+
+    @property
+    def options(self) -> ContainerOptions:
+        """What was asked for."""
+        return self.record.options
+
+    @property
+    def plan(self) -> RunPlan:
+        """What is done when it starts."""
+        return self.record.plan
+
+    @property
+    def files(self) -> ContainerFiles:
+        """Its files: copy them in and out, see what changed, export them."""
+        from bulle.engine.copying import ContainerFiles  # a few verbs need it
+
+        return ContainerFiles(self._home, self.plan, self.name)
+
+    def state(self) -> ContainerState:
+        """How it is now. A container whose monitor was killed is given a new one first, so that the answer stays true."""
+        state, unwatched = look(self.directory)
+        if unwatched:
+            self._recover()
+        elif state.status == "exited" and read_state(self.directory).status == "running":
+            return self._recorded_end(state)
+        return state
+
+    def start(
+        self, *, attach: bool = False, stdin: bool = False, rows: int = 0, columns: int = 0, bound: bool = False, secrets: Sequence[str] = ()
+    ) -> Attachment | None:
+        """Start it; with ``attach`` returns the connection that carries its output (and input with ``stdin``). Nothing happens if it runs already.
+
+        ``rows`` and ``columns`` are the size that its terminal begins with (0: unknown). One that is ``bound`` is killed when the connection is
+        closed. ``secrets`` are more variables of its environment, which are written down nowhere.
+        """
+        attachment = self._connect(attach, stdin)
+        if attachment is None:
+            order = msgspec.structs.replace(self._start_order(attach, rows, columns), bound=bound)
+            attachment = self._order(msgspec.structs.replace(order, plan=planning.with_environment(order.plan, secrets)) if secrets else order)
+            if attach and self.options.auto_remove:
+                attachment.when_exited = lambda: removal.forget(self._database, self.plan)
+        if attach:
+            return attachment
+        attachment.close()
+        return None
+
+    def start_here(self, *, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attached:
+        """Start it in the foreground of this command: where the spawner holds this process's leash, this process is its monitor meanwhile."""
+        if child.own_leash is None or current_state(self.directory).status == "running":
+            attachment = self.start(attach=True, stdin=stdin, rows=rows, columns=columns)
+            assert attachment is not None
+            return attachment
+        foreground = Foreground(self._start_order(True, rows, columns), self._database, child.own_leash)
+        self.notes = foreground.notes
+        return foreground
+
+    def _start_order(self, attach: bool, rows: int, columns: int) -> Order:
+        plan = planning.with_window(self.plan, rows, columns) if self.options.terminal and rows else self.plan
+        return Order(str(self._home), plan, attach, self.options.interactive, self.options.auto_remove)
+
+    def attach(self, *, output: bool = True, stdin: bool = False) -> Attachment:
+        """A connection to the running container; Conflict if it does not run."""
+        attachment = self._connect(output, stdin)
+        if attachment is None:
+            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        return attachment
+
+    def _connect(self, output: bool, stdin: bool) -> Attachment | None:
+        """A connection to its monitor, which has answered; None where it does not run, also because a start that was under way came to nothing."""
+        deadline = time.monotonic() + _RECORDING_PATIENCE_S
+        while current_state(self.directory).status == "running" and time.monotonic() < deadline:
+            attachment = Attachment.connect(self.directory, output=output, stdin=stdin)
+            if attachment is not None:
+                with suppress(BulleError):
+                    attachment.wait_started()
+                    return attachment
+                attachment.close()
+            self.state()  # it may need a new monitor
+            time.sleep(0.05)
+        return None
+
+    def wait(self) -> int:
+        """Block until it has ended; returns its exit code (-1 unknown), at once if it has ended already."""
+        while True:
+            attachment = Attachment.connect(self.directory, output=False, stdin=False)
+            if attachment is not None:
+                try:
+                    code = attachment.wait_exit()
+                finally:
+                    attachment.close()
+                if code is not None:
+                    return code
+            state = self.state()
+            if state.status != "running" and not (state.status == "created" and not state.finished_at_ns):
+                return state.exit_code
+            time.sleep(0.02 if state.status == "running" else 0.1)
+
+    def kill(self, signal: str = "KILL") -> None:
+        """Send a signal to its first process; after SIGKILL its end is waited for."""
+        number = planning.signal_number(planning.signal_name(signal))
+        if number != SIGKILL:
+            self._send_signal(number)
+            return
+        with closing(self.attach(output=False)) as watch:
+            self._send_signal(number)
+            _ended(watch, _STOP_MARGIN_S)
+
+    def stop(self, timeout_s: int | None = None, signal: str = "") -> None:
+        """Ask it to end by its stop signal, and kill it after a while: ``timeout_s``, by default its own; -1 waits for ever.
+
+        Nothing happens if it does not run.
+        """
+        if self.state().status != "running":
+            return
+        patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
+        try:
+            with closing(self.attach(output=False)) as watch:
+                self._send_signal(planning.signal_number(planning.signal_name(signal or self.plan.stop_signal)))
+                if _ended(watch, patience if patience >= 0 else None):
+                    return
+                self._send_signal(SIGKILL)
+                if not _ended(watch, _STOP_MARGIN_S):
+                    raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
+        except Conflict:
+            return  # it ended by itself meanwhile
+
+    def _send_signal(self, number: int) -> None:
+        pidfd = self._pidfd()
+        try:
+            process.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError as error:
+            raise Conflict(f"container {self.name} is not running", "it has just ended", "") from error
+        finally:
+            os.close(pidfd)
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove it and all it wrote; a running one only by ``force``."""
+        if self.state().status == "running":
+            if not force:
+                raise Conflict(
+                    f"container {self.name} is running", "", f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
+                )
+            self.stop(timeout_s=0, signal="KILL")
+        driver_for(self.plan.isolation, self._home).clean_up(self.plan)
+        removal.forget(self._database, self.plan)
+        removal.remove_directory(self.plan)
+        removal.collect(self._home, self._database)
+
+    def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Iterator[LogEntry]:
+        """What it wrote, oldest first; with ``follow`` until it ends."""
+        attachment = Attachment.connect(self.directory, output=True, stdin=False) if follow else None
+
+        def more() -> bool:
+            return (
+                attachment is not None
+                and (received := attachment.receive()) is not None
+                and received[0] in (1, 2, 3)
+                and b'"exited"' not in received[1]
+            )
+
+        try:
+            yield from read_log(self.directory, tail=tail, since_ns=since_ns, until_ns=until_ns, more=more if attachment else None)
+        finally:
+            if attachment is not None:
+                attachment.close()
+
+    def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
+        """Run one more command in it; returns the connection that carries its streams and its exit code, None with ``detach``."""
+        state = self.state()
+        if state.status != "running":
+            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        if not options.command:
+            raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
+        wanted = planning.exec_process(self.plan, options)
+        order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid)
+        attachment = self._order(order)
+        if detach:
+            attachment.close()
+            return None
+        return attachment
+
+    def top(self, arguments: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
+        """Its processes as ps(1) of the host shows them: titles and rows."""
+        from bulle.engine.process_listing import listing  # only this verb runs a program of the host
+
+        state = self.state()
+        if state.status != "running":
+            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
+
+    def inspect(self, *, sizes: bool = False) -> dict[str, object]:
+        """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
+        document = container_document(self.record, self.state())
+        if sizes:
+            from bulle.engine.usage import container_sizes
+
+            document |= container_sizes(self._home, self._database, self.plan)
+        return document
+
+    def _pidfd(self) -> int:
+        state = self.state()
+        pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.status == "running" else None
+        if pidfd is None:
+            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        return pidfd
+
+    def _order(self, order: Order) -> Attachment:
+        """Have a monitor forked and wait for its word; the error of a start is raised here."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        entry, local = ("monitor", supervisor.main) if order.execute or order.attach else ("start", supervisor.start)
+        with theirs:
+            client.submit(self._home, entry, [msgspec.json.encode(order).decode()], [theirs.fileno()], local=local)
+        attachment = Attachment(ours)
+        try:
+            attachment.wait_started()
+        except BaseException:
+            attachment.close()
+            raise
+        self.notes = attachment.notes
+        return attachment
+
+    def _recorded_end(self, lost: ContainerState) -> ContainerState:
+        """How a container ended that ended while its monitor was dead: a new one records what is still known, and cleans up."""
+        with suppress(BulleError):
+            self._recover()
+            deadline = time.monotonic() + _RECORDING_PATIENCE_S
+            while time.monotonic() < deadline:
+                state = read_state(self.directory)
+                if state.status != "running":
+                    return state
+                time.sleep(0.005)
+        return lost
+
+    def _recover(self) -> None:
+        supervisor.hand_over(Order(str(self._home), self.plan, False, self.options.interactive, self.options.auto_remove), [])
+
+
+def _ended(watch: Attachment, patience_s: float | None) -> bool:
+    """Wait for the end on an attachment without output; False after the patience."""
+    try:
+        watch.wait_exit(patience_s)
+    except TimeoutError:
+        return False
+    return True
