@@ -140,7 +140,7 @@ def living_monitor(home: Path) -> int | None:
 
     for directory in (home / "containers").glob("*"):
         state = read_state(str(directory))
-        if state.status == "running" and state.monitor_pid and start_ticks(state.monitor_pid) == state.monitor_start_ticks:
+        if state.active and state.monitor_pid and start_ticks(state.monitor_pid) == state.monitor_start_ticks:
             return state.monitor_pid
     return None
 

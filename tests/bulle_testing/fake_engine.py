@@ -149,7 +149,7 @@ class Container:
         if self.options.auto_remove:
             self.engine.containers.by_id.pop(self.id, None)
 
-    def stop(self, timeout_s: int | None = None, signal: str = "") -> None:
+    def stop(self, timeout_s: int | None = None, signal: str = "", *, verb: str = "stop") -> None:
         self.stopped_with = (timeout_s, signal)
         self.finish(143)
 

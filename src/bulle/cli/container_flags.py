@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from bulle.cli.option_types import Choice, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
+from bulle.cli.option_types import Choice, Duration, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
 from bulle.cli.verb import WrongValue
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, VolumeOption
@@ -30,6 +30,8 @@ _LIMITS = frozenset(
 _ISOLATION = Suggestion("level", "container", "chroot")
 _NETWORK = Suggestion("network", "none", "host")
 _CAPABILITY = Text("capability")
+_RESTART = Suggestion("policy", "no", "on-failure", "always", "unless-stopped")
+_ON_FAILURE = Choice("none", "restart", "stop", "kill")
 
 CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--name", type=Text(), help="Assign a name to the container"),
@@ -45,7 +47,7 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--entrypoint", type=Text(), help="Overwrite the default ENTRYPOINT of the image"),
     click.option("--cap-add", multiple=True, type=_CAPABILITY, help="Add Linux capabilities"),
     click.option("--cap-drop", multiple=True, type=_CAPABILITY, help="Drop Linux capabilities"),
-    click.option("--security-opt", multiple=True, type=Text("list"), help="Security options (no-new-privileges, seccomp=unconfined|FILE)"),
+    click.option("--security-opt", multiple=True, type=Text("list"), help="Security options (no-new-privileges, seccomp=FILE, seccomp-log)"),
     click.option("--ulimit", multiple=True, type=Text("ulimit"), help="Ulimit options (NAME=SOFT[:HARD])"),
     click.option("--privileged", is_flag=True, help="Give extended privileges to this container"),
     click.option("--hardened", is_flag=True, help="No capabilities, no new privileges, read-only root"),
@@ -71,6 +73,17 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-TTY"),
     click.option("--rm", "auto_remove", is_flag=True, help="Automatically remove the container when it exits"),
     click.option("--cidfile", type=HostPath(), help="Write the container ID to the file"),
+    click.option("--restart", type=_RESTART, help="Restart policy to apply when the container exits (no, on-failure[:n], always, unless-stopped)"),
+    click.option("--timeout", type=Duration(), help="End the container after that long (90s, 5m, seconds)"),
+    click.option("--idle-timeout", type=Duration(), help="End the container when it has said nothing and done next to nothing for that long"),
+    click.option("--health-cmd", type=Text("command"), help="Command to run to check health"),
+    click.option("--health-interval", type=Duration(), help="Time between running the check (default 30s)"),
+    click.option("--health-timeout", type=Duration(), help="Maximum time to allow one check to run (default 30s)"),
+    click.option("--health-retries", type=Whole(0), help="Consecutive failures needed to report unhealthy (default 3)"),
+    click.option("--health-start-period", type=Duration(), help="Time for the container to initialize before failures count"),
+    click.option("--health-start-interval", type=Duration(), help="Time between checks during the start period (default 5s)"),
+    click.option("--health-on-failure", type=_ON_FAILURE, default="none", help="What is done when the container becomes unhealthy"),
+    click.option("--no-healthcheck", is_flag=True, help="Disable any container-specified HEALTHCHECK"),
     click.option("--dry-run", is_flag=True, help="Print the plan of the run as JSON, and run nothing"),
 )
 
@@ -129,6 +142,17 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         labels=_labels(flags["label_file"], flags["label"]),
         pull=flags["pull"],
         platform=flags["platform"] or "",
+        restart_policy=flags["restart"] or "",
+        timeout_s=(flags["timeout"] or 0) / 1e9,
+        idle_timeout_s=(flags["idle_timeout"] or 0) / 1e9,
+        health_command=flags["health_cmd"] or "",
+        health_interval_ns=flags["health_interval"] or 0,
+        health_timeout_ns=flags["health_timeout"] or 0,
+        health_retries=flags["health_retries"] or 0,
+        health_start_period_ns=flags["health_start_period"] or 0,
+        health_start_interval_ns=flags["health_start_interval"] or 0,
+        health_on_failure=flags["health_on_failure"],
+        no_healthcheck=flags["no_healthcheck"],
     )
 
 

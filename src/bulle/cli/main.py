@@ -47,6 +47,7 @@ CONTAINER_VERBS = {
     "stop": "lifecycle:stop",
     "top": "processes:top",
     "wait": "lifecycle:wait",
+    "why": "why:why",
 }
 IMAGE_VERBS = {
     "build": "building:build",

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from bulle.cli import human
 from bulle.cli.session import Session
 from bulle.errors import BulleError, InvalidInput
+from bulle.model.quantities import duration_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,6 +111,22 @@ class Time(click.ParamType[int]):
             return human.parse_time_ns(value)
         except InvalidInput as error:
             raise InvalidInput(f'invalid value for "{param.name if param else self.name}"', str(error)) from None
+
+
+class Duration(click.ParamType[int]):
+    """A span of time as Go writes it (``1m30s``), or a number of seconds; nanoseconds."""
+
+    name = "duration"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Nanoseconds, not negative."""
+        try:
+            nanoseconds = round(float(value) * 1e9) if value.replace(".", "", 1).isdecimal() else duration_ns(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+        if nanoseconds < 0:
+            raise click.BadParameter("it is negative", ctx, param)
+        return nanoseconds
 
 
 class Choice(click.ParamType[str]):

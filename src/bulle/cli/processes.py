@@ -27,9 +27,10 @@ _TOP_WIDTH = 20
 def status_of(state: ContainerState) -> str:
     """A state in Docker's words: ``Up 3 minutes``, ``Exited (0) 5 seconds ago``."""
     if state.status == "running":
-        return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')}"
-    if state.status == "exited":
-        return f"Exited ({'unknown' if state.exit_code < 0 else state.exit_code}) {human.ago(state.finished_at_ns)}"
+        health = "" if state.health is None else f" ({'health: starting' if state.health.status == 'starting' else state.health.status})"
+        return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')}{health}"
+    if state.status in ("exited", "restarting"):
+        return f"{state.status.capitalize()} ({'unknown' if state.exit_code < 0 else state.exit_code}) {human.ago(state.finished_at_ns)}"
     return {"created": "Created", "dead": "Dead", "removing": "Removal In Progress"}[state.status]
 
 

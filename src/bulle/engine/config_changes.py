@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 
 from bulle.errors import InvalidInput
+from bulle.model.quantities import duration_ns
 
 Config = dict[str, Any]
 WORDS = ("CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR")
 _SHELL = ["/bin/sh", "-c"]
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?")
-_UNITS_NS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _HEALTH_FLAGS = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod", "start-interval": "StartInterval"}
 
 
@@ -139,10 +139,10 @@ def _health_check(config: Config, rest: str) -> None:
 
 
 def _nanoseconds(text: str) -> int:
-    found = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)", text)
-    if not found or "".join(number + unit for number, unit in found) != text:
-        raise InvalidInput(f"invalid duration '{text}'", "", "write it as 10s, 42m or 1h30m")
-    return int(sum(float(number) * _UNITS_NS[unit] for number, unit in found))
+    try:
+        return duration_ns(text)
+    except ValueError as error:
+        raise InvalidInput(f"invalid duration '{text}'", str(error), "write it as 10s, 42m or 1h30m") from None
 
 
 _APPLY = {

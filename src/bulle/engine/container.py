@@ -21,11 +21,12 @@ from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.inspection import container_document
 from bulle.engine.starting import Order
+from bulle.engine.watching import needs_watching
 from bulle.errors import BulleError, Conflict, InvalidInput
 from bulle.linux import process
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.run_plan import RunPlan
-from bulle.monitor import Attached, Attachment, LogEntry, current_state, read_log
+from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends, read_log
 from bulle.monitor.state import look, read_state
 from bulle.records.containers import ContainerRecord
 from bulle.records.database import Database
@@ -33,6 +34,7 @@ from bulle.spawner import child, client
 
 if TYPE_CHECKING:
     from bulle.engine.copying import ContainerFiles
+    from bulle.engine.why import Explanation
 
 _STOP_MARGIN_S = 10.0
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
@@ -93,6 +95,10 @@ class Container:
         closed. ``secrets`` are more variables of its environment, which are written down nowhere.
         """
         attachment = self._connect(attach, stdin)
+        if attachment is None and current_state(self.directory).status == "restarting":
+            if attach:
+                raise Conflict(f"container {self.name} is restarting", "its monitor waits before it starts it again", "wait until it runs")
+            return None
         if attachment is None:
             order = msgspec.structs.replace(self._start_order(attach, rows, columns), bound=bound)
             attachment = self._order(msgspec.structs.replace(order, plan=planning.with_environment(order.plan, secrets)) if secrets else order)
@@ -105,7 +111,7 @@ class Container:
 
     def start_here(self, *, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attached:
         """Start it in the foreground of this command: where the spawner holds this process's leash, this process is its monitor meanwhile."""
-        if child.own_leash is None or current_state(self.directory).status == "running":
+        if child.own_leash is None or needs_watching(self.plan.lifecycle) or current_state(self.directory).active:
             attachment = self.start(attach=True, stdin=stdin, rows=rows, columns=columns)
             assert attachment is not None
             return attachment
@@ -150,13 +156,16 @@ class Container:
                 if code is not None:
                     return code
             state = self.state()
-            if state.status != "running" and not (state.status == "created" and not state.finished_at_ns):
+            if not state.active and not (state.status == "created" and not state.finished_at_ns):
                 return state.exit_code
-            time.sleep(0.02 if state.status == "running" else 0.1)
+            time.sleep(0.02 if state.active else 0.1)
 
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to its first process; after SIGKILL its end is waited for."""
-        number = planning.signal_number(planning.signal_name(signal))
+        name = planning.signal_name(signal)
+        number = planning.signal_number(name)
+        if number == SIGKILL or name == self.plan.stop_signal:
+            ends.intend(self.directory, "kill", name)
         if number != SIGKILL:
             self._send_signal(number)
             return
@@ -164,17 +173,20 @@ class Container:
             self._send_signal(number)
             _ended(watch, _STOP_MARGIN_S)
 
-    def stop(self, timeout_s: int | None = None, signal: str = "") -> None:
+    def stop(self, timeout_s: int | None = None, signal: str = "", *, verb: str = "stop") -> None:
         """Ask it to end by its stop signal, and kill it after a while: ``timeout_s``, by default its own; -1 waits for ever.
 
-        Nothing happens if it does not run.
+        Nothing happens if it does not run. ``verb`` is the name of the command that wants it, for ``bulle why``.
         """
-        if self.state().status != "running":
+        if not self.state().active:
             return
+        name = planning.signal_name(signal or self.plan.stop_signal)
+        ends.intend(self.directory, verb, name)
         patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
         try:
+            self._wait_while_restarting()
             with closing(self.attach(output=False)) as watch:
-                self._send_signal(planning.signal_number(planning.signal_name(signal or self.plan.stop_signal)))
+                self._send_signal(planning.signal_number(name))
                 if _ended(watch, patience if patience >= 0 else None):
                     return
                 self._send_signal(SIGKILL)
@@ -182,6 +194,14 @@ class Container:
                     raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
         except Conflict:
             return  # it ended by itself meanwhile
+
+    def _wait_while_restarting(self) -> None:
+        """Have a monitor that waits before it starts the container again look for an intent, and wait for what it makes of it."""
+        deadline = time.monotonic() + _STOP_MARGIN_S
+        while self.state().status == "restarting" and time.monotonic() < deadline:
+            if (waiting := Attachment.connect(self.directory, output=False, stdin=False)) is not None:
+                waiting.close()
+            time.sleep(0.005)
 
     def _send_signal(self, number: int) -> None:
         pidfd = self._pidfd()
@@ -194,12 +214,12 @@ class Container:
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it and all it wrote; a running one only by ``force``."""
-        if self.state().status == "running":
+        state = self.state()
+        if state.active:
             if not force:
-                raise Conflict(
-                    f"container {self.name} is running", "", f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
-                )
-            self.stop(timeout_s=0, signal="KILL")
+                mend = f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
+                raise Conflict(f"container {self.name} is {state.status}", "", mend)
+            self.stop(timeout_s=0, signal="KILL", verb="rm")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
         removal.forget(self._database, self.plan)
         removal.remove_directory(self.plan)
@@ -246,6 +266,12 @@ class Container:
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
+
+    def why(self) -> list[Explanation]:
+        """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
+        from bulle.engine.why import explain
+
+        return [explain(self.name, self.plan, end) for end in reversed(ends.read(self.directory))]
 
     def inspect(self, *, sizes: bool = False) -> dict[str, object]:
         """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""

@@ -80,7 +80,7 @@ class Containers:
     def list(self, *, all: bool = False) -> list[Container]:
         """Running containers, or all, newest first."""
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
-        return containers if all else [container for container in containers if container.state().status == "running"]
+        return containers if all else [container for container in containers if container.state().active]
 
     def prune(self, chosen: PruneFilter | None = None) -> Pruned:
         """Remove every container that does not run."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 import msgspec
 
 from bulle.engine import removal, supervisor
+from bulle.engine.ending import record_end
 from bulle.engine.starting import Order, Watch, begin
 from bulle.monitor import Outcome
 from bulle.monitor.frames import event
@@ -61,7 +62,7 @@ class Foreground:
             removal.forget(self._database, self._order.plan)
             child.afterwards.append(lambda: self._clean_up(watch, finish))
         else:
-            supervisor.record_end(self._order, watch.driver, status)
+            record_end(self._order, watch.driver, self._supervisor, status)
             child.afterwards.append(lambda: self._finish(finish))
         local.close()
         return Outcome(code)

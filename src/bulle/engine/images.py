@@ -258,7 +258,7 @@ class Images:
             raise Conflict(f"{name} is an index", "its images stay when it goes", f"remove it with `bulle manifest rm {name}`")
         image, known_as = self._find(name)
         for container in self._containers.of_image(image.id) if force else ():
-            if current_state(container.plan.state_host_path).status == "running":
+            if current_state(container.plan.state_host_path).active:
                 raise Conflict(
                     f"image {name} cannot be removed", f"container {container.name} runs on it", f"stop it with `bulle stop {container.name}`"
                 )

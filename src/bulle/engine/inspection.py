@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bulle.engine.lifecycle import restart_policy
 from bulle.model.container import ContainerState
+from bulle.model.lifecycle import Health, HealthCheck
 from bulle.model.reference import Reference
 from bulle.monitor.logs import LOG_FILE, timestamp
 from bulle.records.containers import ContainerRecord
@@ -27,7 +29,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
         "HostsPath": f"{plan.state_host_path}/hosts",
         "LogPath": f"{plan.state_host_path}/{LOG_FILE}",
         "Name": f"/{record.name}",
-        "RestartCount": 0,
+        "RestartCount": state.restart_count,
         "Driver": "overlay",
         "Platform": "linux",
         "HostConfig": _host_config(record),
@@ -56,7 +58,8 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
             "Labels": options.labels,
             "StopSignal": plan.stop_signal,
             "StopTimeout": plan.stop_timeout_s,
-        },
+        }
+        | ({"Healthcheck": _health_check(plan.lifecycle.health)} if plan.lifecycle.health else {}),
         "NetworkSettings": {"Networks": {plan.network.mode: {}}, "Ports": {}, "IPAddress": "", "Gateway": "", "MacAddress": ""},
     }
 
@@ -91,9 +94,9 @@ def _state(state: ContainerState) -> dict[str, object]:
     code = UNKNOWN_EXIT_CODE if state.exit_code < 0 else state.exit_code
     return {
         "Status": state.status,
-        "Running": state.status == "running",
+        "Running": state.active,
         "Paused": False,
-        "Restarting": False,
+        "Restarting": state.status == "restarting",
         "OOMKilled": state.out_of_memory,
         "Dead": state.status == "dead",
         "Pid": state.pid if state.status == "running" else 0,
@@ -103,19 +106,44 @@ def _state(state: ContainerState) -> dict[str, object]:
         "StartedAt": timestamp(state.started_at_ns) if state.started_at_ns else _NEVER,
         "FinishedAt": timestamp(state.finished_at_ns) if state.finished_at_ns else _NEVER,
         "Isolation": state.isolation_obtained,
-        "MonitorPid": state.monitor_pid if state.status == "running" else 0,
+        "MonitorPid": state.monitor_pid if state.active else 0,
+    } | ({"Health": _health(state.health)} if state.health is not None else {})
+
+
+def _health(health: Health) -> dict[str, object]:
+    return {
+        "Status": health.status,
+        "FailingStreak": health.failing_streak,
+        "Log": [
+            {"Start": timestamp(one.started_at_ns), "End": timestamp(one.finished_at_ns), "ExitCode": one.exit_code, "Output": one.output}
+            for one in health.log
+        ],
+    }
+
+
+def _health_check(check: HealthCheck) -> dict[str, object]:
+    return {
+        "Test": ["CMD", *check.command],
+        "Interval": round(check.interval_s * 1e9),
+        "Timeout": round(check.timeout_s * 1e9),
+        "StartPeriod": round(check.start_period_s * 1e9),
+        "StartInterval": round(check.start_interval_s * 1e9),
+        "Retries": check.retries,
+        "OnFailure": check.on_failure,
     }
 
 
 def _host_config(record: ContainerRecord) -> dict[str, object]:
     plan, options = record.plan, record.options
-    resources, security = plan.resources, plan.security
+    resources, security, policy = plan.resources, plan.security, restart_policy(options.restart_policy)
     return {
         "Binds": [f"{mount.host_path}:{mount.container_path}{':ro' if mount.read_only else ''}" for mount in plan.mounts if mount.kind == "bind"]
         or None,
         "NetworkMode": plan.network.mode,
         "AutoRemove": options.auto_remove,
-        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        "RestartPolicy": {"Name": policy.name, "MaximumRetryCount": policy.retries},
+        "Timeout": options.timeout_s,
+        "IdleTimeout": options.idle_timeout_s,
         "CapAdd": list(options.cap_add) or None,
         "CapDrop": list(options.cap_drop) or None,
         "EffectiveCapabilities": list(plan.process.capabilities),

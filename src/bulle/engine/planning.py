@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from bulle.engine.lifecycle import lifecycle
 from bulle.errors import InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
 from bulle.linux import capabilities
@@ -39,6 +40,7 @@ MASKED_PATHS = (
 READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LEVELS = ("container", "chroot")
+_SECURITY_OPTIONS = frozenset({"no-new-privileges", "apparmor", "label", "seccomp-log"})
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -97,6 +99,7 @@ def compose(
         shm_bytes=options.shm_bytes or 64 << 20,
         stop_signal=signal_name(options.stop_signal or config.stop_signal or "SIGTERM"),
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
+        lifecycle=lifecycle(options, config),
     )
 
 
@@ -144,6 +147,7 @@ def exec_process(plan: RunPlan, options: ExecOptions) -> Process:
         capabilities=capabilities.known() if options.privileged else own.capabilities,
         no_new_privileges=own.no_new_privileges and not options.privileged,
         limits=own.limits,
+        log_refusals=own.log_refusals,
         rows=options.rows,
         columns=options.columns,
     )
@@ -211,6 +215,7 @@ def _process(options: ContainerOptions, config: ExecutionConfig, container_id: s
         no_new_privileges=options.hardened or _no_new_privileges(options),
         limits=options.limits,
         init=options.init,
+        log_refusals="seccomp-log" in options.security_options,
     )
 
 
@@ -233,8 +238,9 @@ def _security(options: ContainerOptions, own_users: bool, id_mappings: tuple[IdM
             seccomp = _profile(value)
         elif key == "systempaths" and value == "unconfined":
             hidden = False
-        elif key not in ("no-new-privileges", "apparmor", "label") or (key in ("apparmor", "label") and value not in ("unconfined", "disable")):
-            raise InvalidInput(f"invalid --security-opt {option}", "", "use no-new-privileges, seccomp=FILE|unconfined or systempaths=unconfined")
+        elif key not in _SECURITY_OPTIONS or (key in ("apparmor", "label") and value not in ("unconfined", "disable")):
+            known = "use no-new-privileges, seccomp=FILE|unconfined, seccomp-log or systempaths=unconfined"
+            raise InvalidInput(f"invalid --security-opt {option}", "", known)
     return Security(
         privileged=options.privileged,
         user_namespace="own" if own_users else "host",

@@ -45,7 +45,7 @@ def prune_containers(containers: Containers, store: Store, chosen: PruneFilter) 
     for container in containers.list(all=True):
         if not container.image_id:
             continue
-        if container.state().status == "running" or not chosen.takes(container.created_at_ns, container.options.labels):
+        if container.state().active or not chosen.takes(container.created_at_ns, container.options.labels):
             continue
         size = disk_bytes(Path(container.directory))
         try:

@@ -20,8 +20,9 @@ from bulle.errors import BulleError, Conflict, StorageFull
 from bulle.isolation.driver import Driver, Stdio, Workload
 from bulle.linux import process
 from bulle.model.container import ContainerState
+from bulle.model.lifecycle import End, Health
 from bulle.model.run_plan import Process, RunPlan
-from bulle.monitor import supervisor
+from bulle.monitor import ends, supervisor
 from bulle.monitor.logs import LogWriter, open_log
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_fifos
@@ -69,16 +70,21 @@ class Watch:
         return made
 
 
-def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Watch:
+def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: int = -1) -> Watch:
     """Start the container, for this process to be its monitor, or for its parent to be.
 
-    Raises BulleError; then it is recorded as failed, or gone if it was to be removed.
+    ``lock`` is that of a monitor which starts it again. Raises BulleError; then a first start is recorded as failed, or what it was to start is gone
+    if it was to be removed.
     """
     plan, home = order.plan, Path(order.home)
     directory = plan.state_host_path
-    lock = take_lock(directory, _PREDECESSOR_PATIENCE_S)
-    if lock < 0:
-        raise Conflict("the container is being started by somebody else", "", "wait a moment")
+    again = lock >= 0
+    before = read_state(directory) if again else ContainerState()
+    if not again:
+        lock = take_lock(directory, _PREDECESSOR_PATIENCE_S)
+        if lock < 0:
+            raise Conflict("the container is being started by somebody else", "", "wait a moment")
+        ends.forget_intent(directory)
     driver = driver_for(plan.isolation, home)
     opened: list[int] = []
 
@@ -95,6 +101,9 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
             monitor_start_ticks=process.start_ticks(monitor),
             started_at_ns=time.time_ns(),
             isolation_obtained=plan.isolation,
+            restart_count=before.restart_count,
+            restart_delay_s=before.restart_delay_s,
+            health=Health() if plan.lifecycle.health else None,
         )
         write_state(directory, state)
 
@@ -108,7 +117,7 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
             close_stdio(stdio)
     except (BulleError, OSError) as error:
         failure = error if isinstance(error, BulleError) else as_error(error)
-        _start_failed(order, driver, failure)
+        _start_failed(order, driver, failure, again)
         for descriptor in (*opened, lock):
             os.close(descriptor)
         raise failure from error
@@ -122,16 +131,20 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False) -> Wat
     return Watch(order, driver, workload, streams, log, listener, lock)
 
 
-def _start_failed(order: Order, driver: Driver, error: BulleError) -> None:
+def _start_failed(order: Order, driver: Driver, error: BulleError, again: bool) -> None:
     with suppress(OSError, BulleError):
         driver.clean_up(order.plan)
+    if again:
+        return  # its monitor decides
     if order.auto_remove:
         with suppress(OSError, BulleError):
             removal.forget(Database(Path(order.home)), order.plan)
             removal.remove_directory(order.plan)
     else:
+        directory, now_ns = order.plan.state_host_path, time.time_ns()
         with suppress(OSError):
-            write_state(order.plan.state_host_path, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=time.time_ns()))
+            write_state(directory, ContainerState(exit_code=error.exit_code, error=str(error), finished_at_ns=now_ns))
+        ends.record(directory, End(-1, now_ns, now_ns, reason="start", error=str(error)))
 
 
 def kept_status_of(home: str, state: ContainerState) -> int:
@@ -163,7 +176,7 @@ def take_lock(directory: str, patience_s: float = 0.0) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
-            if time.monotonic() >= deadline or read_state(directory).status == "running":
+            if time.monotonic() >= deadline or read_state(directory).active:
                 os.close(descriptor)
                 return -1
         time.sleep(0.002)

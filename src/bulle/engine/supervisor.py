@@ -10,6 +10,7 @@ outlives an upgrade of the files that it was loaded from.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -18,19 +19,23 @@ from pathlib import Path
 
 import msgspec
 
-from bulle.engine import removal
 from bulle.engine.drivers import LEVELS, driver_for
-from bulle.engine.starting import Order, as_error, begin, kept_status_of, no_stdio, owner_of_streams, take_lock
-from bulle.errors import BulleError
+from bulle.engine.ending import finish, stay_ended
+from bulle.engine.executing import execute, send
+from bulle.engine.starting import Order, begin, kept_status_of, take_lock
+from bulle.engine.watching import equip, needs_watching
+from bulle.errors import BulleError, from_parts, to_parts
 from bulle.isolation import seccomp_profile
 from bulle.isolation.driver import Driver
+from bulle.isolation.namespaces import NamespaceDriver
 from bulle.linux import capabilities, process
 from bulle.linux.fork import fork
-from bulle.monitor import supervisor
+from bulle.model.container import ContainerState
+from bulle.monitor import ends, supervisor
 from bulle.monitor.frames import Hello, event
 from bulle.monitor.logs import LogWriter, open_log
 from bulle.monitor.state import read_state, write_state
-from bulle.monitor.stdio import Streams, close_stdio, make_pipes, open_fifos
+from bulle.monitor.stdio import Streams, open_fifos
 from bulle.records.database import Database
 from bulle.spawner import client
 from bulle.spawner.leash import Leash
@@ -39,7 +44,7 @@ from bulle.store import Store
 RECOVER = "--recover"
 _ASKED_FOR_WITHIN_S = 3600.0
 _PRECEDENCE_S = 0.5
-_HAS_TERMINAL, _HAS_STDIN = 1, 2
+_HAS_TERMINAL, _HAS_STDIN, _HAS_MORE, _FAILED = 1, 2, 4, 0xFF
 
 
 _orders = msgspec.json.Decoder(Order)
@@ -53,9 +58,10 @@ def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -
     try:
         order = _orders.decode(argv[0])
         if RECOVER in argv[1:]:
+            NamespaceDriver.close_shell()
             _recover(order, descriptors, leash)
         elif order.execute is not None:
-            _execute(order, socket.socket(fileno=descriptors[0]))
+            execute(order, socket.socket(fileno=descriptors[0]))
         else:
             _run(order, socket.socket(fileno=descriptors[0]), leash)
     finally:
@@ -73,20 +79,27 @@ def start(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) 
         if RECOVER not in argv[1:]:  # else its monitor, which was killed and forked anew, recovers what is left
             if leash is not None:
                 leash.recover_as("monitor", list(argv[:1]))
-            _start_for_parent(_orders.decode(argv[0]), descriptors[0], socket.socket(fileno=descriptors[1]), leash)
+            caller, parent = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+            _start_for_parent(_orders.decode(argv[0]), caller, parent, leash)
         return 0
+    line, starter = _fork_starter(lambda parent: start(argv, [descriptors[0], parent.detach()], leash))
+    os.close(descriptors[0])
+    watch(line, starter, lambda: list(argv), lambda: leash)
+    return 0
+
+
+def _fork_starter(body: Callable[[socket.socket], object]) -> tuple[socket.socket, int]:
+    """A child that starts the container; returns the socket over which it hands over what there is to watch, and its pid."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    starter = fork()
-    if starter == 0:
+    pid = fork()
+    if pid == 0:
         try:
             ours.close()
-            start(argv, [descriptors[0], theirs.detach()], leash)
+            body(theirs)
         finally:
             os._exit(0)
     theirs.close()
-    os.close(descriptors[0])
-    watch(ours, starter, lambda: list(argv), lambda: leash)
-    return 0
+    return ours, pid
 
 
 def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leash: Callable[[], Leash | None]) -> None:
@@ -114,9 +127,12 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
             return
         watching = _watching(words[0], descriptors)
         watching.input_ended = input_ended
+        if words[0] & _HAS_MORE:
+            order = _orders.decode(argv()[0])
+            equip(watching, order, driver_for(order.plan.isolation, Path(order.home)), descriptors[1], _not_for_children(descriptors[0], own_leash()))
         status = watching.run()
         order = _orders.decode(argv()[0])
-        _finish(order, driver_for(order.plan.isolation, Path(order.home)), watching, status)
+        _go_on(order, driver_for(order.plan.isolation, Path(order.home)), watching, status, descriptors[0], own_leash)
     finally:
         if (held := own_leash()) is not None:
             held.release()
@@ -175,28 +191,33 @@ def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
     try:
         started = begin(order, leash)
     except BulleError as error:
-        _send(caller, event("error", error=error))
+        send(caller, event("error", error=error))
         return
-    _send(caller, event("started", pid=started.workload.pid, notes=tuple(started.workload.notes)))
+    send(caller, event("started", pid=started.workload.pid, notes=tuple(started.workload.notes)))
     watching = started.supervisor()
     if leash is not None:
         watching.input_ended = leash.drop
     watching.add_client(caller, Hello(True, True), bound=order.bound)
-    _finish(order, started.driver, watching, watching.run())
+    equip(watching, order, started.driver, started.workload.pidfd, _not_for_children(started.lock, leash))
+    _go_on(order, started.driver, watching, watching.run(), started.lock, lambda: leash)
 
 
-def _start_for_parent(order: Order, caller: int, parent: socket.socket, leash: Leash | None) -> None:
-    """The starter's whole life."""
-    answer = socket.socket(fileno=caller)
+def _start_for_parent(order: Order, answer: socket.socket | None, parent: socket.socket, leash: Leash | None, lock: int = -1) -> None:
+    """The starter's whole life. ``answer`` is who asked for the start, None where the parent itself did, with its ``lock``."""
     try:
-        started = begin(order, leash, for_parent=True)
+        started = begin(order, leash, for_parent=True, lock=lock)
     except BulleError as error:
-        _send(answer, event("error", error=error))
+        if answer is not None:
+            send(answer, event("error", error=error))
+        else:
+            parent.send(bytes([_FAILED]) + msgspec.json.encode(to_parts(error)))
         return
     workload, streams = started.workload, started.streams
     words = (_HAS_TERMINAL if workload.terminal >= 0 else 0) | (_HAS_STDIN if streams.stdin >= 0 else 0)
+    words |= _HAS_MORE if needs_watching(order.plan.lifecycle) else 0
     outputs = [workload.terminal] if workload.terminal >= 0 else [streams.stdout, streams.stderr, *([streams.stdin] if streams.stdin >= 0 else [])]
-    _send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))
+    if answer is not None:
+        send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))
     socket.send_fds(parent, [bytes([words])], [started.lock, workload.pidfd, started.listener, started.log, *outputs])
 
 
@@ -220,9 +241,13 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     except FileNotFoundError:
         return  # removed meanwhile
     state = read_state(directory)
-    if lock < 0 or state.status != "running" or order.execute is not None:
+    if lock < 0 or not state.active or order.execute is not None:
         return
     driver = driver_for(order.plan.isolation, Path(order.home))
+    if state.status == "restarting":
+        _write_monitor(directory, state)
+        _start_again(order, driver, state.restart_delay_s, lock, lambda: leash)
+        return
     pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.boot_id == process.boot_id() else None
     if has_terminal:
         terminal, streams = held[0] if held else -1, Streams()
@@ -230,79 +255,81 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
         terminal, streams = -1, Streams(held[2] if len(held) > 2 else -1, *held[:2]) if held else open_fifos(directory, -1)
     if pidfd is None:
         supervisor.Supervisor(-1, streams, terminal, LogWriter(open_log(directory))).drain()
-        _finish(order, driver, None, kept_status_of(order.home, state))
+        _go_on(order, driver, None, kept_status_of(order.home, state), lock, lambda: leash)
         return
     if leash is not None:
         for descriptor in held:
             leash.hold(descriptor)
-    state = msgspec.structs.replace(state, monitor_pid=os.getpid(), monitor_start_ticks=process.start_ticks(os.getpid()))
-    write_state(directory, state)
+    state = _write_monitor(directory, state)
     watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(open_log(directory)), supervisor.listen(directory))
     watch.kept_status = lambda: kept_status_of(order.home, state)
     if leash is not None:
         watch.input_ended = leash.drop
-    _finish(order, driver, watch, watch.run())
+    equip(watch, order, driver, pidfd, _not_for_children(lock, leash))
+    _go_on(order, driver, watch, watch.run(), lock, lambda: leash)
 
 
-def _execute(order: Order, caller: socket.socket) -> None:
-    plan, wanted = order.plan, order.execute
-    assert wanted is not None
-    driver = driver_for(plan.isolation, Path(order.home))
+def _write_monitor(directory: str, state: ContainerState) -> ContainerState:
+    """This process is the monitor now."""
+    state = msgspec.structs.replace(state, monitor_pid=os.getpid(), monitor_start_ticks=process.start_ticks(os.getpid()))
+    write_state(directory, state)
+    return state
+
+
+def _not_for_children(lock: int, leash: Leash | None) -> list[int]:
+    return [lock] if leash is None else [lock, leash.fileno()]
+
+
+def _go_on(
+    order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int, lock: int, leash: Callable[[], Leash | None]
+) -> None:
+    """After the end: record it, and start the container again where it is to be."""
+    delay_s = finish(order, driver, watch, status)
+    if delay_s is not None:
+        _start_again(order, driver, delay_s, lock, leash)
+
+
+def _start_again(order: Order, driver: Driver, delay_s: float, lock: int, leash: Callable[[], Leash | None]) -> None:
+    """Start the container after a while, and watch it, again and again until its end is the last one or somebody stops it."""
+    order = msgspec.structs.replace(order, attach=False, bound=False)
+    NamespaceDriver.close_shell()
+    again: float | None = delay_s
+    while again is not None:
+        if (held := leash()) is not None:
+            held.clear()
+        if not _wait_to_start(order.plan.state_host_path, again):
+            stay_ended(order)
+            return
+        line, starter = _fork_starter(lambda parent: _start_for_parent(order, None, parent, leash(), lock))
+        words, descriptors, _flags, _address = socket.recv_fds(line, 1 << 16, 8)
+        line.close()
+        os.waitpid(starter, 0)
+        if not words or words[0] == _FAILED:
+            killed = BulleError("the container could not be started again", "its start was killed")
+            error = from_parts(msgspec.json.decode(words[1:])) if words else killed
+            again = finish(order, driver, None, -1, error)
+            continue
+        os.close(descriptors[0])  # the lock, which this process has
+        watching = _watching(words[0], descriptors)
+        equip(watching, order, driver, descriptors[1], _not_for_children(lock, leash()))
+        if (held := leash()) is not None:
+            watching.input_ended = held.drop
+        again = finish(order, driver, watching, watching.run())
+
+
+def _wait_to_start(directory: str, delay_s: float) -> bool:
+    """Wait, unless a command stops the container meanwhile: it says so, and connects. False where it did, or the container was removed."""
+    deadline = time.monotonic() + delay_s
     try:
-        streams, stdio = (Streams(), no_stdio()) if wanted.terminal else make_pipes(owner_of_streams(plan), order.interactive)
-        try:
-            workload = driver.execute(plan, order.pid, wanted, stdio)
-        finally:
-            close_stdio(stdio)
-    except (BulleError, OSError) as error:
-        _send(caller, event("error", error=error if isinstance(error, BulleError) else as_error(error)))
-        return
-    if workload.terminal >= 0:
-        os.set_blocking(workload.terminal, False)
-    _send(caller, event("started", pid=workload.pid, notes=tuple(workload.notes)))
-    watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, None)
-    watch.add_client(caller, Hello(order.attach, order.interactive))
-    watch.finish_clients(event("exited", exit_code=supervisor.exit_code(watch.run())))
-
-
-def _finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int) -> None:
-    """Record the end (``status`` as of wait(2), -1 for unknown), or remove the container, and tell those who are attached."""
-    finish = event("exited", exit_code=supervisor.exit_code(status))
-    forgotten = False
-    if not order.auto_remove:
-        record_end(order, driver, status)
-    elif not order.attach:
-        removal.forget(Database(Path(order.home)), order.plan)
-        forgotten = True
-    if watch is not None:
-        watch.finish_clients(finish)
-        # Who waits for a run frees the name itself (its database is open, ours is not): we only do it for one that is gone.
-        forgotten = forgotten or watch.released
-    if order.auto_remove:
-        if not forgotten:
-            removal.forget(Database(Path(order.home)), order.plan)
-        driver.clean_up(order.plan)
-        removal.remove_directory(order.plan)
-
-
-def record_end(order: Order, driver: Driver, status: int) -> None:
-    """Clean up and write how the container ended (``status`` as of wait(2), -1 for unknown)."""
-    directory = order.plan.state_host_path
-    out_of_memory = driver.ran_out_of_memory(order.plan)
-    driver.clean_up(order.plan)
-    ended = msgspec.structs.replace(
-        read_state(directory),
-        status="exited",
-        pid=0,
-        exit_code=supervisor.exit_code(status),
-        finished_at_ns=time.time_ns(),
-        out_of_memory=out_of_memory,
-        error="" if status >= 0 else "its exit code is unknown: the processes that watched it were killed",
-    )
-    with suppress(FileNotFoundError):  # removed by force meanwhile
-        write_state(directory, ended)
-
-
-def _send(caller: socket.socket, data: bytes) -> None:
-    with suppress(OSError):  # the client went away; the container goes on
-        caller.sendall(data)
+        listener = socket.socket(fileno=supervisor.listen(directory))
+    except FileNotFoundError:
+        return False
+    with listener:
+        while os.path.exists(directory) and ends.read_intent(directory) is None:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                return True
+            if select.select([listener], [], [], remaining_s)[0]:
+                with suppress(OSError):
+                    listener.accept()[0].close()
+    return False

@@ -82,7 +82,7 @@ def usage_of(engine: Engine) -> Usage:
     # What nobody stands on is no layer: it speaks of images.
     of_images = [layer for layer in layers.values() if layer.images or not (layer.containers or layer.steps)]
     idle = [layer for layer in of_images if layer.images and not layer.images & in_use and not layer.containers and not layer.steps]
-    stopped = [one for one in containers if one.container.state().status != "running"]
+    stopped = [one for one in containers if not one.container.state().active]
     cached = [layer for layer in layers.values() if layer.steps and not layer.images and not layer.containers]
     mounts = [disk_bytes(path) for path in store.build_mounts.all()]
     written, left = (sum(one.size_bytes for one in some) for some in (containers, stopped))

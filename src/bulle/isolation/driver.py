@@ -100,6 +100,10 @@ class Driver(ABC):
         """The host's pids of every process in the workload."""
 
     @abstractmethod
+    def processor_ns(self, plan: RunPlan, pid: int) -> int | None:
+        """The processor time that the workload has used, in nanoseconds; None where that cannot be told."""
+
+    @abstractmethod
     def ran_out_of_memory(self, plan: RunPlan) -> bool:
         """Whether the kernel killed a process of the workload because its memory limit was reached; asked before :meth:`clean_up`."""
 

@@ -205,7 +205,7 @@ def _drop_privileges(wanted: Process, user: identity.Identity, kit: ChildKit) ->
     capabilities.drop_bounding(keep)
     if wanted.no_new_privileges:
         process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
-    elif filter_program and not _filter(filter_program):
+    elif filter_program and not _filter(filter_program, wanted.log_refusals):
         notes.append("the command cannot gain privileges (as with no-new-privileges): without CAP_SYS_ADMIN a filter can only be had so")
     try:
         _become_user(user)
@@ -217,17 +217,17 @@ def _drop_privileges(wanted: Process, user: identity.Identity, kit: ChildKit) ->
     held = keep if user.user_id == 0 else frozenset()
     capabilities.set_current(held, held)
     if wanted.no_new_privileges and filter_program:
-        seccomp.install(filter_program)
+        seccomp.install(filter_program, wanted.log_refusals)
     return notes
 
 
-def _filter(program: bytes) -> bool:
+def _filter(program: bytes, log: bool) -> bool:
     """Install a filter; False where this is not allowed to a process that can still gain privileges, which it then no longer can."""
     try:
-        seccomp.install(program)
+        seccomp.install(program, log)
     except PermissionError:
         process.prctl(process.PR_SET_NO_NEW_PRIVS, 1)
-        seccomp.install(program)
+        seccomp.install(program, log)
         return False
     return True
 

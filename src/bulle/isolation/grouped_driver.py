@@ -7,6 +7,7 @@ from contextlib import closing
 
 from bulle.isolation.control_group import ControlGroup
 from bulle.isolation.driver import Driver
+from bulle.linux import process
 from bulle.model.run_plan import RunPlan
 
 
@@ -21,6 +22,12 @@ class GroupedDriver(Driver):
         """By control group where there is one."""
         with closing(ControlGroup.open(plan.container_id)) as group:
             return group.processes() or self.find_processes(pid)
+
+    def processor_ns(self, plan: RunPlan, pid: int) -> int | None:
+        """As the control group counts it; else what the processes that live have used."""
+        with closing(ControlGroup.open(plan.container_id)) as group:
+            used = group.stats().cpu_ns
+        return used if used is not None else sum(map(process.processor_ns, self.processes(plan, pid)))
 
     def ran_out_of_memory(self, plan: RunPlan) -> bool:
         """By the group's counter of kills."""

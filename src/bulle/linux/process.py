@@ -100,6 +100,12 @@ def start_ticks(pid: int) -> int:
     return 0 if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def processor_ns(pid: int) -> int:
+    """The processor time that ``pid`` has used itself, in nanoseconds; 0 where it is gone."""
+    fields = _stat(pid)
+    return 0 if fields is None else (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
 def has_executed(pid: int) -> bool:
     """Whether a process, which may be a zombie, has called execve(2) since it was forked; also true of one that is gone."""
     fields = _stat(pid)

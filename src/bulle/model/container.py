@@ -10,9 +10,10 @@ from typing import Literal
 
 import msgspec
 
+from bulle.model.lifecycle import Health
 from bulle.model.run_plan import ResourceLimit
 
-Status = Literal["created", "running", "exited", "dead", "removing"]
+Status = Literal["created", "running", "restarting", "exited", "dead", "removing"]
 
 
 class VolumeOption(msgspec.Struct, frozen=True):
@@ -62,6 +63,18 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     pull: Literal["missing", "always", "never"] = "missing"
     platform: str = ""
+    restart_policy: str = ""
+    """``no``, ``on-failure[:n]``, ``always`` or ``unless-stopped``; empty for no."""
+    timeout_s: float = 0
+    idle_timeout_s: float = 0
+    health_command: str = ""
+    health_interval_ns: int = 0
+    health_timeout_ns: int = 0
+    health_retries: int = 0
+    health_start_period_ns: int = 0
+    health_start_interval_ns: int = 0
+    health_on_failure: Literal["none", "restart", "stop", "kill"] = "none"
+    no_healthcheck: bool = False
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +82,7 @@ class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
 
     ``pid`` and ``pid_start_ticks`` name the workload's first process on the host (a pid without its start time proves nothing), ``boot_id`` the
     boot in which they mean anything. Times are nanoseconds since the epoch. ``exit_code`` is 0-255 (128+n for signal n), or -1 where nobody could
-    learn it.
+    learn it. ``restarting`` is one whose monitor waits before it starts it again, ``restart_delay_s`` how long.
     """
 
     status: Status = "created"
@@ -84,6 +97,14 @@ class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
     out_of_memory: bool = False
     error: str = ""
     isolation_obtained: str = ""
+    restart_count: int = 0
+    restart_delay_s: float = 0
+    health: Health | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs, or will again by itself: what may not be removed or pruned, and can be stopped."""
+        return self.status in ("running", "restarting")
 
 
 class ExecOptions(msgspec.Struct, frozen=True, kw_only=True):

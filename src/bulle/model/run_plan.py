@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from bulle.model.lifecycle import Lifecycle
+
 
 class IdMapping(msgspec.Struct, frozen=True):
     """One line of uid_map and gid_map: ``size`` ids from ``container_id`` inside are ``host_id`` and up outside. user_namespaces(7)."""
@@ -89,6 +91,8 @@ class Process(msgspec.Struct, frozen=True):
     init: bool = False
     rows: int = 0
     columns: int = 0
+    log_refusals: bool = False
+    """Have the kernel log every system call that the filter refuses."""
 
 
 class Resources(msgspec.Struct, frozen=True):
@@ -148,6 +152,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     shm_bytes: int = 64 * 1024 * 1024
     stop_signal: str = "SIGTERM"
     stop_timeout_s: int = 10
+    lifecycle: Lifecycle = Lifecycle()
 
     def describe(self) -> str:
         """The plan as indented JSON, the form that ``--dry-run`` prints."""

@@ -80,6 +80,10 @@ class LogWriter:
         self._pending[stream] = rest
         self._append(encoded + _encode(stream, parts, now))
 
+    def fileno(self) -> int:
+        """The descriptor of the file."""
+        return self._fd
+
     def close(self) -> None:
         """Write what has no newline yet, and close."""
         for stream, rest in self._pending.items():

@@ -53,11 +53,14 @@ def is_monitor_alive(state: ContainerState) -> bool:
 
 
 def look(directory: str) -> tuple[ContainerState, bool]:
-    """The state as it is now, and whether the workload lives without a monitor (which should be given one)."""
+    """The state as it is now, and whether the workload lives, or is to live again, without a monitor (which should be given one)."""
     state = read_state(directory)
     # One look at the kernel is enough where the monitor lives: it would have written the end.
-    if state.status != "running" or is_monitor_alive(state):
+    if not state.active or is_monitor_alive(state):
         return state, False
+    if state.status == "restarting":
+        here = state.boot_id == process.boot_id()
+        return (state, True) if here else (msgspec.structs.replace(state, status="exited"), False)
     if is_process_alive(state):
         return state, True
     state = read_state(directory)  # the monitor may have written the end between the two looks

@@ -7,6 +7,7 @@ Output is read only as fast as the slowest attached client takes it (up to a bou
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import select
 import signal
@@ -14,13 +15,15 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from typing import Protocol
 
 import msgspec
 
 from bulle.linux import process
 from bulle.monitor.frames import MOST_PAYLOAD, FrameReader, Hello, Kind, event, frame
+from bulle.monitor.limits import Ender
 from bulle.monitor.local import LocalStreams
 from bulle.monitor.logs import LogWriter
 from bulle.monitor.stdio import Streams
@@ -28,6 +31,15 @@ from bulle.monitor.stdio import Streams
 _CHUNK = 64 * 1024
 _MOST_WAITING = 1 << 20  # bytes that may wait for one client before the container itself must wait
 _REAPED_ELSEWHERE_S = 2.0
+
+
+class Watchdog(Protocol):
+    """Something that a monitor does besides: it is called when one of its descriptors is readable, and from its deadline on (time.monotonic())."""
+
+    def descriptors(self) -> Collection[int]: ...
+    def deadline(self) -> float: ...
+    def act(self, ready: Collection[int]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Detached(Exception):
@@ -79,6 +91,11 @@ class Supervisor:
         """Called when the workload's input is closed, so that whoever keeps a copy of our end closes it as well."""
         self.released = False
         """Whether a client has said that the container's row is deleted."""
+        self.watchdogs: list[Watchdog] = []
+        self.ender: Ender | None = None
+        """The watchdog that ends the workload, where there is one."""
+        self.busy = False
+        """Set whenever something was said or typed; for whoever looks, to clear."""
 
     def add_client(self, connection: socket.socket, hello: Hello | None, *, bound: bool = False) -> None:
         """Serve one more connection; ``hello`` None means that it will introduce itself. The workload dies with one that it is ``bound`` to."""
@@ -109,6 +126,8 @@ class Supervisor:
             if self.local is not None:
                 self.local.flush()
             self._write_input()
+            for watchdog in self.watchdogs:
+                watchdog.act(ready)
             if ended:
                 return self._finish()
 
@@ -132,10 +151,19 @@ class Supervisor:
                 poll.register(descriptor, select.POLLOUT)
             if hungry and self.local.stdin >= 0:
                 poll.register(self.local.stdin, select.POLLIN)
+        for watchdog in self.watchdogs:
+            for descriptor in watchdog.descriptors():
+                poll.register(descriptor, select.POLLIN)
         return poll
 
     def _poll(self) -> list[tuple[int, int]]:
-        return self.prepare().poll(50 if self._input and self._stdin == self._terminal else None)
+        patience_ms: float | None = 50 if self._input and self._stdin == self._terminal else None
+        if self.watchdogs:
+            until = min(watchdog.deadline() for watchdog in self.watchdogs)
+            if until < math.inf:
+                remaining_ms = max(0.0, math.ceil((until - time.monotonic()) * 1000))
+                patience_ms = remaining_ms if patience_ms is None else min(patience_ms, remaining_ms)
+        return self.prepare().poll(patience_ms)
 
     def _read_local(self, local: LocalStreams) -> None:
         data = local.read()
@@ -181,6 +209,22 @@ class Supervisor:
         outputs = (self._streams.stdout, self._streams.stderr)
         return [descriptor for descriptor in (*outputs, self._stdin) if descriptor >= 0]
 
+    def descriptors(self) -> list[int]:
+        """Everything that this loop holds, for a child that must not."""
+        log = [] if self._log is None else [self._log.fileno()]
+        held = [self._pidfd, self._listener, self._terminal, *self.kept, *log, *self._clients]
+        return list(dict.fromkeys(descriptor for descriptor in held if descriptor >= 0))
+
+    def close(self) -> None:
+        """After the end: let go of everything."""
+        for client in list(self._clients.values()):
+            self._forget(client)
+        if self._listener >= 0:
+            os.close(self._listener)
+        for descriptor in dict.fromkeys([self._pidfd, self._terminal, *self.kept]):
+            if descriptor >= 0:
+                os.close(descriptor)
+
     def drain(self) -> None:
         """Pass on and log what was written and not read yet, and close the log."""
         for descriptor in list(self._outputs):
@@ -191,6 +235,9 @@ class Supervisor:
     def _finish(self) -> int:
         if self._listener >= 0:
             os.close(self._listener)
+            self._listener = -1
+        for watchdog in self.watchdogs:
+            watchdog.close()
         self.drain()
         return wait_status(self._pidfd, self.kept_status)
 
@@ -205,6 +252,7 @@ class Supervisor:
         if not data:
             self._outputs.pop(descriptor, None)
             return False
+        self.busy = True
         stream = self._outputs[descriptor]
         if self._log is not None:
             self._log.write(stream, data)
@@ -262,6 +310,7 @@ class Supervisor:
         if self._stdin < 0:
             self._input.clear()
             return
+        self.busy = self.busy or bool(self._input)
         try:
             while self._input:
                 del self._input[: os.write(self._stdin, self._input[:MOST_PAYLOAD])]

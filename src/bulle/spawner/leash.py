@@ -19,6 +19,7 @@ from bulle.spawner.protocol import DESCRIPTOR_LIMIT, receive_with_descriptors
 HOLD = b"H"
 DROP = b"D"
 RELEASE = b"R"
+CLEAR = b"C"
 RECOVER_AS = b"A"
 _LONGEST = 1 << 18  # bytes of one message
 
@@ -43,6 +44,11 @@ class Leash:
         """Have the copy closed that was held last."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(DROP)
+
+    def clear(self) -> None:
+        """Have all copies closed: what they were of has ended."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send(CLEAR)
 
     def recover_as(self, entry: str, argv: Sequence[str]) -> None:
         """Say what is to be forked if this process, an attached one, dies without release: another entry, with an argv of its own."""
@@ -82,7 +88,11 @@ class Tether:
                 continue
             for descriptor in descriptors:
                 os.close(descriptor)
-            if data == RELEASE:
+            if data == CLEAR:
+                for descriptor in self.held:
+                    os.close(descriptor)
+                self.held = []
+            elif data == RELEASE:
                 self.released = True
             elif data == DROP:
                 for descriptor in self.held[-1:]:

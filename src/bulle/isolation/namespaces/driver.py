@@ -71,6 +71,12 @@ class NamespaceDriver(GroupedDriver):
         """Make ready, in this process, for the next start; for a process that nobody waits for, and that has one thread."""
         shell.open_shell(SHELL_FLAGS, _enter)
 
+    @staticmethod
+    def close_shell() -> None:
+        """Give a shell up: this process starts nothing by itself, and its children cannot wait for it."""
+        if (unused := shell.take_shell()) is not None:
+            shell.discard(unused)
+
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """Join every namespace of the container by its first process's pidfd, then fork once more to stand in its pid namespace."""
         try:

@@ -1,0 +1,120 @@
+"""The end of a run: it is recorded with what is known of its cause, those who are attached are told, and it is decided whether there will be another.
+
+Done by the container's monitor, also by one that took over, and by a command that is a monitor itself.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import msgspec
+
+from bulle.engine import evidence, removal
+from bulle.engine.lifecycle import restart_policy
+from bulle.engine.starting import Order
+from bulle.errors import BulleError
+from bulle.isolation.driver import Driver
+from bulle.model.lifecycle import End, RestartPolicy
+from bulle.monitor import ends, supervisor
+from bulle.monitor.frames import event
+from bulle.monitor.restart import next_delay
+from bulle.monitor.state import read_state, write_state
+from bulle.records.containers import ContainerRecords
+from bulle.records.database import Database
+
+
+def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int, error: BulleError | None = None) -> float | None:
+    """Record the end (``status`` as of wait(2), -1 for unknown), or remove the container, and tell those who are attached.
+
+    ``error`` is that of a restart that failed. Returns the seconds after which it is to be started again, None for never.
+    """
+    finished = event("exited", exit_code=error.exit_code if error else supervisor.exit_code(status))
+    forgotten, delay_s = False, None
+    if not order.auto_remove:
+        delay_s = record_end(order, driver, watch, status, error)
+    elif not order.attach:
+        removal.forget(Database(Path(order.home)), order.plan)
+        forgotten = True
+    if watch is not None:
+        watch.finish_clients(finished)
+        # Who waits for a run frees the name itself (its database is open, ours is not): we only do it for one that is gone.
+        forgotten = forgotten or watch.released
+        watch.close()
+    if order.auto_remove:
+        if not forgotten:
+            removal.forget(Database(Path(order.home)), order.plan)
+        driver.clean_up(order.plan)
+        removal.remove_directory(order.plan)
+    return delay_s
+
+
+def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int, error: BulleError | None = None) -> float | None:
+    """Clean up and write how the container ended; returns as :func:`finish` does."""
+    directory, plan = order.plan.state_host_path, order.plan
+    out_of_memory = error is None and driver.ran_out_of_memory(plan)
+    driver.clean_up(plan)
+    state = read_state(directory)
+    now_ns = time.time_ns()
+    code = error.exit_code if error else supervisor.exit_code(status)
+    intent = ends.read_intent(directory)
+    ender = watch.ender if watch is not None else None
+    if ender is not None and ender.again and intent is None:
+        delay_s: float | None = 0.0
+    else:
+        delay_s = next_delay(
+            _policy(order),
+            exit_code=code,
+            restarts=state.restart_count,
+            ran_s=0 if error else (now_ns - state.started_at_ns) / 1e9,
+            last_delay_s=state.restart_delay_s,
+            wanted=intent is not None or (ender is not None and ender.final),
+        )
+    end = End(
+        status,
+        state.started_at_ns,
+        now_ns,
+        reason="start" if error else ender.reason if ender is not None else "",
+        intent=intent,
+        out_of_memory=out_of_memory,
+        health=state.health.log[-1] if state.health is not None and state.health.log else None,
+        error=str(error) if error else "",
+        again_in_s=delay_s,
+    )
+    if code != 0 and intent is None and error is None:
+        end = msgspec.structs.replace(
+            end,
+            last_words=evidence.last_words(directory),
+            denied=evidence.denied(plan, state.pid, state.started_at_ns, status),
+            out_of_memory=out_of_memory or evidence.killed_for_memory(status, state.pid),
+        )
+    ends.record(directory, end)
+    ended = msgspec.structs.replace(
+        state,
+        status="exited" if delay_s is None else "restarting",
+        pid=0,
+        exit_code=code,
+        finished_at_ns=now_ns,
+        out_of_memory=out_of_memory,
+        error=end.error or ("" if status >= 0 else "its exit code is unknown: the processes that watched it were killed"),
+        restart_count=state.restart_count + (delay_s is not None),
+        restart_delay_s=delay_s or 0,
+    )
+    with suppress(FileNotFoundError):  # removed by force meanwhile
+        write_state(directory, ended)
+    return delay_s
+
+
+def stay_ended(order: Order) -> None:
+    """A container that was to be started again is not: somebody stopped it."""
+    directory = order.plan.state_host_path
+    with suppress(FileNotFoundError):
+        write_state(directory, msgspec.structs.replace(read_state(directory), status="exited", restart_delay_s=0))
+
+
+def _policy(order: Order) -> RestartPolicy:
+    """As it is now: ``update`` may have changed it while the container ran."""
+    with closing(Database(Path(order.home))) as database, suppress(BulleError):
+        return restart_policy(ContainerRecords(database).find(order.plan.container_id).options.restart_policy)
+    return RestartPolicy()  # it is being removed

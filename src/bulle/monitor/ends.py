@@ -1,0 +1,82 @@
+"""What a container's directory says of its ends: the word of a command that wants one (``intent.json``), and how earlier runs ended (``ends.jsonl``).
+
+The intent is written by commands before they send a signal, so that the monitor, also one that takes over, knows that the end was wanted and by whom;
+a new start takes it away. The ends are appended by the monitor and read by ``bulle why``; the last ones are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+import msgspec
+
+from bulle.model.lifecycle import End, Intent
+
+_INTENT, _ENDS = "intent.json", "ends.jsonl"
+_KEPT = 20
+_MOST_BYTES = 256 * 1024
+_intents = msgspec.json.Decoder(Intent)
+_ends = msgspec.json.Decoder(End)
+
+
+def intend(directory: str, verb: str, signal: str) -> None:
+    """Say that the end of the container with this host directory is wanted, with the signal that follows ("" for none)."""
+    uid = os.environ.get("SUDO_UID", "") if os.getuid() == 0 else ""
+    said = Intent(verb, signal, int(uid) if uid.isdecimal() else os.getuid(), time.time_ns())
+    with suppress(FileNotFoundError):  # removed meanwhile
+        _replace(f"{directory}/{_INTENT}", msgspec.json.encode(said))
+
+
+def read_intent(directory: str) -> Intent | None:
+    """What the last command wanted since the container was started."""
+    try:
+        with open(f"{directory}/{_INTENT}", "rb") as file:
+            return _intents.decode(file.read())
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def forget_intent(directory: str) -> None:
+    """It is started: what was wanted before is over."""
+    with suppress(FileNotFoundError):
+        os.unlink(f"{directory}/{_INTENT}")
+
+
+def record(directory: str, end: End) -> None:
+    """Add how a run ended."""
+    path = f"{directory}/{_ENDS}"
+    with suppress(OSError):  # a full disk, or removed by force meanwhile
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, msgspec.json.encode(end) + b"\n")
+            grown = os.fstat(descriptor).st_size > _MOST_BYTES
+        finally:
+            os.close(descriptor)
+        if grown:
+            _replace(path, b"".join(msgspec.json.encode(one) + b"\n" for one in read(directory)))
+
+
+def read(directory: str) -> list[End]:
+    """How the last runs ended, oldest first."""
+    try:
+        with open(f"{directory}/{_ENDS}", "rb") as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines[-_KEPT - 1 :]:
+        with suppress(msgspec.DecodeError):  # cut by a full disk
+            found.append(_ends.decode(line))
+    return found
+
+
+def _replace(path: str, content: bytes) -> None:
+    temporary = f"{path}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+    os.rename(temporary, path)
