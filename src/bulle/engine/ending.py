@@ -6,22 +6,19 @@ Done by the container's monitor, also by one that took over, and by a command th
 from __future__ import annotations
 
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from bulle.engine import evidence, removal
-from bulle.engine.lifecycle import restart_policy
 from bulle.engine.starting import Order
 from bulle.errors import BulleError
 from bulle.isolation.driver import Driver
-from bulle.model.lifecycle import End, RestartPolicy
-from bulle.monitor import ends, supervisor
+from bulle.model.lifecycle import End
+from bulle.monitor import ends, restart, supervisor
 from bulle.monitor.frames import event
-from bulle.monitor.restart import next_delay
 from bulle.monitor.state import read_state, write_state
-from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
 
 
@@ -63,8 +60,8 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
     if ender is not None and ender.again and intent is None:
         delay_s: float | None = 0.0
     else:
-        delay_s = next_delay(
-            _policy(order),
+        delay_s = restart.next_delay(
+            restart.policy_of(directory) or plan.lifecycle.restart,
             exit_code=code,
             restarts=state.restart_count,
             ran_s=0 if error else (now_ns - state.started_at_ns) / 1e9,
@@ -111,10 +108,3 @@ def stay_ended(order: Order) -> None:
     directory = order.plan.state_host_path
     with suppress(FileNotFoundError):
         write_state(directory, msgspec.structs.replace(read_state(directory), status="exited", restart_delay_s=0))
-
-
-def _policy(order: Order) -> RestartPolicy:
-    """As it is now: ``update`` may have changed it while the container ran."""
-    with closing(Database(Path(order.home))) as database, suppress(BulleError):
-        return restart_policy(ContainerRecords(database).find(order.plan.container_id).options.restart_policy)
-    return RestartPolicy()  # it is being removed

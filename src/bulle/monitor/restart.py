@@ -1,12 +1,18 @@
-"""When a container is started again after its end: the restart policy as a decision, without any effect.
+"""When a container is started again after its end: the restart policy as a decision.
 
 Docker's rules: the wait doubles with each run that ends soon, and begins anew after one that lasted; what a command ended stays ended.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+
+import msgspec
+
 from bulle.model.lifecycle import RestartPolicy
 
+_POLICY = "restart.json"
 _FIRST_S, _LONGEST_S = 0.1, 60.0
 _LASTED_S = 10.0
 
@@ -22,3 +28,18 @@ def next_delay(policy: RestartPolicy, *, exit_code: int, restarts: int, ran_s: f
     if policy.name == "on-failure" and (exit_code == 0 or 0 < policy.retries <= restarts):
         return None
     return _FIRST_S if ran_s >= _LASTED_S or not last_delay_s else min(2 * last_delay_s, _LONGEST_S)
+
+
+def change_policy(directory: str, policy: RestartPolicy) -> None:
+    """Have another policy hold from now on for the container with this host directory, also while it runs: its monitor has an older plan."""
+    temporary = f"{directory}/.{_POLICY}.{os.getpid()}"
+    with open(temporary, "wb") as file:
+        file.write(msgspec.json.encode(policy))
+    os.rename(temporary, f"{directory}/{_POLICY}")
+
+
+def policy_of(directory: str) -> RestartPolicy | None:
+    """What :func:`change_policy` said, None where the plan still holds."""
+    with suppress(FileNotFoundError, msgspec.DecodeError), open(f"{directory}/{_POLICY}", "rb") as file:
+        return msgspec.json.decode(file.read(), type=RestartPolicy)
+    return None

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,12 +127,16 @@ SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
 class Database:
     """Connections to ``home/bulle.db``; safe to share between threads and to inherit by fork (each process and thread opens its own)."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "bulle.db"
         self._local = threading.local()
+        _databases.add(self)
 
     def connection(self) -> sqlite3.Connection:
         """The connection of this thread in this process, opened and given its schema at first use."""
@@ -196,11 +201,28 @@ class Database:
                 connection.execute("ROLLBACK")
             raise _explained(error, self.path) from error
 
+    def close_unless_in_transaction(self) -> None:
+        """:meth:`close`, but not in the middle of a change."""
+        if getattr(self._local, "pid", 0) == os.getpid() and not self._local.connection.in_transaction:
+            self.close()
+
     def close(self) -> None:
         """Close this thread's connection, if this process opened it."""
         if getattr(self._local, "pid", 0) == os.getpid():
             self._local.connection.close()
             self._local.pid = 0
+
+
+def _close_before_fork() -> None:
+    """SQLite keeps what it knows of an open file for the whole process: a child that has closed the descriptors would ask the wrong ones for locks.
+
+    So nothing of this thread's is open at a fork(2); the next use opens it again, here and there.
+    """
+    for database in list(_databases):
+        database.close_unless_in_transaction()
+
+
+os.register_at_fork(before=_close_before_fork)
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
