@@ -1,0 +1,72 @@
+"""Five hundred containers at once, used, started again and removed: the last is as the first, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bulle
+from bulle.isolation.driver import Feature
+from bulle_testing import places
+from bulle_testing.running import LEVELS, Machine, machine, usable, wait_for
+
+COUNT = 500
+LEVEL = LEVELS[0]
+
+
+@pytest.fixture
+def place(run_directory: Path, busybox_image: Path, nothing_left_behind: None) -> Iterator[Machine]:
+    with machine(run_directory, "churn") as made:
+        if Feature.OWN_PROCESSES not in usable(LEVEL, made.home):
+            pytest.skip("the level container has no processes of its own here")
+        made.engine.images.load(busybox_image)
+        yield made
+
+
+def private_kib(pid: int) -> int:
+    """What would be freed if the process ended."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_five_hundred_containers(place: Machine) -> None:
+    def start() -> bulle.Container:
+        container = place.create(LEVEL, "sh", "-c", "echo begun; sleep 1000")
+        container.start()
+        return container
+
+    containers = [start() for _ in range(20)]
+    spawner = places.spawner_pid(place.home)
+    before = (descriptors(spawner), private_kib(spawner))
+    containers += [start() for _ in range(COUNT - len(containers))]
+    assert len(place.command("ps", "-q").stdout.split()) == COUNT
+    assert places.spawner_pid(place.home) == spawner
+
+    for number, container in enumerate(containers[::10]):
+        if number % 2:
+            container.stop(timeout_s=0)
+            container.start()
+        else:
+            assert place.execute(container, "cat", "/proc/1/cmdline").stdout == b"sleep\x001000\x00"
+    for container in containers[5::50]:
+        os.kill(container.state().monitor_pid, signal.SIGKILL)
+    wait_for(lambda: all(one.state().status == "running" for one in containers), "all of them")
+    first, last = containers[1], containers[-1]
+    wait_for(lambda: [one.data for one in last.logs()] == [b"begun\n"], "the last one's word")
+    assert private_kib(last.state().monitor_pid) <= private_kib(first.state().monitor_pid) * 1.2 + 64
+
+    names = [container.id for container in containers]
+    done = place.command("rm", "-f", *names, timeout_s=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not place.engine.containers.list(all=True)
+    assert not os.listdir(place.home / "containers")
+    wait_for(lambda: descriptors(spawner) <= before[0], "the spawner's descriptors closed")
+    assert private_kib(spawner) <= before[1] * 1.2 + 1024
