@@ -71,6 +71,8 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-TTY"),
     click.option("--rm", "auto_remove", is_flag=True, help="Automatically remove the container when it exits"),
     click.option("--cidfile", type=HostPath(), help="Write the container ID to the file"),
+    click.option("--log-driver", type=Suggestion("string", "json-file", "local", "journald", "none"), help="Logging driver for the container"),
+    click.option("--log-opt", multiple=True, type=Text("list"), help="Log driver options (max-size=, max-file=, compress=, mode=, labels=, tag=…)"),
     click.option("--dry-run", is_flag=True, help="Print the plan of the run as JSON, and run nothing"),
 )
 
@@ -129,6 +131,8 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         labels=_labels(flags["label_file"], flags["label"]),
         pull=flags["pull"],
         platform=flags["platform"] or "",
+        log_driver=flags["log_driver"] or "",
+        log_options=tuple(map(_log_option, flags["log_opt"])),
     )
 
 
@@ -251,6 +255,13 @@ def _limit(text: str) -> ResourceLimit:
     if hard != -1 and (soft > hard or soft == -1):
         raise InvalidInput(f"invalid ulimit: '{text}'", f"the soft limit must be less than or equal to the hard limit: {soft} > {hard}")
     return ResourceLimit(name, soft, hard)
+
+
+def _log_option(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise InvalidInput(f"invalid logging option: '{text}'", "", "write it as NAME=VALUE, such as max-size=10m")
+    return name, value
 
 
 def detach_keys(text: str | None) -> bytes:

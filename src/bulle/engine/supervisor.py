@@ -26,9 +26,11 @@ from bulle.isolation import seccomp_profile
 from bulle.isolation.driver import Driver
 from bulle.linux import capabilities, process
 from bulle.linux.fork import fork
+from bulle.model.run_plan import LogSettings
 from bulle.monitor import supervisor
 from bulle.monitor.frames import Hello, event
-from bulle.monitor.logs import LogWriter, open_log
+from bulle.monitor.log_drivers import log_writer, open_log
+from bulle.monitor.log_writer import DEFAULT
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_pipes, open_fifos
 from bulle.records.database import Database
@@ -39,7 +41,8 @@ from bulle.store import Store
 RECOVER = "--recover"
 _ASKED_FOR_WITHIN_S = 3600.0
 _PRECEDENCE_S = 0.5
-_HAS_TERMINAL, _HAS_STDIN = 1, 2
+_HAS_TERMINAL, _HAS_STDIN, _HAS_LOG_SETTINGS = 1, 2, 4
+_MOST_SETTINGS = 64 << 10
 
 
 _orders = msgspec.json.Decoder(Order)
@@ -95,6 +98,7 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
     Until the end this touches as little memory as it can: what it writes to is its own.
     """
     words, descriptors, _flags, _address = socket.recv_fds(line, 16, 8)
+    log = msgspec.json.decode(line.recv(_MOST_SETTINGS), type=LogSettings) if words and words[0] & _HAS_LOG_SETTINGS else DEFAULT
     line.close()
     os.waitpid(starter, 0)
     taken: list[Leash | None] = []
@@ -112,7 +116,7 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
         if not words:  # it told the caller why, or was killed: then what it left is found as after any crash
             _recover(_orders.decode(argv()[0]), (), own_leash())
             return
-        watching = _watching(words[0], descriptors)
+        watching = _watching(words[0], descriptors, log)
         watching.input_ended = input_ended
         status = watching.run()
         order = _orders.decode(argv()[0])
@@ -122,12 +126,12 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
             held.release()
 
 
-def _watching(words: int, descriptors: list[int]) -> supervisor.Supervisor:
+def _watching(words: int, descriptors: list[int], settings: LogSettings = DEFAULT) -> supervisor.Supervisor:
     """The loop over what a starter handed over. The lock, the first descriptor, only has to stay open."""
     _lock_descriptor, pidfd, listener, log, *rest = descriptors
     terminal = rest[0] if words & _HAS_TERMINAL else -1
     streams = Streams() if terminal >= 0 else Streams(rest[2] if words & _HAS_STDIN else -1, rest[0], rest[1])
-    return supervisor.Supervisor(pidfd, streams, terminal, LogWriter(log), listener)
+    return supervisor.Supervisor(pidfd, streams, terminal, log_writer(log, settings), listener)
 
 
 def rehearse_watch() -> None:
@@ -197,7 +201,12 @@ def _start_for_parent(order: Order, caller: int, parent: socket.socket, leash: L
     words = (_HAS_TERMINAL if workload.terminal >= 0 else 0) | (_HAS_STDIN if streams.stdin >= 0 else 0)
     outputs = [workload.terminal] if workload.terminal >= 0 else [streams.stdout, streams.stderr, *([streams.stdin] if streams.stdin >= 0 else [])]
     _send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))
+    # Of a log of the usual kind nothing is said: a monitor decodes nothing then.
+    settings = b"" if order.plan.log == DEFAULT else msgspec.json.encode(order.plan.log)
+    words |= _HAS_LOG_SETTINGS if settings else 0
     socket.send_fds(parent, [bytes([words])], [started.lock, workload.pidfd, started.listener, started.log, *outputs])
+    if settings:
+        parent.send(settings)
 
 
 def hand_over(order: Order, kept: Sequence[int]) -> None:
@@ -229,7 +238,7 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     else:
         terminal, streams = -1, Streams(held[2] if len(held) > 2 else -1, *held[:2]) if held else open_fifos(directory, -1)
     if pidfd is None:
-        supervisor.Supervisor(-1, streams, terminal, LogWriter(open_log(directory))).drain()
+        supervisor.Supervisor(-1, streams, terminal, log_writer(open_log(order.plan, anew=True), order.plan.log)).drain()
         _finish(order, driver, None, kept_status_of(order.home, state))
         return
     if leash is not None:
@@ -237,7 +246,8 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
             leash.hold(descriptor)
     state = msgspec.structs.replace(state, monitor_pid=os.getpid(), monitor_start_ticks=process.start_ticks(os.getpid()))
     write_state(directory, state)
-    watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(open_log(directory)), supervisor.listen(directory))
+    log = log_writer(open_log(order.plan, anew=True), order.plan.log)
+    watch = supervisor.Supervisor(pidfd, streams, terminal, log, supervisor.listen(directory))
     watch.kept_status = lambda: kept_status_of(order.home, state)
     if leash is not None:
         watch.input_ended = leash.drop

@@ -62,6 +62,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     pull: Literal["missing", "always", "never"] = "missing"
     platform: str = ""
+    log_driver: str = ""
+    log_options: tuple[tuple[str, str], ...] = ()
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ import msgspec
 from bulle.linux import process
 from bulle.monitor.frames import MOST_PAYLOAD, FrameReader, Hello, Kind, event, frame
 from bulle.monitor.local import LocalStreams
-from bulle.monitor.logs import LogWriter
+from bulle.monitor.log_drivers import Log
 from bulle.monitor.stdio import Streams
 
 _CHUNK = 64 * 1024
@@ -58,7 +58,7 @@ class _Client:
 class Supervisor:
     """Watches one workload until it ends."""
 
-    def __init__(self, pidfd: int, streams: Streams, terminal: int, log: LogWriter | None, listener: int = -1) -> None:
+    def __init__(self, pidfd: int, streams: Streams, terminal: int, log: Log | None, listener: int = -1) -> None:
         """Of open descriptors, which it owns; ``terminal`` and ``listener`` (a socket of :func:`listen`) are -1 where there is none."""
         self._pidfd = pidfd
         self._terminal = terminal
@@ -109,6 +109,8 @@ class Supervisor:
             if self.local is not None:
                 self.local.flush()
             self._write_input()
+            if self._log is not None and self._log.helper in ready:
+                self._log.reap()
             if ended:
                 return self._finish()
 
@@ -118,6 +120,8 @@ class Supervisor:
         poll.register(self._pidfd, select.POLLIN)
         if self._listener >= 0:
             poll.register(self._listener, select.POLLIN)
+        if self._log is not None and self._log.helper >= 0:
+            poll.register(self._log.helper, select.POLLIN)
         waiting = max((len(client.waiting) for client in self._clients.values()), default=0)
         if max(waiting, self.local.waiting if self.local else 0) <= _MOST_WAITING:
             for descriptor in self._outputs:
