@@ -132,14 +132,18 @@ class LogFile:
         self._compressed = min(plain)
         temporary = self._temporary(path)
         monitor = os.getpid()
-        self._compressor = os.fork()
-        if self._compressor == 0:
-            try:
-                _compress(f"{path}.{self._compressed}", temporary, monitor)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        self.helper = os.pidfd_open(self._compressor)
+        source = os.open(f"{path}.{self._compressed}", os.O_RDONLY | os.O_CLOEXEC)  # here: its name may be another's before the child has begun
+        try:
+            self._compressor = os.fork()
+            if self._compressor == 0:
+                try:
+                    _compress(source, temporary, monitor)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            self.helper = os.pidfd_open(self._compressor)
+        finally:
+            os.close(source)
 
     def _wait(self, options: int) -> int | None:
         """The wait status of the child, which is forgotten then; None while it works."""
@@ -174,18 +178,18 @@ def rotated(path: str) -> list[tuple[int, str]]:
     return found
 
 
-def _compress(source: str, target: str, parent: int) -> None:
+def _compress(source: int, target: str, parent: int) -> None:
     """The child's whole life. It has copies of all that its parent holds (locks, pipes), and gives them up first."""
     with suppress(OSError):
         process.prctl(process.PR_SET_PDEATHSIG, signal.SIGKILL)
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    os.closerange(3, 1 << 30)
+    reading = os.dup2(source, 3)
+    os.closerange(4, 1 << 30)
     if os.getppid() != parent:
         return
     os.nice(19)
-    reading = os.open(source, os.O_RDONLY)
     writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _AS_GZIP)
     while block := os.read(reading, _BLOCK):

@@ -170,6 +170,8 @@ class _Source:
         self._position = 0
         self._skip = 0
         self._pending = b""
+        self.ends_now = False
+        """Whether what is written from now on is not wanted: a reader that does not follow a flood comes to an end."""
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -206,7 +208,8 @@ class _Source:
 
     def _read(self) -> bytes:
         while True:
-            data = os.pread(self.descriptor, _BLOCK, self._position)
+            wanted = min(_BLOCK, self.status.st_size - self._position) if self.ends_now else _BLOCK
+            data = os.pread(self.descriptor, wanted, self._position)
             self._position += len(data)
             if not data or not self._packed:
                 return data
@@ -227,7 +230,7 @@ class _Source:
         return max(lines - found, 0)
 
     def _seek_backwards(self, lines: int) -> int:
-        position = os.fstat(self.descriptor).st_size
+        position = self.status.st_size
         remaining = lines + 1  # the last newline ends the last line
         while position:
             start = max(0, position - _BLOCK)
@@ -303,6 +306,8 @@ def _blocks(directory: str, choice: Choice, more: Wait | None) -> Iterator[bytes
     path = f"{directory}/{LOG_FILE}"
     waiting = _beginning(path, choice)
     try:
+        if waiting and more is None:
+            waiting[-1].ends_now = True
         while not waiting and more is not None and more():
             waiting = _beginning(path, choice)
         while waiting:
