@@ -289,7 +289,10 @@ def test_wrong_options_are_refused_before_anything_is_made(box: Machine, flags: 
 
 def test_flood_of_one_container_leaves_the_others_alone(box: Machine) -> None:
     flood = (("max-size", "1m"), ("max-file", "2"))
-    with box.running(BOX, "sh", "-c", "yes a flood of many words", log_options=flood) as loud, box.running(BOX, "sh", "-c", SLOWLY.format(rounds=50, each=1)) as quiet:
+    with (
+        box.running(BOX, "sh", "-c", "yes a flood of many words", log_options=flood) as loud,
+        box.running(BOX, "sh", "-c", SLOWLY.format(rounds=50, each=1)) as quiet,
+    ):
         assert loud.state().monitor_pid != quiet.state().monitor_pid
         assert quiet.wait() == 0
         assert text(quiet).split() == [str(number) for number in range(1, 51)]
@@ -315,7 +318,8 @@ def full(run_directory: Path, busybox_image: Path) -> Iterator[tuple[Machine, Pa
 @pytest.mark.root
 def test_full_disk_is_survived_and_told(full: tuple[Machine, Path]) -> None:
     box, small = full
-    script = COUNT.format(count=20000) + "; touch /full; while [ ! -e /go ]; do sleep 0.05; done; echo after; while [ ! -e /end ]; do sleep 0.05; done"
+    pause = "while [ ! -e /{name} ]; do sleep 0.05; done"
+    script = f"{COUNT.format(count=20000)}; touch /full; {pause.format(name='go')}; echo after; {pause.format(name='end')}"
     container = box.create(BOX, "sh", "-c", script)
     (Path(container.directory) / "container.log").symlink_to(small / "container.log")
     try:

@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from bulle.errors import Unavailable
 from bulle.model.run_plan import LogSettings
-from bulle.monitor.logs import cut_unfinished, timestamp
+from bulle.monitor.logs import cut, cut_unfinished, timestamp
 
 SOCKET = "/run/systemd/journal/socket"
 _PRIORITY = {"stdout": b"6", "stderr": b"3"}  # info and error, as Docker has them
@@ -64,7 +64,10 @@ class JournalWriter:
         now = time_ns or time.time_ns()
         *lines, rest = (self._pending[stream] + data).split(b"\n")
         for line in lines:
-            self._message(stream, line, now)
+            *parts, last = cut(line) or [b""]
+            for part in parts:
+                self._message(stream, part, now, partial=True)
+            self._message(stream, last, now)
         parts, self._pending[stream] = cut_unfinished(rest)
         for part in parts:
             self._message(stream, part, now, partial=True)

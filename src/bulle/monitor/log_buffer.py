@@ -11,6 +11,8 @@ import time
 from collections import deque
 from typing import Protocol
 
+from bulle.monitor.logs import MOST_LINE
+
 _PATIENCE_S = 5.0
 
 
@@ -34,6 +36,7 @@ class BufferedLog:
         self._writer = writer
         self._most = buffer_bytes
         self._queue: deque[tuple[str, bytes, int]] = deque()
+        self._pending = {"stdout": b"", "stderr": b""}
         self._waiting = 0
         self._dropped = 0
         self._closing = False
@@ -50,11 +53,20 @@ class BufferedLog:
 
     def write(self, stream: str, data: bytes, time_ns: int = 0) -> None:
         """Take what the container wrote, or drop it where the buffer is full; never waits."""
+        now = time_ns or time.time_ns()
+        data = self._pending[stream] + data
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) >= MOST_LINE:
+            end = len(data)
+        self._pending[stream] = data[end:]  # whole lines are dropped, so that what is left of two does not become one
+        if end:
+            self._put(stream, data[:end], now)
+
+    def _put(self, stream: str, data: bytes, now: int) -> None:
         if self._thread is None:  # not before there is something to do: an idle monitor has one thread
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
         with self._changed:
-            now = time_ns or time.time_ns()
             if self._waiting and self._waiting + len(data) > self._most:
                 self._dropped += data.count(b"\n") or 1
                 return
@@ -66,9 +78,10 @@ class BufferedLog:
 
     def close(self) -> None:
         """Write what waits, if that does not take long, and close."""
+        for stream, rest in self._pending.items():
+            if rest:
+                self._put(stream, rest, time.time_ns())
         with self._changed:
-            if self._dropped:
-                self._queue.append(("", self._note(), time.time_ns()))
             self._closing = True
             self._changed.notify()
         if self._thread is None:
@@ -83,11 +96,14 @@ class BufferedLog:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._queue and not self._closing:
+                while not (self._queue or self._dropped or self._closing):
                     self._changed.wait()
-                if not self._queue:
+                if self._queue:
+                    stream, data, time_ns = self._queue.popleft()
+                elif self._dropped:
+                    stream, data, time_ns = "", self._note(), time.time_ns()
+                else:
                     break
-                stream, data, time_ns = self._queue.popleft()
             if stream:
                 self._writer.write(stream, data, time_ns)
             else:

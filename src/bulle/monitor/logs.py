@@ -52,7 +52,7 @@ def encode_lines(lines: bytes, stream: str, time_ns: int, attributes: bytes = b"
     if not lines:
         return b""
     if _has_long_line(lines):
-        return encode_parts([part for line in lines[:-1].split(b"\n") for part in _cut(line + b"\n")], stream, time_ns, attributes)
+        return encode_parts([part for line in lines[:-1].split(b"\n") for part in cut(line + b"\n")], stream, time_ns, attributes)
     between = b"\\n" + _end(stream, time_ns, attributes) + _BEGIN
     if b"\\" in lines:
         # A quote inside a string is escaped, so this sequence only stands between two strings.
@@ -72,11 +72,11 @@ def encode_parts(parts: list[bytes], stream: str, time_ns: int, attributes: byte
 
 def cut_unfinished(text: bytes) -> tuple[list[bytes], bytes]:
     """What of a line without an end is long enough to be written, and what may still wait for its end."""
-    parts = _cut(text)
+    parts = cut(text)
     return (parts, b"") if parts and len(parts[-1]) >= MOST_LINE - 3 else (parts[:-1], parts[-1] if parts else b"")
 
 
-def _cut(line: bytes) -> list[bytes]:
+def cut(line: bytes) -> list[bytes]:
     """A line in pieces of 16 KiB; a character is not torn, but for what is no UTF-8 at all."""
     parts = []
     start = 0
