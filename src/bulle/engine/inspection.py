@@ -148,5 +148,5 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
         "Init": options.init,
         "MaskedPaths": list(security.masked_paths),
         "ReadonlyPaths": list(security.read_only_paths),
-        "LogConfig": {"Type": options.log_driver or plan.log.driver, "Config": dict(options.log_options)},
+        "LogConfig": {"Type": options.log_driver or plan.log.driver, "Config": dict(sorted(options.log_options))},
     }
