@@ -14,7 +14,8 @@ from conftest import BulleCommand
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.programs("dockerd", "docker", "containerd", "runc")]
 
-SCRIPT = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; echo problem $i >&2; done; printf 'a\"\\\\b\\t<é>\\n'; head -c 20000 /dev/zero | tr '\\0' x"
+SCRIPT = """i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; echo problem $i >&2; done
+    printf 'a\"\\\\b\\t<é>\\n'; head -c 20000 /dev/zero | tr '\\0' x"""
 FLAGS = ("--network", "none", "-l", "tier=web", "-e", "MODE=a b", "--log-opt", "labels=tier", "--log-opt", "env=MODE", "--log-opt", "tag={{.Name}}")
 
 
@@ -32,10 +33,10 @@ def both(dockerd: Docker, bulle: BulleCommand, busybox_image: Path) -> Iterator[
                 engine("rm", "-f", "said")
 
 
-@pytest.mark.parametrize("arguments", [(), ("--details",), ("-n", "0"), ("-n", "1"), ("-n", "-1"), ("-n", "much"), ("--since", "1h"), ("--until", "1h")])
-def test_output_is_docker_s(both: tuple[Docker, BulleCommand], arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", ["", "--details", "-n 0", "-n 1", "-n -1", "-n much", "--since 1h", "--until 1h"])
+def test_output_is_docker_s(both: tuple[Docker, BulleCommand], arguments: str) -> None:
     docker, bulle = both
-    said, expected = bulle("logs", *arguments, "said"), docker("logs", *arguments, "said")
+    said, expected = (engine("logs", *arguments.split(), "said", check=False) for engine in (bulle, docker))
     assert (said.returncode, said.stdout, said.stderr) == (expected.returncode, expected.stdout, expected.stderr)
 
 
@@ -62,7 +63,8 @@ def test_docker_reads_our_files(both: tuple[Docker, BulleCommand]) -> None:
 )  # fmt: skip
 def test_docker_refuses_the_same(both: tuple[Docker, BulleCommand], flags: tuple[str, ...]) -> None:
     for engine in both:
-        refused = engine("run", "--rm", "--network", "none", *(word for flag in flags for word in ("--log-opt", flag)), "busybox", "true", check=False)
+        options = [f"--log-opt={flag}" for flag in flags]
+        refused = engine("run", "--rm", "--network", "none", *options, "busybox", "true", check=False)
         assert refused.returncode == 125, (engine, refused)
 
 

@@ -176,7 +176,7 @@ class _Source:
     def close(self) -> None:
         os.close(self.descriptor)
 
-    def is_after(self, other: _Source) -> bool:
+    def is_the_file_of(self, other: _Source) -> bool:
         """Whether this is the same file as the other, which may have been compressed since: then they have the time of the last change in common."""
         return os.path.samestat(self.status, other.status) or (self._packed and self.status.st_mtime_ns == os.fstat(other.descriptor).st_mtime_ns)
 
@@ -299,7 +299,7 @@ def _from(sources: list[_Source], first: int) -> list[_Source]:
 def _successors(path: str, last: _Source) -> list[_Source]:
     """The files that came after one that was read to its end; all, if it is not among them any more."""
     sources = _open(path)
-    return _from(sources, next((number + 1 for number, source in enumerate(sources) if source.is_after(last)), 0))
+    return _from(sources, next((number + 1 for number, source in enumerate(sources) if source.is_the_file_of(last)), 0))
 
 
 def _blocks(directory: str, choice: Choice, more: Wait | None) -> Iterator[bytes]:
