@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import bulle
+from bulle.engine.container_log import ContainerLog
 from bulle.monitor.log_reading import Choice
 from bulle_testing.running import LEVELS, PATIENCE_S, Level, Machine, machine, wait_for
 
@@ -182,6 +183,32 @@ def test_follower_outlives_a_monitor(box: Machine) -> None:
         assert follower.stdout.readline() == b"1\n"
         os.kill(container.state().monitor_pid, signal.SIGKILL)
         assert follower.stdout.read().split() == [b"2", b"3", b"4", b"5", b"6", b"7", b"8"]
+        assert follower.wait(PATIENCE_S) == 0
+        follower.stdout.close()
+
+
+def test_follower_goes_on_across_restarts(box: Machine) -> None:
+    """As long as the container counts as running: between two runs its monitor may be another, and nobody listens."""
+    with box.running(BOX, "sh", "-c", "seq 300", log_options=(("max-size", "10k"), ("max-file", "20"))) as container:
+        runs = [container.wait()]
+
+        def is_running() -> bool:
+            if len(runs) == 3:
+                return False
+            container.start()
+            runs.append(container.wait())
+            return True
+
+        entries = list(ContainerLog(container.plan, container.name, is_running).entries(Choice(), follow=True))
+        assert [int(entry.data) for entry in entries] == [*range(1, 301)] * 3
+
+
+def test_follower_ends_when_its_container_is_removed(box: Machine) -> None:
+    with box.running(BOX, "sh", "-c", "echo one; sleep 1000") as container:
+        follower = box.start_command("logs", "-f", container.name, stdout=subprocess.PIPE)
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"one\n"
+        container.remove(force=True)
         assert follower.wait(PATIENCE_S) == 0
         follower.stdout.close()
 
