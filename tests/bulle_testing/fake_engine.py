@@ -11,7 +11,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,8 @@ from bulle.errors import CommandNotFound, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.reference import Reference
 from bulle.model.run_plan import Network, Process, RootFilesystem, RunPlan
+from bulle.monitor.log_reading import Choice
+from bulle.monitor.logs import timestamp
 
 SECOND = 1_000_000_000
 
@@ -108,6 +110,17 @@ PROGRAMS = {"orphan", "echo", "warn", "cat", "exit", "tty", "detach", "sleep", "
 
 
 @dataclass
+class ContainerLog:
+    entries: list[LogEntry]
+
+    def text(self, choice: Choice, *, follow: bool = False, timestamps: bool = False, details: bool = False) -> Iterator[tuple[str, bytes]]:
+        since, until, tail = choice.since_ns, choice.until_ns, choice.tail
+        chosen = [one for one in self.entries if one.time_ns >= since and (not until or one.time_ns <= until)]
+        for one in chosen if tail is None else chosen[len(chosen) - tail :] if tail else []:
+            yield one.stream, (timestamp(one.time_ns).encode() + b" " if timestamps else b"") + (b" " if details else b"") + one.data
+
+
+@dataclass
 class Container:
     engine: FakeEngine
     id: str
@@ -166,9 +179,9 @@ class Container:
     def wait(self) -> int:
         return self.now.exit_code
 
-    def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Any:
-        chosen = [one for one in self.entries if one.time_ns >= since_ns and (not until_ns or one.time_ns <= until_ns)]
-        return iter(chosen if tail is None else chosen[len(chosen) - tail :] if tail else [])
+    @property
+    def log(self) -> ContainerLog:
+        return ContainerLog(self.entries)
 
     def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
         if self.now.status != "running":

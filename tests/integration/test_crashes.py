@@ -258,6 +258,7 @@ def half_started(place: Machine, container: bulle.Container) -> tuple[subprocess
         wait_for(lambda: container.state().pid, "its first process")
         pid = container.state().pid
         os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda pid=pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "its stop")
         if not os.readlink(f"/proc/{pid}/exe").endswith("busybox"):
             return command, pid
         os.kill(pid, signal.SIGCONT)

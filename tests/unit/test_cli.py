@@ -91,7 +91,7 @@ FLAGS = {
     "kill": "-s",
     "rm": "-f -v",
     "ps": "-a -q -l -n --no-trunc --filter --format",
-    "logs": "-f --tail -n --since --until -t",
+    "logs": "-f --tail -n --since --until -t --details",
     "exec": "-i -t -e --env-file -u -w -d --privileged",
     "inspect": "--type -f",
     "images": "-q -a --digests --no-trunc --filter --format",

@@ -84,6 +84,8 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--health-start-interval", type=Duration(), help="Time between checks during the start period (default 5s)"),
     click.option("--health-on-failure", type=_ON_FAILURE, default="none", help="What is done when the container becomes unhealthy"),
     click.option("--no-healthcheck", is_flag=True, help="Disable any container-specified HEALTHCHECK"),
+    click.option("--log-driver", type=Suggestion("string", "json-file", "local", "journald", "none"), help="Logging driver for the container"),
+    click.option("--log-opt", multiple=True, type=Text("list"), help="Log driver options (max-size=, max-file=, compress=, mode=, labels=, tag=…)"),
     click.option("--dry-run", is_flag=True, help="Print the plan of the run as JSON, and run nothing"),
 )
 
@@ -153,6 +155,8 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         health_start_interval_ns=flags["health_start_interval"] or 0,
         health_on_failure=flags["health_on_failure"],
         no_healthcheck=flags["no_healthcheck"],
+        log_driver=flags["log_driver"] or "",
+        log_options=tuple(map(_log_option, flags["log_opt"])),
     )
 
 
@@ -275,6 +279,13 @@ def _limit(text: str) -> ResourceLimit:
     if hard != -1 and (soft > hard or soft == -1):
         raise InvalidInput(f"invalid ulimit: '{text}'", f"the soft limit must be less than or equal to the hard limit: {soft} > {hard}")
     return ResourceLimit(name, soft, hard)
+
+
+def _log_option(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise InvalidInput(f"invalid logging option: '{text}'", "", "write it as NAME=VALUE, such as max-size=10m")
+    return name, value
 
 
 def detach_keys(text: str | None) -> bytes:

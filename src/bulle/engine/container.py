@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bulle.engine import planning, removal, supervisor
+from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.inspection import container_document
@@ -26,7 +27,8 @@ from bulle.errors import BulleError, Conflict, InvalidInput
 from bulle.linux import process
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.run_plan import RunPlan
-from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends, read_log
+from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
+from bulle.monitor.log_reading import Choice
 from bulle.monitor.state import look, read_state
 from bulle.records.containers import ContainerRecord
 from bulle.records.database import Database
@@ -226,22 +228,13 @@ class Container:
         removal.collect(self._home, self._database)
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Iterator[LogEntry]:
-        """What it wrote, oldest first; with ``follow`` until it ends."""
-        attachment = Attachment.connect(self.directory, output=True, stdin=False) if follow else None
+        """What it wrote, oldest first; with ``follow`` until it ends. Raises Unavailable where nothing is kept."""
+        return self.log.entries(Choice(tail, since_ns, until_ns), follow=follow)
 
-        def more() -> bool:
-            return (
-                attachment is not None
-                and (received := attachment.receive()) is not None
-                and received[0] in (1, 2, 3)
-                and b'"exited"' not in received[1]
-            )
-
-        try:
-            yield from read_log(self.directory, tail=tail, since_ns=since_ns, until_ns=until_ns, more=more if attachment else None)
-        finally:
-            if attachment is not None:
-                attachment.close()
+    @property
+    def log(self) -> ContainerLog:
+        """What it wrote, line by line or as text. Raises Unavailable where nothing is kept."""
+        return ContainerLog(self.plan, self.name, lambda: self.state().status in ("running", "restarting"))
 
     def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
         """Run one more command in it; returns the connection that carries its streams and its exit code, None with ``detach``."""

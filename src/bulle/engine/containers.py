@@ -13,6 +13,7 @@ from bulle.engine import identities, names, planning
 from bulle.engine.container import Container
 from bulle.engine.directories import make_directory
 from bulle.engine.images import Images
+from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
 from bulle.errors import Conflict, InvalidInput, StorageFull, Unavailable
 from bulle.linux import subordinate_ids
@@ -55,8 +56,9 @@ class Containers:
         def build(taken: set[int]) -> ContainerRecord:
             own = planning.has_own_users(options)
             first = identities.free_range(self._home, taken) if own and os.geteuid() == 0 else None
-            plan = self._compose(options, base, identifier, first)
-            return ContainerRecord.of(identifier, options.name or names.random_name(), base.image_id, time.time_ns(), first, kept, plan)
+            name = options.name or names.random_name()
+            plan = self._compose(options, base, identifier, first, name)
+            return ContainerRecord.of(identifier, name, base.image_id, time.time_ns(), first, kept, plan)
 
         record = self._insert(build, bool(options.name))
         try:
@@ -71,7 +73,8 @@ class Containers:
 
     def plan(self, options: ContainerOptions) -> RunPlan:
         """What ``create`` and ``start`` would do, without doing it."""
-        return self._compose(options, self._base(options), "0" * 64, identities.free_range(self._home, ()))
+        base = self._base(options)
+        return self._compose(options, base, "0" * 64, identities.free_range(self._home, ()), options.name)
 
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
@@ -101,12 +104,12 @@ class Containers:
                     raise
         raise Conflict("no free name was found for the container", "", "give it one with --name")
 
-    def _compose(self, options: ContainerOptions, base: Base, identifier: str, first: int | None) -> RunPlan:
+    def _compose(self, options: ContainerOptions, base: Base, identifier: str, first: int | None, name: str) -> RunPlan:
         if os.geteuid() == 0:
             users = groups = identities.root_mappings(first) if first is not None else ()
         else:
             users, groups = subordinate_ids.rootless_mappings()
-        return planning.compose(
+        plan = planning.compose(
             options,
             base,
             container_id=identifier,
@@ -115,3 +118,4 @@ class Containers:
             id_mappings=users,
             group_mappings=groups,
         )
+        return with_log(plan, planning.with_image(options, base.config), name, base.image_id) if options.log_driver or options.log_options else plan

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from bulle.linux import kernel_log
 from bulle.model.run_plan import RunPlan
-from bulle.monitor.logs import read_log
+from bulle.monitor.log_reading import Choice, read_log
 
 _LAST_LINES, _MOST_WORDS = 5, 2000
 _MOST_CALLS = 10
@@ -19,7 +19,7 @@ _LATE_S = 0.2  # the kernel writes its audit records a little later
 def last_words(directory: str) -> str:
     """The last lines of its output. Host directory of the container."""
     with suppress(OSError):
-        return "".join(entry.data.decode(errors="replace") for entry in read_log(directory, tail=_LAST_LINES))[-_MOST_WORDS:]
+        return "".join(entry.data.decode(errors="replace") for entry in read_log(directory, Choice(_LAST_LINES)))[-_MOST_WORDS:]
     return ""
 
 

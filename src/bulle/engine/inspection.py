@@ -27,7 +27,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
         "ResolvConfPath": f"{plan.state_host_path}/resolv.conf",
         "HostnamePath": f"{plan.state_host_path}/hostname",
         "HostsPath": f"{plan.state_host_path}/hosts",
-        "LogPath": f"{plan.state_host_path}/{LOG_FILE}",
+        "LogPath": f"{plan.state_host_path}/{LOG_FILE}" if plan.log.driver == "json-file" else "",
         "Name": f"/{record.name}",
         "RestartCount": state.restart_count,
         "Driver": "overlay",
@@ -176,5 +176,5 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
         "Init": options.init,
         "MaskedPaths": list(security.masked_paths),
         "ReadonlyPaths": list(security.read_only_paths),
-        "LogConfig": {"Type": "json-file", "Config": {}},
+        "LogConfig": {"Type": options.log_driver or plan.log.driver, "Config": dict(sorted(options.log_options))},
     }

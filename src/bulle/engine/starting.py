@@ -23,7 +23,7 @@ from bulle.model.container import ContainerState
 from bulle.model.lifecycle import End, Health
 from bulle.model.run_plan import Process, RunPlan
 from bulle.monitor import ends, supervisor
-from bulle.monitor.logs import LogWriter, open_log
+from bulle.monitor.log_drivers import log_writer, open_log
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_fifos
 from bulle.records.database import Database
@@ -64,7 +64,8 @@ class Watch:
 
     def supervisor(self) -> supervisor.Supervisor:
         """The loop that watches it; it owns the descriptors from now on."""
-        made = supervisor.Supervisor(self.workload.pidfd, self.streams, self.workload.terminal, LogWriter(self.log), self.listener)
+        log = log_writer(self.log, self.order.plan.log)
+        made = supervisor.Supervisor(self.workload.pidfd, self.streams, self.workload.terminal, log, self.listener)
         since_ns = time.time_ns()
         made.kept_status = lambda: orphan_status(self.order.home, self.workload.pid, since_ns)
         return made
@@ -90,7 +91,7 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: 
 
     def meanwhile(workload: Workload) -> None:
         """What can be done while the container sets itself up: its log, its socket, its state."""
-        opened.extend((open_log(directory), supervisor.listen(directory)))
+        opened.extend((open_log(plan), supervisor.listen(directory)))
         monitor = os.getppid() if for_parent else os.getpid()
         state = ContainerState(
             status="running",

@@ -31,9 +31,11 @@ from bulle.isolation.namespaces import NamespaceDriver
 from bulle.linux import capabilities, process
 from bulle.linux.fork import fork
 from bulle.model.container import ContainerState
+from bulle.model.run_plan import LogSettings
 from bulle.monitor import ends, supervisor
 from bulle.monitor.frames import Hello, event
-from bulle.monitor.logs import LogWriter, open_log
+from bulle.monitor.log_drivers import log_writer, open_log
+from bulle.monitor.log_writer import DEFAULT
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, open_fifos
 from bulle.records.database import Database
@@ -44,7 +46,8 @@ from bulle.store import Store
 RECOVER = "--recover"
 _ASKED_FOR_WITHIN_S = 3600.0
 _PRECEDENCE_S = 0.5
-_HAS_TERMINAL, _HAS_STDIN, _HAS_MORE, _FAILED = 1, 2, 4, 0xFF
+_HAS_TERMINAL, _HAS_STDIN, _HAS_MORE, _HAS_LOG_SETTINGS, _FAILED = 1, 2, 4, 8, 0xFF
+_MOST_SETTINGS = 64 << 10
 
 
 _orders = msgspec.json.Decoder(Order)
@@ -108,6 +111,7 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
     Until the end this touches as little memory as it can: what it writes to is its own.
     """
     words, descriptors, _flags, _address = socket.recv_fds(line, 16, 8)
+    log = msgspec.json.decode(line.recv(_MOST_SETTINGS), type=LogSettings) if words and words[0] & _HAS_LOG_SETTINGS else DEFAULT
     line.close()
     os.waitpid(starter, 0)
     taken: list[Leash | None] = []
@@ -125,7 +129,7 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
         if not words:  # it told the caller why, or was killed: then what it left is found as after any crash
             _recover(_orders.decode(argv()[0]), (), own_leash())
             return
-        watching = _watching(words[0], descriptors)
+        watching = _watching(words[0], descriptors, log)
         watching.input_ended = input_ended
         if words[0] & _HAS_MORE:
             order = _orders.decode(argv()[0])
@@ -138,12 +142,12 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
             held.release()
 
 
-def _watching(words: int, descriptors: list[int]) -> supervisor.Supervisor:
+def _watching(words: int, descriptors: list[int], settings: LogSettings = DEFAULT) -> supervisor.Supervisor:
     """The loop over what a starter handed over. The lock, the first descriptor, only has to stay open."""
     _lock_descriptor, pidfd, listener, log, *rest = descriptors
     terminal = rest[0] if words & _HAS_TERMINAL else -1
     streams = Streams() if terminal >= 0 else Streams(rest[2] if words & _HAS_STDIN else -1, rest[0], rest[1])
-    return supervisor.Supervisor(pidfd, streams, terminal, LogWriter(log), listener)
+    return supervisor.Supervisor(pidfd, streams, terminal, log_writer(log, settings), listener)
 
 
 def rehearse_watch() -> None:
@@ -218,7 +222,12 @@ def _start_for_parent(order: Order, answer: socket.socket | None, parent: socket
     outputs = [workload.terminal] if workload.terminal >= 0 else [streams.stdout, streams.stderr, *([streams.stdin] if streams.stdin >= 0 else [])]
     if answer is not None:
         send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))
+    # Of a log of the usual kind nothing is said: a monitor decodes nothing then.
+    settings = b"" if order.plan.log == DEFAULT else msgspec.json.encode(order.plan.log)
+    words |= _HAS_LOG_SETTINGS if settings else 0
     socket.send_fds(parent, [bytes([words])], [started.lock, workload.pidfd, started.listener, started.log, *outputs])
+    if settings:
+        parent.send(settings)
 
 
 def hand_over(order: Order, kept: Sequence[int]) -> None:
@@ -254,14 +263,15 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
     else:
         terminal, streams = -1, Streams(held[2] if len(held) > 2 else -1, *held[:2]) if held else open_fifos(directory, -1)
     if pidfd is None:
-        supervisor.Supervisor(-1, streams, terminal, LogWriter(open_log(directory))).drain()
+        supervisor.Supervisor(-1, streams, terminal, log_writer(open_log(order.plan, anew=True), order.plan.log)).drain()
         _go_on(order, driver, None, kept_status_of(order.home, state), lock, lambda: leash)
         return
     if leash is not None:
         for descriptor in held:
             leash.hold(descriptor)
     state = _write_monitor(directory, state)
-    watch = supervisor.Supervisor(pidfd, streams, terminal, LogWriter(open_log(directory)), supervisor.listen(directory))
+    log = log_writer(open_log(order.plan, anew=True), order.plan.log)
+    watch = supervisor.Supervisor(pidfd, streams, terminal, log, supervisor.listen(directory))
     watch.kept_status = lambda: kept_status_of(order.home, state)
     if leash is not None:
         watch.input_ended = leash.drop
@@ -310,7 +320,7 @@ def _start_again(order: Order, driver: Driver, delay_s: float, lock: int, leash:
             again = finish(order, driver, None, -1, error)
             continue
         os.close(descriptors[0])  # the lock, which this process has
-        watching = _watching(words[0], descriptors)
+        watching = _watching(words[0], descriptors, order.plan.log)
         equip(watching, order, driver, descriptors[1], _not_for_children(lock, leash()))
         if (held := leash()) is not None:
             watching.input_ended = held.drop

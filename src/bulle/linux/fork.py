@@ -8,6 +8,7 @@ numbers.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 from bulle.linux.libc import check
@@ -17,7 +18,10 @@ _fork = ctypes.PyDLL(None, use_errno=True).fork
 
 
 def fork() -> int:
-    """The child's pid, 0 in the child. Only for processes with one thread."""
+    """The child's pid, 0 in the child. Where there are other threads after all (a monitor's that writes its log), the hooks are run."""
+    threads = sys.modules.get("threading")
+    if threads is not None and threads.active_count() > 1:
+        return os.fork()
     pid = check(_fork(), "fork")
     if pid == 0 and "random" in sys.modules:
         sys.modules["random"].seed()

@@ -75,6 +75,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     health_start_interval_ns: int = 0
     health_on_failure: Literal["none", "restart", "stop", "kill"] = "none"
     no_healthcheck: bool = False
+    log_driver: str = ""
+    log_options: tuple[tuple[str, str], ...] = ()
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):

@@ -131,6 +131,25 @@ class Network(msgspec.Struct, frozen=True):
     mode: Literal["none", "host"] = "none"
 
 
+class LogSettings(msgspec.Struct, frozen=True):
+    """Where the output is kept, and how much of it.
+
+    ``driver`` is ``json-file`` (files in the container's directory), ``journald`` or ``none``. A file that reaches ``file_bytes`` is followed by
+    another (0: it grows without an end), of which there are ``files`` at most; with ``compress`` all but the newest are gzip files. With
+    ``buffer_bytes`` the container never waits for its log: so much may wait to be written, what comes then is dropped. ``attributes`` stand beside
+    each message; ``fields`` are the journal's, whose socket is ``socket_host_path`` (empty: the usual one).
+    """
+
+    driver: Literal["json-file", "journald", "none"] = "json-file"
+    file_bytes: int = 20_000_000
+    files: int = 5
+    compress: bool = False
+    buffer_bytes: int = 0
+    attributes: dict[str, str] = {}
+    fields: dict[str, str] = {}
+    socket_host_path: str = ""
+
+
 class RunPlan(msgspec.Struct, frozen=True):
     """One run of one container, ready to be realised by the driver named ``isolation``.
 
@@ -153,6 +172,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     stop_signal: str = "SIGTERM"
     stop_timeout_s: int = 10
     lifecycle: Lifecycle = Lifecycle()
+    log: LogSettings = LogSettings()
 
     def describe(self) -> str:
         """The plan as indented JSON, the form that ``--dry-run`` prints."""

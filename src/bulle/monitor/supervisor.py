@@ -25,7 +25,7 @@ from bulle.linux import process
 from bulle.monitor.frames import MOST_PAYLOAD, FrameReader, Hello, Kind, event, frame
 from bulle.monitor.limits import Ender
 from bulle.monitor.local import LocalStreams
-from bulle.monitor.logs import LogWriter
+from bulle.monitor.log_drivers import Log
 from bulle.monitor.stdio import Streams
 
 _CHUNK = 64 * 1024
@@ -70,7 +70,7 @@ class _Client:
 class Supervisor:
     """Watches one workload until it ends."""
 
-    def __init__(self, pidfd: int, streams: Streams, terminal: int, log: LogWriter | None, listener: int = -1) -> None:
+    def __init__(self, pidfd: int, streams: Streams, terminal: int, log: Log | None, listener: int = -1) -> None:
         """Of open descriptors, which it owns; ``terminal`` and ``listener`` (a socket of :func:`listen`) are -1 where there is none."""
         self._pidfd = pidfd
         self._terminal = terminal
@@ -128,6 +128,8 @@ class Supervisor:
             self._write_input()
             for watchdog in self.watchdogs:
                 watchdog.act(ready)
+            if self._log is not None and self._log.helper in ready:
+                self._log.reap()
             if ended:
                 return self._finish()
 
@@ -137,6 +139,8 @@ class Supervisor:
         poll.register(self._pidfd, select.POLLIN)
         if self._listener >= 0:
             poll.register(self._listener, select.POLLIN)
+        if self._log is not None and self._log.helper >= 0:
+            poll.register(self._log.helper, select.POLLIN)
         waiting = max((len(client.waiting) for client in self._clients.values()), default=0)
         if max(waiting, self.local.waiting if self.local else 0) <= _MOST_WAITING:
             for descriptor in self._outputs:
@@ -211,8 +215,7 @@ class Supervisor:
 
     def descriptors(self) -> list[int]:
         """Everything that this loop holds, for a child that must not."""
-        log = [] if self._log is None else [self._log.fileno()]
-        held = [self._pidfd, self._listener, self._terminal, *self.kept, *log, *self._clients]
+        held = [self._pidfd, self._listener, self._terminal, *self.kept, *self._clients]
         return list(dict.fromkeys(descriptor for descriptor in held if descriptor >= 0))
 
     def close(self) -> None:
