@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from bulle.build.flags import nearest
 from bulle.build.instructions import RunMount
-from bulle.build.quantities import size_bytes
+from bulle.model.quantities import size_bytes
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARINGS = ("shared", "private", "locked")

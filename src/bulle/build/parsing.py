@@ -17,7 +17,7 @@ from bulle.build.advice import advise
 from bulle.build.flags import Flags, nearest
 from bulle.build.instructions import Containerfile, Heredoc, Instruction, Location
 from bulle.build.mounts import MountError, read_mount
-from bulle.build.quantities import duration_ns
+from bulle.model.quantities import duration_ns
 from bulle.build.shell_words import WordError
 from bulle.build.syntax import HeredocText, SourceText, Statement, parse_heredoc, read, refusal
 

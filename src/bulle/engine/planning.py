@@ -211,6 +211,7 @@ def _process(options: ContainerOptions, config: ExecutionConfig, container_id: s
         no_new_privileges=options.hardened or _no_new_privileges(options),
         limits=options.limits,
         init=options.init,
+        idle=options.idle,
     )
 
 

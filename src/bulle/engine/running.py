@@ -8,13 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from bulle.engine.engine import Engine
 from bulle.engine.home import default_home
-from bulle.errors import BulleError, InvalidInput
+from bulle.errors import InvalidInput
 from bulle.model.container import ContainerOptions
-from bulle.monitor.frames import Event, Kind
+from bulle.monitor.exchange import Exchange
 
 
 @dataclass(frozen=True)
@@ -46,23 +44,21 @@ def run(
         wanted = ContainerOptions(image=image, command=tuple(command), environment=variables, interactive=bool(input), auto_remove=True, **options)
     except TypeError as error:
         raise InvalidInput("bulle.run does not know an option", str(error), "see bulle.ContainerOptions") from error
-    container = _engine(str(home) if home is not None else "", str(default_home())).containers.create(wanted)
+    container = engine_of(home).containers.create(wanted)
     attachment = container.start(attach=True)
     assert attachment is not None
-    output: dict[int, list[bytes]] = {Kind.STDOUT: [], Kind.STDERR: []}
+    exchange = Exchange(attachment, input or None)
     try:
-        if input:
-            attachment.send_stdin(input)
-            attachment.close_stdin()
-        while (received := attachment.receive()) is not None:
-            kind, payload = received
-            if kind in output:
-                output[kind].append(payload)
-            elif kind == Kind.EVENT and (ended := msgspec.json.decode(payload, type=Event)).event == "exited":
-                return CompletedRun(ended.exit_code, b"".join(output[Kind.STDOUT]), b"".join(output[Kind.STDERR]), attachment.notes)
+        exchange.run()
     finally:
         attachment.close()
-    raise BulleError("the container's monitor was killed while the container ran", "", "see `bulle ps -a`")
+    assert exchange.exit_code is not None
+    return CompletedRun(exchange.exit_code, bytes(exchange.stdout), bytes(exchange.stderr), exchange.notes)
+
+
+def engine_of(home: Path | str | None) -> Engine:
+    """The engine of a home (a host path, None for the default one), which programs that call functions share."""
+    return _engine(str(home) if home is not None else "", str(default_home()))
 
 
 @lru_cache(maxsize=8)

@@ -128,5 +128,5 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.CPU_LIMIT, bool(resources.nano_cpus or resources.cpu_shares or resources.cpuset_cpus)),
         (Feature.PIDS_LIMIT, resources.pids_limit > 0),
         (Feature.TERMINAL, plan.process.terminal),
-        (Feature.INIT, plan.process.init),
+        (Feature.INIT, plan.process.init or plan.process.idle),
     ]

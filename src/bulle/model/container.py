@@ -62,6 +62,7 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     pull: Literal["missing", "always", "never"] = "missing"
     platform: str = ""
+    idle: bool = False
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,7 +75,8 @@ class Process(msgspec.Struct, frozen=True):
     """What is executed, as whom and with which privileges.
 
     ``arguments[0]`` is looked up in the container's PATH, inside the container's root. ``user`` is Docker's ``name|uid[:group|gid]``, resolved
-    inside the container's root. ``working_directory`` is a container path, created when missing.
+    inside the container's root. ``working_directory`` is a container path, created when missing. ``idle`` executes nothing but the small init, which
+    waits for what is executed beside it.
     """
 
     arguments: tuple[str, ...]
@@ -89,6 +90,7 @@ class Process(msgspec.Struct, frozen=True):
     init: bool = False
     rows: int = 0
     columns: int = 0
+    idle: bool = False
 
 
 class Resources(msgspec.Struct, frozen=True):
