@@ -10,7 +10,7 @@ from typing import Any
 
 from bulle.engine.engine import Engine
 from bulle.engine.home import default_home
-from bulle.errors import InvalidInput
+from bulle.errors import Conflict, InvalidInput
 from bulle.model.container import ContainerOptions
 from bulle.monitor.exchange import Exchange
 
@@ -32,12 +32,14 @@ def run(
     input: bytes = b"",
     environment: Mapping[str, str] | None = None,
     home: Path | str | None = None,
+    interruption: int = -1,
     **options: Any,
 ) -> CompletedRun:
     """Run a command in a new container of an image, wait, and remove the container.
 
     ``input`` is given to its standard input; ``options`` are fields of :class:`bulle.ContainerOptions` (units are in their names). ``home`` is a
-    host path. Raises BulleError when it cannot be started; a command that fails is an ``exit_code``, no exception. Safe in threads.
+    host path. When the descriptor ``interruption`` becomes readable (an eventfd of the caller's), an exception comes in between or the program dies,
+    the container is killed. Raises BulleError when it cannot be started; a command that fails is an ``exit_code``, no exception. Safe in threads.
     """
     variables = tuple(f"{name}={value}" for name, value in (environment or {}).items())
     try:
@@ -45,14 +47,15 @@ def run(
     except TypeError as error:
         raise InvalidInput("bulle.run does not know an option", str(error), "see bulle.ContainerOptions") from error
     container = engine_of(home).containers.create(wanted)
-    attachment = container.start(attach=True)
+    attachment = container.start(attach=True, bound=True)
     assert attachment is not None
     exchange = Exchange(attachment, input or None)
     try:
-        exchange.run()
+        exchange.run(interruption=interruption)
     finally:
         attachment.close()
-    assert exchange.exit_code is not None
+    if exchange.exit_code is None:
+        raise Conflict("the run was interrupted", "by the program that started it")
     return CompletedRun(exchange.exit_code, bytes(exchange.stdout), bytes(exchange.stderr), exchange.notes)
 
 

@@ -100,8 +100,9 @@ class Sandbox:
         self._max_output = max_output
         self._home = engine.home
         self._kills = 0
-        self.when_closed: Callable[[], None] | None = None
-        """Called once, before it is closed."""
+        self._closed = False
+        self.retire: Callable[[Sandbox], None] | None = None
+        """Who ends it when it was killed by :meth:`close`, which then does not wait."""
         self.container: Container = engine.containers.create(options)
         """The container behind it, for other verbs."""
         try:
@@ -132,7 +133,7 @@ class Sandbox:
     @property
     def alive(self) -> bool:
         """Whether commands can still be run in it."""
-        return self._pidfd >= 0 and not _is_ready(self._pidfd)  # a pidfd is, once its process has ended
+        return not self._closed and self._pidfd >= 0 and not _is_ready(self._pidfd)  # a pidfd is, once its process has ended
 
     def run(
         self,
@@ -193,14 +194,18 @@ class Sandbox:
 
     def close(self) -> None:
         """End it with all that runs in it; harmless to repeat, also from another thread."""
-        hook, self.when_closed = self.when_closed, None
-        if hook is not None:
-            hook()
+        if self._attachment is None:
+            return
+        self._closed = True
+        with suppress(OSError):
+            process.pidfd_send_signal(self._pidfd, SIGKILL)
+        retire, self.retire = self.retire, None
+        if retire is not None:
+            retire(self)
+            return
         attachment, self._attachment = self._attachment, None
         if attachment is None:
             return
-        with suppress(OSError):
-            process.pidfd_send_signal(self._pidfd, SIGKILL)
         try:
             attachment.wait_exit(_KILLED_WITHIN_S)
         except TimeoutError:
