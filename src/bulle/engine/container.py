@@ -293,7 +293,8 @@ class Container:
 def submit(order: Order) -> Attachment:
     """Have a monitor forked for an order; its first word, on the connection that is returned, says what came of it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    entry, local = ("monitor", supervisor.main) if order.execute or order.attach else ("start", supervisor.start)
+    entry = "execute" if order.execute else "monitor" if order.attach else "start"  # a monitor of an exec needs no shell made ahead
+    local = supervisor.start if entry == "start" else supervisor.main
     with theirs:
         try:
             client.submit(Path(order.home), entry, [msgspec.json.encode(order).decode()], [theirs.fileno()], local=local)

@@ -39,6 +39,8 @@ from bulle.store import Store
 RECOVER = "--recover"
 _ASKED_FOR_WITHIN_S = 3600.0
 _PRECEDENCE_S = 0.5
+_SWEPT_EVERY_S = 60.0
+_swept_at_s = 0.0
 _HAS_TERMINAL, _HAS_STDIN = 1, 2
 
 
@@ -150,12 +152,16 @@ def rehearse_watch() -> None:
 def record_orphan(home: Path, pid: int, status: int) -> None:
     """Keep the wait status of a workload whose monitor died first; called by the spawner, which inherits and reaps it.
 
-    What nobody asked for within an hour is thrown away: most orphans are processes that a command left behind.
+    What nobody asked for within an hour is thrown away: most orphans are processes that a command left behind. Seldom, because there may be many.
     """
+    global _swept_at_s
     directory = home / "run" / "exits"
     with suppress(OSError):
         directory.mkdir(exist_ok=True)
         (directory / str(pid)).write_text(str(status))
+        if time.monotonic() - _swept_at_s < _SWEPT_EVERY_S:
+            return
+        _swept_at_s = time.monotonic()
         for entry in os.scandir(directory):
             if time.time() - entry.stat().st_mtime > _ASKED_FOR_WITHIN_S:
                 os.unlink(entry)
