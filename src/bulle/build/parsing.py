@@ -17,9 +17,9 @@ from bulle.build.advice import advise
 from bulle.build.flags import Flags, nearest
 from bulle.build.instructions import Containerfile, Heredoc, Instruction, Location
 from bulle.build.mounts import MountError, read_mount
-from bulle.model.quantities import duration_ns
 from bulle.build.shell_words import WordError
 from bulle.build.syntax import HeredocText, SourceText, Statement, parse_heredoc, read, refusal
+from bulle.model.quantities import duration_ns
 
 KEYWORDS = (
     *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER", "ONBUILD", "RUN", "SHELL"),

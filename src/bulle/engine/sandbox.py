@@ -1,8 +1,8 @@
 """Sandboxes: a container that waits for a program's commands, for code that the program does not trust.
 
 ``bulle.sandbox`` makes one. Its first process is the small init that Bulle brings (native/bulle-init.c), so an image needs no shell; each command is
-executed beside it, and what they leave in files, and running, is there for the next. It belongs to the program: however that ends, its monitor ends the
-container, which leaves nothing. What it may do by default is in :func:`sandbox`; docs/sandbox.md says what that holds back and what not.
+executed beside it, and what they leave in files, and running, is there for the next. It belongs to the program: however that ends, its monitor ends
+the container, which leaves nothing. What it may do by default is in :func:`sandbox`; docs/sandbox.md says what that holds back and what not.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def sandbox(
 ) -> Sandbox:
     """Start a sandbox from an image. Leave it by ``with``, or :meth:`Sandbox.close`.
 
-    By default what runs in it has no network, no capability and no way to gain privileges, a user namespace of its own, a read-only root file system with
-    ``/work`` and ``/tmp`` to write to (each of ``disk`` bytes, in memory, and so within ``memory``), ``memory`` bytes without swap, ``cpus`` processors
-    and ``pids`` processes; None lifts a limit, ``writable`` makes the whole root writable (on the disk, without a bound). A machine that cannot set a limit
-    raises Unsupported. ``timeout`` (seconds, None for ever) and ``max_output`` (bytes of each stream) bound each run that does not say otherwise.
-    ``options`` are more fields of :class:`bulle.ContainerOptions`, ``home`` is a host path. Raises BulleError.
+    By default what runs in it has no network, no capability and no way to gain privileges, a user namespace of its own, a read-only root file system
+    with ``/work`` and ``/tmp`` to write to (each of ``disk`` bytes, in memory, and so within ``memory``), ``memory`` bytes without swap, ``cpus``
+    processors and ``pids`` processes; None lifts a limit, ``writable`` makes the whole root writable (on the disk, without a bound). A machine that
+    cannot set a limit raises Unsupported. ``timeout`` (seconds, None for ever) and ``max_output`` (bytes of each stream) bound each run that does not
+    say otherwise. ``options`` are more fields of :class:`bulle.ContainerOptions`, ``home`` is a host path. Raises BulleError.
     """
     engine = engine_of(home)
     wanted = _options(image, environment, {"memory": memory, "cpus": cpus, "pids": pids, "disk": disk, "writable": writable}, options)
@@ -149,8 +149,8 @@ class Sandbox:
         """Run a command to its end, its time's end or that of its output; by default the sandbox's own bounds hold.
 
         What it left running in the background goes on. ``input`` is its standard input; ``working_directory`` a container path. When the descriptor
-        ``interruption`` becomes readable (an eventfd of the caller's), or an exception comes in between (KeyboardInterrupt), everything in the sandbox is
-        killed. Raises BulleError: CommandNotFound, Conflict where the sandbox has ended or was interrupted.
+        ``interruption`` becomes readable (an eventfd of the caller's), or an exception comes in between (KeyboardInterrupt), everything in the
+        sandbox is killed. Raises BulleError: CommandNotFound, Conflict where the sandbox has ended or was interrupted.
         """
         if isinstance(command, str) or not command:
             raise InvalidInput("a sandbox runs a command that is a list of words", f"this is {command!r}", "for a shell's line: ['sh', '-c', line]")
@@ -160,9 +160,7 @@ class Sandbox:
         with self._turn:
             self._require_alive()
             plan = self.container.plan
-            order = Order(
-                str(self._home), plan, True, input is not None, execute=planning.exec_process(plan, asked), pid=self._pid
-            )
+            order = Order(str(self._home), plan, True, input is not None, execute=planning.exec_process(plan, asked), pid=self._pid)
             with closing(submit(order)) as attachment:
                 exchange = Exchange(attachment, input, most_bytes=self._max_output if max_output < 0 else max_output)
                 timed_out = False
@@ -260,7 +258,7 @@ def _options(image: str, environment: Mapping[str, str] | None, words: Mapping[s
         disk = size_bytes(str(words["disk"]))
     except ValueError as error:
         raise InvalidInput("a sandbox's size cannot be understood", str(error), "give bytes, or a word such as '256m'") from error
-    places = {path: f"size={disk},exec" for path in ("/tmp", WORK)} | dict(more.get("tmpfs", ()))
+    places = dict.fromkeys(("/tmp", WORK), f"size={disk},exec") | dict(more.get("tmpfs", ()))
     wanted: dict[str, Any] = {
         "image": image,
         "entrypoint": _IDLE,
@@ -311,4 +309,3 @@ def _is_ready(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
-

@@ -2,7 +2,7 @@
 
 Nothing is forked and nothing of the sandbox is executed, so that this is quick and safe in threads. Every path is resolved once below the sandbox's
 root, which symlinks cannot leave; what is found is looked at before it is opened, and only regular files are, of no file system in which the kernel
-itself listens; and all of it is done as the sandbox's own user, who may not do more here than in the sandbox. openat2(2), setfsuid(2), fcntl(2) (leases)
+itself listens; and all of it is done as the sandbox's own user, who may not do more here than in the sandbox. openat2(2), setfsuid(2), fcntl(2)
 """
 
 from __future__ import annotations

@@ -40,10 +40,16 @@ class SandboxPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def ready(self) -> int:
+        """How many can be taken without waiting."""
+        return len(self._ready)
+
     def take(self, timeout: float | None = 60.0) -> Sandbox:
         """One that nobody has used, for ``with``; when it is left it is ended, and another replaces it.
 
-        Waits where none is ready, ``timeout`` seconds at most (None: as long as it takes). Raises what starting one ended in, Conflict when the time is up.
+        Waits where none is ready, ``timeout`` seconds at most (None: as long as it takes). Raises what starting one ended in, Conflict when the
+        time is up.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:

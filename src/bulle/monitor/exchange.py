@@ -1,7 +1,7 @@
 """A conversation with one process, from its start to its end and within bounds: give it input and take its output at once, by the clock.
 
-Used by the engine for ``run`` and for sandboxes, over the connection to the process's monitor. Neither side can make the other wait for ever: input is
-sent only as fast as it is taken while output is read, and output beyond a bound is thrown away.
+Used by the engine for ``run`` and for sandboxes, over the connection to the process's monitor. Neither side can make the other wait for ever: input
+is sent only as fast as it is taken while output is read, and output beyond a bound is thrown away.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Exchange:
         self._input_open = input is not None
 
     def run(self, deadline: float | None = None, *, interruption: int = -1) -> bool:
-        """Go on until the process has ended: True. False at the deadline (of time.monotonic), when the descriptor ``interruption`` can be read, or once
-        when more was written than is kept; then it may be called again.
+        """Go on until the process has ended: True. False at the deadline (of time.monotonic) or when the descriptor ``interruption`` can be read.
+
+        And once when more was written than is kept. Then it may be called again.
 
         Raises the error that the start ended in, and BulleError where the monitor is gone.
         """
