@@ -72,6 +72,14 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--rm", "auto_remove", is_flag=True, help="Automatically remove the container when it exits"),
     click.option("--cidfile", type=HostPath(), help="Write the container ID to the file"),
     click.option("--dry-run", is_flag=True, help="Print the plan of the run as JSON, and run nothing"),
+    click.option(
+        "--systemd",
+        is_flag=False,
+        flag_value="always",
+        default="true",
+        type=Choice("true", "false", "always"),
+        help="Run as systemd wants to be run (true: where the command is an init; always, also without a value: whatever it is)",
+    ),
 )
 
 
@@ -129,6 +137,7 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         labels=_labels(flags["label_file"], flags["label"]),
         pull=flags["pull"],
         platform=flags["platform"] or "",
+        systemd=flags["systemd"],
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from bulle.engine import system_containers
 from bulle.errors import InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
 from bulle.linux import capabilities
@@ -82,7 +83,7 @@ def compose(
         volatile=options.auto_remove,
         host_binds=base.host_binds,
     )
-    return RunPlan(
+    plan = RunPlan(
         container_id=container_id,
         isolation=isolation,
         hostname=hostname(options, container_id),
@@ -98,6 +99,7 @@ def compose(
         stop_signal=signal_name(options.stop_signal or config.stop_signal or "SIGTERM"),
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
     )
+    return system_containers.adapted(plan, options, config)
 
 
 def hostname(options: ContainerOptions, container_id: str) -> str:

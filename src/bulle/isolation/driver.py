@@ -32,6 +32,7 @@ class Feature(enum.Enum):
     TERMINAL = "terminal"
     EXECUTE = "exec"
     INIT = "init process (--init)"
+    SYSTEM = "control group version 2 for an init system (--systemd)"
 
 
 @dataclass(frozen=True)
@@ -129,4 +130,5 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.PIDS_LIMIT, resources.pids_limit > 0),
         (Feature.TERMINAL, plan.process.terminal),
         (Feature.INIT, plan.process.init or plan.process.idle),
+        (Feature.SYSTEM, plan.systemd),
     ]

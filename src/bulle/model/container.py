@@ -63,6 +63,7 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     pull: Literal["missing", "always", "never"] = "missing"
     platform: str = ""
     idle: bool = False
+    systemd: Literal["true", "false", "always"] = "true"
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):

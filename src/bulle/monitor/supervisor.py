@@ -28,6 +28,7 @@ from bulle.monitor.stdio import Streams
 _CHUNK = 64 * 1024
 _MOST_WAITING = 1 << 20  # bytes that may wait for one client before the container itself must wait
 _REAPED_ELSEWHERE_S = 2.0
+_TIOCGPTPEER = 0x5441  # ioctl_tty(2); termios has it only since Python 3.13
 
 
 class Detached(Exception):
@@ -62,6 +63,7 @@ class Supervisor:
         """Of open descriptors, which it owns; ``terminal`` and ``listener`` (a socket of :func:`listen`) are -1 where there is none."""
         self._pidfd = pidfd
         self._terminal = terminal
+        self._console = -1
         self._stdin = terminal if terminal >= 0 else streams.stdin
         self._streams = streams
         outputs = ((terminal, "stdout"), (streams.stdout, "stdout"), (streams.stderr, "stderr"))
@@ -192,6 +194,8 @@ class Supervisor:
         if self._listener >= 0:
             os.close(self._listener)
         self.drain()
+        if self._console >= 0:
+            os.close(self._console)
         return wait_status(self._pidfd, self.kept_status)
 
     def _read_output(self, descriptor: int) -> bool:
@@ -201,6 +205,8 @@ class Supervisor:
         except BlockingIOError:
             return False
         except OSError:  # EIO: the last holder of the terminal's other side is gone
+            if self._hold_terminal(descriptor):
+                return False
             data = b""
         if not data:
             self._outputs.pop(descriptor, None)
@@ -214,6 +220,16 @@ class Supervisor:
         for client in list(self._clients.values()):
             if client.hello is not None and client.hello.output:
                 self._guarded(client, lambda client=client: client.send(out))  # type: ignore[misc]
+        return True
+
+    def _hold_terminal(self, descriptor: int) -> bool:
+        """Keep the other side of the workload's terminal open, once nobody does: an init opens its console only when it has something to say."""
+        if descriptor != self._terminal or self._console >= 0:
+            return False
+        try:
+            self._console = fcntl.ioctl(self._terminal, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return False
         return True
 
     def _accept(self) -> None:
