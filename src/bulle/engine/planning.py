@@ -190,7 +190,7 @@ def _process(options: ContainerOptions, config: ExecutionConfig, container_id: s
     command = config.cmd or ()
     if options.entrypoint is not None:
         entrypoint, command = tuple(part for part in options.entrypoint if part), ()
-    arguments = (*entrypoint, *(options.command or command))
+    arguments = system_containers.arguments(options, (*entrypoint, *(options.command or command)))
     if not arguments:
         raise InvalidInput("no command specified", "neither the image nor the command line names one", "add a command after the image")
     environment = dict(item.partition("=")[::2] for item in (DEFAULT_PATH, f"HOSTNAME={hostname(options, container_id)}"))

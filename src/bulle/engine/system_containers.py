@@ -1,8 +1,8 @@
 """System containers: what a plan needs for an init system as its command, so that a whole Debian boots in it, journal, services and all.
 
 systemd says what it wants of whoever runs it: to know that it is in a container, a control group that it may manage, memory file systems where a
-machine has them, a console, an identity of its own, and a signal that means "shut down". A user namespace and Docker's capabilities are enough for it.
-systemd's CONTAINER_INTERFACE.md; podman-run(1), "--systemd"
+machine has them, a console, an identity of its own, and a signal that means "shut down". A user namespace and Docker's capabilities are enough for
+it. systemd's CONTAINER_INTERFACE.md; podman-run(1), "--systemd"
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ _MEMORY = (
 )
 
 
+def arguments(options: ContainerOptions, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The command: systemd where a system was asked for and neither user nor image name anything particular."""
+    nothing_said = not options.command and options.entrypoint is None and (not arguments or _is_shell(arguments))
+    return (INIT,) if options.systemd == "always" and nothing_said else arguments
+
+
 def adapted(plan: RunPlan, options: ContainerOptions, config: ExecutionConfig) -> RunPlan:
     """The plan as an init system wants it, where it is one; else as it is."""
-    if options.systemd == "always" and not options.command and options.entrypoint is None and _is_shell(plan.process.arguments):
-        plan = replace(plan, process=replace(plan.process, arguments=(INIT,)))
     if options.systemd == "false" or (options.systemd == "true" and not _is_init(plan.process.arguments)):
         return plan
     if plan.isolation != "container" or options.init:

@@ -133,8 +133,8 @@ class RunPlan(msgspec.Struct, frozen=True):
     """One run of one container, ready to be realised by the driver named ``isolation``.
 
     ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files). ``volume_layers`` are layers that
-    binds among ``mounts`` show parts of: they must stand at their ``host_path`` before it starts. ``systemd`` makes it a system container: the command
-    is an init, which manages control groups of its own below the container's.
+    binds among ``mounts`` show parts of: they must stand at their ``host_path`` before it starts. ``systemd`` makes it a system container: the
+    command is an init, which manages control groups of its own below the container's.
     """
 
     container_id: str
