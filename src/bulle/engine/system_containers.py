@@ -13,6 +13,8 @@ import uuid
 from msgspec.structs import replace
 
 from bulle.errors import InvalidInput, Unsupported
+from bulle.isolation import delegated_group
+from bulle.isolation.control_group import layout
 from bulle.isolation.driver import Feature
 from bulle.model.container import ContainerOptions
 from bulle.model.image import ExecutionConfig
@@ -39,9 +41,9 @@ def adapted(plan: RunPlan, options: ContainerOptions, config: ExecutionConfig) -
     """The plan as an init system wants it, where it is one; else as it is."""
     if options.systemd == "false" or (options.systemd == "true" and not _is_init(plan.process.arguments)):
         return plan
+    if options.systemd == "true" and (plan.isolation != "container" or options.init or delegated_group.unavailable(layout())):
+        return plan  # an init of another kind may do without, and nobody asked for it
     if plan.isolation != "container" or options.init:
-        if options.systemd == "true":
-            return plan  # nobody asked for it
         if options.init:
             raise InvalidInput("--systemd and --init exclude each other", "each wants to be the first process", "leave one out")
         raise Unsupported(Feature.SYSTEM.value, plan.isolation, "use --isolation container")
