@@ -6,10 +6,13 @@
  * bulle-init [--] COMMAND ARGUMENTS... starts the command (found through PATH), passes every signal on to it, reaps whatever is orphaned, and ends with the
  * command's exit code, or 128 plus the number of the signal that ended it; 126 and 127 as a shell says that a command cannot be executed or found. Needs
  * nothing of the image: the driver binds it into the container.
+ *
+ * bulle-init --idle starts nothing: it reaps what is orphaned while others are executed beside it. Only signals from outside of the container count: SIGUSR1
+ * kills every other process in it, SIGTERM and its like end it.
  */
 #include "freestanding.h"
 
-enum { WNOHANG = 1, TIOCSPGRP = 0x5410, TIOCGPGRP = 0x540F };
+enum { WNOHANG = 1, TIOCSPGRP = 0x5410, TIOCGPGRP = 0x540F, SI_USER = 0 };
 
 static int execute(char **arguments, char **environment)
 {
@@ -48,11 +51,37 @@ static int same(const char *a, const char *b)
     return *a == *b;
 }
 
+/* The first fields of siginfo_t; a sender outside of our pid namespace has the number 0 here, which nobody inside can pretend. */
+struct signal_information {
+    int number, error, code, padding, sender, rest[27];
+};
+
+static int idle(void)
+{
+    u64 all = ~0ul;
+    CALL4(rt_sigprocmask, SIG_SETMASK, &all, 0, 8);
+    for (;;) {
+        struct signal_information information;
+        int status;
+        i64 number = CALL4(rt_sigtimedwait, &all, &information, 0, 8);
+        while (CALL4(wait4, -1, &status, WNOHANG, 0) > 0)
+            ;
+        if (number <= 0 || information.code != SI_USER || information.sender != 0)
+            continue;
+        if (number == SIGUSR1)
+            CALL2(kill, -1, SIGKILL);
+        else if (number == SIGTERM || number == SIGINT || number == SIGQUIT || number == SIGHUP)
+            return 0;
+    }
+}
+
 static int run(int count, char **arguments, char **environment)
 {
     u64 all = ~(SIGNAL_BIT(SIGTTIN) | SIGNAL_BIT(SIGTTOU)), before = 0, ignore[4] = {1, 0, 0, 0};
     i64 child;
     int first = 1, status;
+    if (count == 2 && same(arguments[first], "--idle"))
+        return idle();
     if (count > 3 && same(arguments[first], "--exec")) {
         i64 result = CALL3(execve, arguments[2], arguments + 3, environment);
         say("bulle-init: ");

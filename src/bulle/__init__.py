@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bulle.engine import Container, Engine, Image
     from bulle.engine.running import CompletedRun, run
+    from bulle.engine.sandbox import Sandbox, SandboxRun, sandbox
+    from bulle.engine.sandbox_pool import SandboxPool
     from bulle.errors import BulleError
     from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, VolumeOption
     from bulle.model.run_plan import ResourceLimit, RunPlan
@@ -41,8 +43,12 @@ _HOMES = {
     "Outcome": "bulle.monitor",
     "ResourceLimit": "bulle.model.run_plan",
     "RunPlan": "bulle.model.run_plan",
+    "Sandbox": "bulle.engine.sandbox",
+    "SandboxPool": "bulle.engine.sandbox_pool",
+    "SandboxRun": "bulle.engine.sandbox",
     "VolumeOption": "bulle.model.container",
     "run": "bulle.engine.running",
+    "sandbox": "bulle.engine.sandbox",
 }
 
 __all__ = [
@@ -59,8 +65,12 @@ __all__ = [
     "Outcome",
     "ResourceLimit",
     "RunPlan",
+    "Sandbox",
+    "SandboxPool",
+    "SandboxRun",
     "VolumeOption",
     "run",
+    "sandbox",
 ]
 
 

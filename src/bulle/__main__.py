@@ -41,7 +41,7 @@ def run_start(argv: list[str], descriptors: list[int], leash: Leash | None) -> i
     return start(argv, descriptors, leash)
 
 
-ENTRIES: dict[str, Entry] = {"command": run_command, "monitor": run_monitor, "start": run_start}
+ENTRIES: dict[str, Entry] = {"command": run_command, "monitor": run_monitor, "execute": run_monitor, "start": run_start}
 
 
 def configure(home: str) -> Configuration:
@@ -61,7 +61,7 @@ def configure(home: str) -> Configuration:
         entries=ENTRIES,
         interpreter=interpreter_directory(),
         package=os.fsencode(Path(__file__).resolve().parent),
-        spare={"command": 1, "run": 1, "build": 1, "monitor": 1},
+        spare={"command": 1, "run": 1, "build": 1, "monitor": 1, "execute": 1},
         kind=kind_of,
         watchers={"start": supervisor.watch},
         rehearsals={

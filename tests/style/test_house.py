@@ -24,7 +24,7 @@ FLOORS = (
     {"isolation", "store", "registry", "network"},
     {"monitor", "spawner"},
     {"engine"},
-    {"build", "compose", "kube"},
+    {"build", "compose", "kube", "aio"},
     {"cli", "api", "oci_runtime", "web"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

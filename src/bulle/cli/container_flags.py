@@ -87,6 +87,14 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--log-driver", type=Suggestion("string", "json-file", "local", "journald", "none"), help="Logging driver for the container"),
     click.option("--log-opt", multiple=True, type=Text("list"), help="Log driver options (max-size=, max-file=, compress=, mode=, labels=, tag=…)"),
     click.option("--dry-run", is_flag=True, help="Print the plan of the run as JSON, and run nothing"),
+    click.option(
+        "--systemd",
+        is_flag=False,
+        flag_value="always",
+        default="true",
+        type=Choice("true", "false", "always"),
+        help="Run as systemd wants to be run (true: where the command is an init; always, also without a value: whatever it is)",
+    ),
 )
 
 
@@ -157,6 +165,7 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         no_healthcheck=flags["no_healthcheck"],
         log_driver=flags["log_driver"] or "",
         log_options=tuple(map(_log_option, flags["log_opt"])),
+        systemd=flags["systemd"],
     )
 
 

@@ -101,6 +101,8 @@ class _Flags:
             line.given.append((option, _boolean(value, option) if equals else True))
         elif equals:
             line.given.append((option, value))
+        elif isinstance(option.flag_value, str):  # its value is only ever behind an equals sign
+            line.given.append((option, option.flag_value))
         elif rest:
             line.given.append((option, rest.pop()))
         else:

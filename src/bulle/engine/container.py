@@ -284,11 +284,7 @@ class Container:
 
     def _order(self, order: Order) -> Attachment:
         """Have a monitor forked and wait for its word; the error of a start is raised here."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        entry, local = ("monitor", supervisor.main) if order.execute or order.attach else ("start", supervisor.start)
-        with theirs:
-            client.submit(self._home, entry, [msgspec.json.encode(order).decode()], [theirs.fileno()], local=local)
-        attachment = Attachment(ours)
+        attachment = submit(order)
         try:
             attachment.wait_started()
         except BaseException:
@@ -311,6 +307,20 @@ class Container:
 
     def _recover(self) -> None:
         supervisor.hand_over(Order(str(self._home), self.plan, False, self.options.interactive, self.options.auto_remove), [])
+
+
+def submit(order: Order) -> Attachment:
+    """Have a monitor forked for an order; its first word, on the connection that is returned, says what came of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    entry = "execute" if order.execute else "monitor" if order.attach else "start"  # a monitor of an exec needs no shell made ahead
+    local = supervisor.start if entry == "start" else supervisor.main
+    with theirs:
+        try:
+            client.submit(Path(order.home), entry, [msgspec.json.encode(order).decode()], [theirs.fileno()], local=local)
+        except BaseException:
+            ours.close()
+            raise
+    return Attachment(ours)
 
 
 def _ended(watch: Attachment, patience_s: float | None) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from bulle.engine import system_containers
 from bulle.engine.lifecycle import lifecycle
 from bulle.errors import InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
@@ -84,7 +85,7 @@ def compose(
         volatile=options.auto_remove,
         host_binds=base.host_binds,
     )
-    return RunPlan(
+    plan = RunPlan(
         container_id=container_id,
         isolation=isolation,
         hostname=hostname(options, container_id),
@@ -101,6 +102,7 @@ def compose(
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
         lifecycle=lifecycle(options, config),
     )
+    return system_containers.adapted(plan, options, config)
 
 
 def hostname(options: ContainerOptions, container_id: str) -> str:
@@ -192,7 +194,7 @@ def _process(options: ContainerOptions, config: ExecutionConfig, container_id: s
     command = config.cmd or ()
     if options.entrypoint is not None:
         entrypoint, command = tuple(part for part in options.entrypoint if part), ()
-    arguments = (*entrypoint, *(options.command or command))
+    arguments = system_containers.arguments(options, (*entrypoint, *(options.command or command)))
     if not arguments:
         raise InvalidInput("no command specified", "neither the image nor the command line names one", "add a command after the image")
     environment = dict(item.partition("=")[::2] for item in (DEFAULT_PATH, f"HOSTNAME={hostname(options, container_id)}"))
@@ -216,6 +218,7 @@ def _process(options: ContainerOptions, config: ExecutionConfig, container_id: s
         limits=options.limits,
         init=options.init,
         log_refusals="seccomp-log" in options.security_options,
+        idle=options.idle,
     )
 
 

@@ -48,6 +48,8 @@ _ASKED_FOR_WITHIN_S = 3600.0
 _PRECEDENCE_S = 0.5
 _HAS_TERMINAL, _HAS_STDIN, _HAS_MORE, _HAS_LOG_SETTINGS, _FAILED = 1, 2, 4, 8, 0xFF
 _MOST_SETTINGS = 64 << 10
+_SWEPT_EVERY_S = 60.0
+_swept_at_s = 0.0
 
 
 _orders = msgspec.json.Decoder(Order)
@@ -170,12 +172,16 @@ def rehearse_watch() -> None:
 def record_orphan(home: Path, pid: int, status: int) -> None:
     """Keep the wait status of a workload whose monitor died first; called by the spawner, which inherits and reaps it.
 
-    What nobody asked for within an hour is thrown away: most orphans are processes that a command left behind.
+    What nobody asked for within an hour is thrown away: most orphans are processes that a command left behind. Seldom, because there may be many.
     """
+    global _swept_at_s
     directory = home / "run" / "exits"
     with suppress(OSError):
         directory.mkdir(exist_ok=True)
         (directory / str(pid)).write_text(str(status))
+        if time.monotonic() - _swept_at_s < _SWEPT_EVERY_S:
+            return
+        _swept_at_s = time.monotonic()
         for entry in os.scandir(directory):
             if time.time() - entry.stat().st_mtime > _ASKED_FOR_WITHIN_S:
                 os.unlink(entry)

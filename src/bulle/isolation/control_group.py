@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 
 from bulle.errors import BulleError, Unavailable
+from bulle.isolation import delegated_group
 from bulle.isolation.control_group_layout import Availability, Layout, LayoutV1, LayoutV2, layout
 from bulle.isolation.control_group_settings import Setting, check, settings_v2
 from bulle.linux import control_group as kernel
@@ -50,6 +51,8 @@ class ControlGroup:
         self._layout = machine
         self._directories = directories
         self._entrances: list[int] = []
+        self._delegated = delegated_group.directory(container_id, machine)
+        """Version 1: the directory of version 2 that the container may have for itself."""
 
     @classmethod
     def create(
@@ -114,6 +117,24 @@ class ControlGroup:
     def controllers(self) -> tuple[str, ...]:
         """Version 1: the controllers with a directory of this group; version 2: one empty name."""
         return tuple(self._directories)
+
+    def delegate(self, user_id: int, group_id: int) -> None:
+        """Give the container a group of version 2 to manage by itself: to the host's ids of its root. Raises Unavailable."""
+        try:
+            entrance = delegated_group.make(self._delegated or self._directories.get("", ""), user_id, group_id)
+        except OSError as error:
+            raise Unavailable("the container can be given no control group", f"{error.filename}: {error.strerror}", "see `bulle doctor`") from error
+        self._entrances += [entrance] if self._delegated else []
+        if not self._delegated:
+            os.close(entrance)
+
+    def enter_delegated(self) -> None:
+        """Have whoever enters do so where the container's own init leaves room."""
+        if self._delegated:
+            self._entrances.append(os.open(f"{self._delegated}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+        elif self.clone_into_fd >= 0:
+            os.close(self.clone_into_fd)
+            self.clone_into_fd = delegated_group.open_leaf(self._directories[""])
 
     def _open_entrances(self) -> None:
         for name, directory in self._directories.items():
@@ -198,7 +219,8 @@ class ControlGroup:
 
     def remove(self, timeout_s: float = 2.0) -> bool:
         """Remove the group once its processes have gone; harmless to repeat. False when some are still there after ``timeout_s``."""
-        results = [kernel.remove(directory, timeout_s) for directory in self._directories.values()]
+        directories = [*self._directories.values(), *([self._delegated] if self._delegated else [])]
+        results = [kernel.remove(directory, timeout_s) for directory in directories]
         return all(results)
 
     def close(self) -> None:

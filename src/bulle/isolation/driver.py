@@ -32,6 +32,7 @@ class Feature(enum.Enum):
     TERMINAL = "terminal"
     EXECUTE = "exec"
     INIT = "init process (--init)"
+    SYSTEM = "control group version 2 for an init system (--systemd)"
 
 
 @dataclass(frozen=True)
@@ -132,5 +133,6 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.CPU_LIMIT, bool(resources.nano_cpus or resources.cpu_shares or resources.cpuset_cpus)),
         (Feature.PIDS_LIMIT, resources.pids_limit > 0),
         (Feature.TERMINAL, plan.process.terminal),
-        (Feature.INIT, plan.process.init),
+        (Feature.INIT, plan.process.init or plan.process.idle),
+        (Feature.SYSTEM, plan.systemd),
     ]

@@ -47,7 +47,7 @@ def become(wanted: Process, channel: Channel, kit: ChildKit, *, read_only_root: 
         for note in _set_limits(wanted):
             channel.report("note", note)
         environment = _environment(wanted, user)
-        path = find_command(wanted.arguments[0], environment)
+        path = "" if wanted.idle else find_command(wanted.arguments[0], environment)
         arguments = list(wanted.arguments)
         _reset_signals()
         for note in _drop_privileges(wanted, user, kit):
@@ -55,7 +55,7 @@ def become(wanted: Process, channel: Channel, kit: ChildKit, *, read_only_root: 
         process.close_on_exec_from(3)
         if kit.program_fd >= 0:
             form = ["--"] if wanted.init else ["--exec", path]
-            os.execve(kit.program_fd, ["bulle-init", *form, *arguments], environment)
+            os.execve(kit.program_fd, arguments if wanted.idle else ["bulle-init", *form, *arguments], environment)
         _execute(path, arguments, environment)
     except BaseException as error:  # noqa: BLE001 -- this process has no other way to tell
         channel.report_error(error)

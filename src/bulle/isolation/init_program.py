@@ -24,7 +24,7 @@ def program_to_go_through(wanted: Process, own_users: bool) -> int:
     /proc/PID/exe (CVE-2019-5736); so that is never the engine's own there. -1 where neither is needed, or an installation without compiled programs
     cannot.
     """
-    if wanted.init:
+    if wanted.init or wanted.idle:
         return init_program()
     if own_users and os.geteuid() == 0:
         return -1
@@ -37,7 +37,7 @@ def init_program() -> int:
         content = _PROGRAM.read_bytes()
     except FileNotFoundError as error:
         raise Unavailable(
-            "--init is not available", "this installation was built without its compiled programs", "install Bulle from its wheel"
+            "the small init is not available", "this installation was built without its compiled programs", "install Bulle from its wheel"
         ) from error
     descriptor = os.memfd_create("bulle-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(descriptor, content)

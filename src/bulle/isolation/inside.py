@@ -13,6 +13,7 @@ import os
 import stat
 
 from bulle.errors import BulleError, InvalidInput
+from bulle.isolation import system
 from bulle.isolation.root_filesystem import DetachedMounts, identity_files, is_directory
 from bulle.linux import mount, process
 from bulle.linux.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
@@ -52,6 +53,8 @@ def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc
     if not plan.security.privileged:
         _hide(plan, proc, sys)
     attach_existing(plan, root, mounts)
+    if plan.systemd:
+        system.prepare(plan, root, sys)
     _user_mounts(plan, root, mounts)
     os.fchdir(root)
     mount.pivot_root(".", ".")

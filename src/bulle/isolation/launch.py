@@ -68,6 +68,8 @@ class Kit:
             group = ControlGroup.create(plan.container_id, plan.resources)
             withheld = _DEVICE_CAPABILITIES
         try:
+            if plan.systemd:
+                group.delegate(*_root_ids(plan))
             return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True, withheld)
         except BaseException:
             group.close()
@@ -78,6 +80,8 @@ class Kit:
     def to_join(cls, plan: RunPlan, wanted: Process, stdio: Stdio, cache_directory: Path | None) -> Kit:
         """For one more process in a running container."""
         group = ControlGroup.open(plan.container_id)
+        if plan.systemd:
+            group.enter_delegated()
         ruled = "devices" in group.controllers or "" in group.controllers
         withheld = _DEVICE_CAPABILITIES if _makes_devices(plan) and not ruled else frozenset[str]()
         return cls(group, *_programs(plan, wanted, cache_directory), stdio, False, withheld)
@@ -91,6 +95,13 @@ class Kit:
         self.group.close()
         if self.program_fd >= 0:
             os.close(self.program_fd)
+
+
+def _root_ids(plan: RunPlan) -> tuple[int, int]:
+    """The host's ids of the container's root."""
+    users = plan.security.id_mappings
+    groups = plan.security.group_mappings or users
+    return (users[0].host_id, groups[0].host_id) if users else (os.geteuid(), os.getegid())
 
 
 def _makes_devices(plan: RunPlan) -> bool:

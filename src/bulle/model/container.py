@@ -77,6 +77,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     no_healthcheck: bool = False
     log_driver: str = ""
     log_options: tuple[tuple[str, str], ...] = ()
+    idle: bool = False
+    systemd: Literal["true", "false", "always"] = "true"
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):

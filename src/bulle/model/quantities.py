@@ -1,4 +1,4 @@
-"""Durations and sizes as Containerfiles write them, which is Go's way: ``1m30s``, ``64m``. Raises ValueError."""
+"""Durations and sizes as people write them, which is Go's way: ``1m30s``, ``64m``. Raises ValueError."""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ class Process(msgspec.Struct, frozen=True):
     """What is executed, as whom and with which privileges.
 
     ``arguments[0]`` is looked up in the container's PATH, inside the container's root. ``user`` is Docker's ``name|uid[:group|gid]``, resolved
-    inside the container's root. ``working_directory`` is a container path, created when missing.
+    inside the container's root. ``working_directory`` is a container path, created when missing. ``idle`` executes nothing but the small init, which
+    waits for what is executed beside it.
     """
 
     arguments: tuple[str, ...]
@@ -93,6 +94,7 @@ class Process(msgspec.Struct, frozen=True):
     columns: int = 0
     log_refusals: bool = False
     """Have the kernel log every system call that the filter refuses."""
+    idle: bool = False
 
 
 class Resources(msgspec.Struct, frozen=True):
@@ -154,7 +156,8 @@ class RunPlan(msgspec.Struct, frozen=True):
     """One run of one container, ready to be realised by the driver named ``isolation``.
 
     ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files). ``volume_layers`` are layers that
-    binds among ``mounts`` show parts of: they must stand at their ``host_path`` before it starts.
+    binds among ``mounts`` show parts of: they must stand at their ``host_path`` before it starts. ``systemd`` makes it a system container: the
+    command is an init, which manages control groups of its own below the container's.
     """
 
     container_id: str
@@ -173,6 +176,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     stop_timeout_s: int = 10
     lifecycle: Lifecycle = Lifecycle()
     log: LogSettings = LogSettings()
+    systemd: bool = False
 
     def describe(self) -> str:
         """The plan as indented JSON, the form that ``--dry-run`` prints."""

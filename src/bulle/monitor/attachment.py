@@ -86,6 +86,20 @@ class Attachment:
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def has_received(self) -> bool:
+        """Whether :meth:`receive` has a frame that has arrived already, which no poll(2) sees."""
+        return bool(self._frames)
+
+    def send_some(self, data: bytes | bytearray) -> int:
+        """Send as much of these bytes (frames) as goes without waiting; returns how many. What goes to a monitor that is gone is lost."""
+        try:
+            return self._connection.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except (BrokenPipeError, ConnectionResetError):
+            return len(data)  # receive() tells the end
+
     def receive(self) -> tuple[int, bytes] | None:
         """The next frame, waiting for it; None when the monitor is gone."""
         while not self._frames:

@@ -22,7 +22,8 @@ from typing import Protocol
 import msgspec
 
 from bulle.linux import process
-from bulle.monitor.frames import MOST_PAYLOAD, FrameReader, Hello, Kind, event, frame
+from bulle.monitor.client import Client
+from bulle.monitor.frames import MOST_PAYLOAD, Hello, Kind, event, frame
 from bulle.monitor.limits import Ender
 from bulle.monitor.local import LocalStreams
 from bulle.monitor.log_drivers import Log
@@ -31,6 +32,7 @@ from bulle.monitor.stdio import Streams
 _CHUNK = 64 * 1024
 _MOST_WAITING = 1 << 20  # bytes that may wait for one client before the container itself must wait
 _REAPED_ELSEWHERE_S = 2.0
+_TIOCGPTPEER = 0x5441  # ioctl_tty(2); termios has it only since Python 3.13
 
 
 class Watchdog(Protocol):
@@ -46,27 +48,6 @@ class Detached(Exception):
     """The detach keys were typed."""
 
 
-class _Client:
-    """One attached connection."""
-
-    def __init__(self, connection: socket.socket, hello: Hello | None, bound: bool = False) -> None:
-        connection.setblocking(False)
-        self.connection = connection
-        self.reader = FrameReader()
-        self.hello = hello
-        self.bound = bound
-        self.waiting = bytearray()
-
-    def send(self, data: bytes) -> None:
-        self.waiting += data
-        self.flush()
-
-    def flush(self) -> None:
-        with suppress(BlockingIOError):
-            while self.waiting:
-                del self.waiting[: self.connection.send(self.waiting)]
-
-
 class Supervisor:
     """Watches one workload until it ends."""
 
@@ -74,13 +55,14 @@ class Supervisor:
         """Of open descriptors, which it owns; ``terminal`` and ``listener`` (a socket of :func:`listen`) are -1 where there is none."""
         self._pidfd = pidfd
         self._terminal = terminal
+        self._console = -1
         self._stdin = terminal if terminal >= 0 else streams.stdin
         self._streams = streams
         outputs = ((terminal, "stdout"), (streams.stdout, "stdout"), (streams.stderr, "stderr"))
         self._outputs = {descriptor: name for descriptor, name in outputs if descriptor >= 0}
         self._log = log
         self._listener = listener
-        self._clients: dict[int, _Client] = {}
+        self._clients: dict[int, Client] = {}
         self.local: LocalStreams | None = None
         """The caller's own streams, where the supervisor runs in the caller's process."""
         self._input = bytearray()
@@ -99,7 +81,7 @@ class Supervisor:
 
     def add_client(self, connection: socket.socket, hello: Hello | None, *, bound: bool = False) -> None:
         """Serve one more connection; ``hello`` None means that it will introduce itself. The workload dies with one that it is ``bound`` to."""
-        self._clients[connection.fileno()] = _Client(connection, hello, bound)
+        self._clients[connection.fileno()] = Client(connection, hello, bound)
 
     def send_all(self, data: bytes) -> None:
         """The same bytes (an event) to every client."""
@@ -242,6 +224,8 @@ class Supervisor:
         for watchdog in self.watchdogs:
             watchdog.close()
         self.drain()
+        if self._console >= 0:
+            os.close(self._console)
         return wait_status(self._pidfd, self.kept_status)
 
     def _read_output(self, descriptor: int) -> bool:
@@ -251,6 +235,8 @@ class Supervisor:
         except BlockingIOError:
             return False
         except OSError:  # EIO: the last holder of the terminal's other side is gone
+            if self._hold_terminal(descriptor):
+                return False
             data = b""
         if not data:
             self._outputs.pop(descriptor, None)
@@ -267,6 +253,16 @@ class Supervisor:
                 self._guarded(client, lambda client=client: client.send(out))  # type: ignore[misc]
         return True
 
+    def _hold_terminal(self, descriptor: int) -> bool:
+        """Keep the other side of the workload's terminal open, once nobody does: an init opens its console only when it has something to say."""
+        if descriptor != self._terminal or self._console >= 0:
+            return False
+        try:
+            self._console = fcntl.ioctl(self._terminal, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        return True
+
     def _accept(self) -> None:
         # A socket object only for this moment: an idle monitor has none, and less memory of its own.
         listener = socket.socket(fileno=self._listener)
@@ -278,7 +274,7 @@ class Supervisor:
         finally:
             listener.detach()
 
-    def _serve(self, client: _Client) -> None:
+    def _serve(self, client: Client) -> None:
         self._guarded(client, client.flush)
         try:
             data = client.connection.recv(_CHUNK)
@@ -295,7 +291,7 @@ class Supervisor:
         except (ValueError, msgspec.MsgspecError, struct.error):
             self._forget(client)
 
-    def _obey(self, client: _Client, kind: int, payload: bytes) -> None:
+    def _obey(self, client: Client, kind: int, payload: bytes) -> None:
         if kind == Kind.HELLO:
             client.hello = msgspec.json.decode(payload, type=Hello)
             self._guarded(client, lambda: client.send(event("started")))
@@ -327,13 +323,13 @@ class Supervisor:
             self._stdin = -1
             self.input_ended()
 
-    def _guarded(self, client: _Client, action: Callable[[], None]) -> None:
+    def _guarded(self, client: Client, action: Callable[[], None]) -> None:
         try:
             action()
         except OSError:
             self._forget(client)
 
-    def _forget(self, client: _Client) -> None:
+    def _forget(self, client: Client) -> None:
         for number, known in list(self._clients.items()):
             if known is client:
                 del self._clients[number]

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 
 from bulle.errors import BulleError
-from bulle.isolation import execution, inside, launch, root_filesystem, rootless
+from bulle.isolation import delegated_group, execution, inside, launch, root_filesystem, rootless
 from bulle.isolation.channel import Channel
-from bulle.isolation.control_group import available
+from bulle.isolation.control_group import available, layout
 from bulle.isolation.driver import Feature, Probe, Stdio, Workload
 from bulle.isolation.grouped_driver import GroupedDriver
 from bulle.isolation.namespaces import shell
@@ -183,6 +183,10 @@ def _probe() -> Probe:
     for feature, names in ((Feature.MEMORY_LIMIT, {"memory"}), (Feature.CPU_LIMIT, {"cpu"}), (Feature.PIDS_LIMIT, {"pids"})):
         if names <= controllers:
             features.add(feature)
+    if not (missing := delegated_group.unavailable(layout())):
+        features.add(Feature.SYSTEM)
+    else:
+        notes.append(f"no system containers (--systemd): {missing}")
     return Probe(True, features=frozenset(features), notes=tuple(notes))
 
 
