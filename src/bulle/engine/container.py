@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import planning, removal, supervisor
+from bulle.engine import names, planning, removal, supervisor
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.inspection import container_document
@@ -27,12 +27,14 @@ from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, read_log
 from bulle.monitor.state import look, read_state
-from bulle.records.containers import ContainerRecord
+from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
+from bulle.records.events import container_attributes, describe_container, publish_container
 from bulle.spawner import child, client
 
 if TYPE_CHECKING:
     from bulle.engine.copying import ContainerFiles
+    from bulle.engine.waiting import Condition
 
 _STOP_MARGIN_S = 10.0
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
@@ -93,6 +95,8 @@ class Container:
         closed. ``secrets`` are more variables of its environment, which are written down nowhere.
         """
         attachment = self._connect(attach, stdin)
+        if attach:
+            publish_container(self.directory, "attach")
         if attachment is None:
             order = msgspec.structs.replace(self._start_order(attach, rows, columns), bound=bound)
             attachment = self._order(msgspec.structs.replace(order, plan=planning.with_environment(order.plan, secrets)) if secrets else order)
@@ -109,6 +113,7 @@ class Container:
             attachment = self.start(attach=True, stdin=stdin, rows=rows, columns=columns)
             assert attachment is not None
             return attachment
+        publish_container(self.directory, "attach")
         foreground = Foreground(self._start_order(True, rows, columns), self._database, child.own_leash)
         self.notes = foreground.notes
         return foreground
@@ -122,6 +127,8 @@ class Container:
         attachment = self._connect(output, stdin)
         if attachment is None:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        if output or stdin:
+            publish_container(self.directory, "attach")
         return attachment
 
     def _connect(self, output: bool, stdin: bool) -> Attachment | None:
@@ -138,21 +145,14 @@ class Container:
             time.sleep(0.05)
         return None
 
-    def wait(self) -> int:
-        """Block until it has ended; returns its exit code (-1 unknown), at once if it has ended already."""
-        while True:
-            attachment = Attachment.connect(self.directory, output=False, stdin=False)
-            if attachment is not None:
-                try:
-                    code = attachment.wait_exit()
-                finally:
-                    attachment.close()
-                if code is not None:
-                    return code
-            state = self.state()
-            if state.status != "running" and not (state.status == "created" and not state.finished_at_ns):
-                return state.exit_code
-            time.sleep(0.02 if state.status == "running" else 0.1)
+    def wait(self, condition: Condition = "not-running") -> int:
+        """Block until it does not run, until its ``next-exit`` or until it is ``removed``; returns its exit code (-1 unknown, 0 if it never ran).
+
+        Raises NotFound when it is removed before its next exit.
+        """
+        from bulle.engine.waiting import wait_for
+
+        return wait_for(self, condition, lambda: ContainerRecords(self._database).exists(self.id))
 
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to its first process; after SIGKILL its end is waited for."""
@@ -169,8 +169,29 @@ class Container:
 
         Nothing happens if it does not run.
         """
-        if self.state().status != "running":
-            return
+        if self.state().status == "running":
+            self._end(timeout_s, signal)
+            publish_container(self.directory, "stop")
+
+    def restart(self, timeout_s: int | None = None, signal: str = "") -> None:
+        """Stop it as :meth:`stop` does, if it runs, and start it."""
+        self.stop(timeout_s, signal)
+        self.start()
+        publish_container(self.directory, "restart")
+
+    def rename(self, name: str) -> None:
+        """Give it another name, also while it runs; its host name stays. Raises InvalidInput, Conflict, NotFound."""
+        names.check(name)
+        if name == self.name:
+            raise InvalidInput("Renaming a container with the same name as its current name", "", "choose another")
+        ContainerRecords(self._database).rename(self.id, name)
+        before, self.name = self.name, name
+        attributes = container_attributes(self.directory)
+        if attributes is not None:
+            describe_container(self.directory, {**attributes, "name": name})
+            publish_container(self.directory, "rename", oldName=f"/{before}")
+
+    def _end(self, timeout_s: int | None, signal: str) -> None:
         patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
         try:
             with closing(self.attach(output=False)) as watch:
@@ -185,6 +206,7 @@ class Container:
 
     def _send_signal(self, number: int) -> None:
         pidfd = self._pidfd()
+        publish_container(self.directory, "kill", signal=str(number))
         try:
             process.pidfd_send_signal(pidfd, number)
         except ProcessLookupError as error:
@@ -199,7 +221,7 @@ class Container:
                 raise Conflict(
                     f"container {self.name} is running", "", f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
                 )
-            self.stop(timeout_s=0, signal="KILL")
+            self._end(0, "KILL")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
         removal.forget(self._database, self.plan)
         removal.remove_directory(self.plan)
@@ -231,8 +253,15 @@ class Container:
         if not options.command:
             raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
         wanted = planning.exec_process(self.plan, options)
-        order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid)
-        attachment = self._order(order)
+        exec_id, words = os.urandom(32).hex(), " ".join(options.command)
+        for action in ("exec_create", "exec_start"):
+            publish_container(self.directory, f"{action}: {words}", execID=exec_id)
+        order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid, exec_id=exec_id)
+        try:
+            attachment = self._order(order)
+        except BulleError as error:
+            publish_container(self.directory, "exec_die", execID=exec_id, exitCode=str(error.exit_code))
+            raise
         if detach:
             attachment.close()
             return None
@@ -245,6 +274,7 @@ class Container:
         state = self.state()
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        publish_container(self.directory, "top")
         return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
 
     def inspect(self, *, sizes: bool = False) -> dict[str, object]:

@@ -36,7 +36,7 @@ class Order(msgspec.Struct, frozen=True):
     """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
 
     ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``); where it is ``bound``
-    to that client, the container is killed when the client goes away. ``home`` is a host path.
+    to that client, the container is killed when the client goes away. ``home`` is a host path, ``exec_id`` the name of the ``execute`` in events.
     """
 
     home: str
@@ -47,6 +47,7 @@ class Order(msgspec.Struct, frozen=True):
     bound: bool = False
     execute: Process | None = None
     pid: int = 0
+    exec_id: str = ""
 
 
 @dataclass

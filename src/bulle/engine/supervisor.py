@@ -32,6 +32,7 @@ from bulle.monitor.logs import LogWriter, open_log
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_pipes, open_fifos
 from bulle.records.database import Database
+from bulle.records.events import publish_container
 from bulle.spawner import client
 from bulle.spawner.leash import Leash
 from bulle.store import Store
@@ -262,7 +263,9 @@ def _execute(order: Order, caller: socket.socket) -> None:
     _send(caller, event("started", pid=workload.pid, notes=tuple(workload.notes)))
     watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, None)
     watch.add_client(caller, Hello(order.attach, order.interactive))
-    watch.finish_clients(event("exited", exit_code=supervisor.exit_code(watch.run())))
+    code = supervisor.exit_code(watch.run())
+    publish_container(plan.state_host_path, "exec_die", execID=order.exec_id, exitCode=str(code))
+    watch.finish_clients(event("exited", exit_code=code))
 
 
 def _finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int) -> None:

@@ -75,12 +75,18 @@ def publish_container(directory: str, action: str, **more: str) -> None:
 
     Nothing for one of which :func:`describe_container` was never called: a step of a build.
     """
+    known = container_attributes(directory)
+    if known is not None:
+        containers, _, identifier = directory.rpartition("/")
+        publish(os.path.dirname(containers), "container", action, identifier, {**known, **more})
+
+
+def container_attributes(directory: str) -> dict[str, str] | None:
+    """What :func:`describe_container` kept; None where nothing was."""
     try:
-        known = _attributes.decode(_content(f"{directory}/{ACTOR_FILE}"))
+        return _attributes.decode(_content(f"{directory}/{ACTOR_FILE}"))
     except (OSError, msgspec.MsgspecError, UnicodeError):
-        return
-    containers, _, identifier = directory.rstrip("/").rpartition("/")
-    publish(os.path.dirname(containers), "container", action, identifier, {**known, **more})
+        return None
 
 
 def describe_container(directory: str, attributes: Mapping[str, str]) -> None:
