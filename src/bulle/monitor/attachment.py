@@ -52,6 +52,7 @@ class Attachment:
         self.exit_code: int | None = None
         self.notes: tuple[str, ...] = ()
         self.pid = 0
+        self._started = False
         self._sending = False
         self._window: tuple[int, int] | None = None
         self.when_exited: Callable[[], None] | None = None
@@ -103,19 +104,24 @@ class Attachment:
                 self._connection.send(frame(Kind.RELEASED))
         return kind, payload
 
+    @property
+    def has_more(self) -> bool:
+        """Whether frames were read already that :meth:`receive` has not given yet: poll(2) does not tell of those."""
+        return bool(self._frames)
+
     def wait_started(self) -> None:
-        """Return once the command is executed; raises the error that the start ended in."""
-        while (received := self.receive()) is not None:
+        """Return once the command is executed, at once where that is known already; raises the error that the start ended in."""
+        while not self._started and (received := self.receive()) is not None:
             kind, payload = received
             if kind == Kind.EVENT:
                 happened = msgspec.json.decode(payload, type=Event)
                 if happened.event == "error":
                     raise from_parts(happened.error)
-                self.pid, self.notes = happened.pid, happened.notes
-                return
-        raise BulleError(
-            "the container's monitor ended before the container started", "it was killed, or memory ran out", "try again, or see `bulle doctor`"
-        )
+                self.pid, self.notes, self._started = happened.pid, happened.notes, True
+        if not self._started:
+            raise BulleError(
+                "the container's monitor ended before the container started", "it was killed, or memory ran out", "try again, or see `bulle doctor`"
+            )
 
     def send_stdin(self, data: bytes) -> None:
         """Give bytes to the container's standard input."""
