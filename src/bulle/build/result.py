@@ -12,6 +12,7 @@ from bulle.build.outputs import write_output
 from bulle.build.package_lists import attach_packages
 from bulle.build.state import StageState
 from bulle.engine import Engine
+from bulle.engine.events import publish_image
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.digest import Digest
 from bulle.model.image import LAYER_COMPRESSIONS, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
@@ -44,6 +45,8 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
             if engine.store.indexes.has(reference):  # a name means one thing, and now this
                 engine.indexes.delete(reference.canonical)
         image = engine.store.images.commit(raw, OCI_MANIFEST, config, layers, references, host_binds=state.host_binds)
+        for reference in references:
+            publish_image(engine.home, "tag", image, reference.canonical)
     else:
         keep()
         image = Image(

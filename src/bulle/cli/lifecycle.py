@@ -6,16 +6,20 @@ As in Docker each takes several containers, prints every name it has dealt with,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from bulle.cli.container_flags import detach_keys
-from bulle.cli.option_types import Signal, Text, Whole, complete_containers
+from bulle.cli.option_types import Choice, Signal, Text, Whole, complete_containers
 from bulle.cli.running import UNKNOWN_EXIT_CODE, follow_container, shown_exit_code
 from bulle.cli.session import Session, complain, warn_of
 from bulle.cli.terminal import proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from bulle.engine.waiting import Condition
 
 _SEVERAL = "CONTAINER [CONTAINER...]"
 
@@ -107,12 +111,13 @@ def remove(session: Session, containers: Sequence[str], force: bool, volumes: bo
 
 @verb("wait", _SEVERAL)
 @click.argument("containers", nargs=-1, required=True, shell_complete=complete_containers)
+@click.option("--condition", type=Choice("not-running", "next-exit", "removed"), default="not-running", help="What to wait for (default not-running)")
 @click.pass_obj
-def wait(session: Session, containers: Sequence[str]) -> int:
+def wait(session: Session, containers: Sequence[str], condition: Condition) -> int:
     """Block until one or more containers stop, then print their exit codes."""
 
     def act(name: str) -> str:
-        code = session.engine.containers.get(name).wait()
+        code = session.engine.containers.get(name).wait(condition)
         if code == UNKNOWN_EXIT_CODE:
             complain(f"the exit code of {name} is unknown: it ended while nothing watched it")
         return str(shown_exit_code(code))

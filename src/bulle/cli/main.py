@@ -41,6 +41,8 @@ CONTAINER_VERBS = {
     "export": "copying:export",
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
+    "rename": "renaming:rename",
+    "restart": "restarting:restart",
     "rm": "lifecycle:remove",
     "run": "running:run",
     "start": "lifecycle:start",
@@ -59,7 +61,7 @@ IMAGE_VERBS = {
     "save": "image_transfer:save",
     "tag": "images:tag",
 }
-SYSTEM_VERBS = {"info": "system:info"}
+SYSTEM_VERBS = {"events": "events:events", "info": "system:info"}
 BUILDER_VERBS = {"prune": "cleaning:prune_builder"}
 VERBS = {
     **CONTAINER_VERBS,

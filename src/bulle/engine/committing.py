@@ -15,6 +15,7 @@ import msgspec
 
 from bulle.engine.changes import keep_changes
 from bulle.engine.config_changes import apply_changes
+from bulle.engine.events import publish_image
 from bulle.engine.inner_worker import require_writable_layer
 from bulle.errors import InvalidInput
 from bulle.isolation.control_group import ControlGroup
@@ -22,6 +23,7 @@ from bulle.model.digest import Digest
 from bulle.model.image import LAYER_COMPRESSIONS, OCI_MANIFEST, Manifest
 from bulle.model.reference import Reference
 from bulle.monitor.logs import timestamp
+from bulle.records.events import publish_container
 from bulle.store import Image, Store
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ def commit_container(
             layer = keep_changes(store, container.plan)
         step = {"created_by": " ".join(container.options.command), "author": author, "comment": message}
         made = _commit(store, base, None if layer.diff_id == _NOTHING else (layer.diff_id, layer.size_bytes), step, reference)
+    more = {"comment": message, "imageID": made.id, "imageRef": reference.familiar if reference else ""}
+    publish_container(container.directory, "commit", **more)
     return made, tuple(notes)
 
 
@@ -101,10 +105,12 @@ def import_tar(
                 empty = view.root is None or not view.children(view.root)
             if empty:
                 raise InvalidInput(f"nothing can be imported from {source}", "the archive holds no file")
-            return _commit(store, base, (layer.diff_id, layer.size_bytes), {"comment": message or f"Imported from {source}"}, reference)
+            made = _commit(store, base, (layer.diff_id, layer.size_bytes), {"comment": message or f"Imported from {source}"}, reference)
     except BaseException:
         store.gc()
         raise
+    publish_image(store.home, "import", made)
+    return made
 
 
 def _base_of(store: Store, image: Image | None, container: Container) -> Base:
@@ -161,7 +167,10 @@ def _commit(store: Store, base: Base, layer: tuple[Digest, int] | None, step: di
     config = msgspec.json.encode(document)
     manifest = make_manifest(config, [(digest, size) for digest, size, _ in blobs], [compression for _, _, compression in blobs])
     pairs = [(digest, diff_id) for (digest, _, _), diff_id in zip(blobs, layers, strict=True)]
-    return store.images.commit(manifest, OCI_MANIFEST, config, pairs, [reference] if reference else (), host_binds=base.host_binds)
+    made = store.images.commit(manifest, OCI_MANIFEST, config, pairs, [reference] if reference else (), host_binds=base.host_binds)
+    if reference is not None:
+        publish_image(store.home, "tag", made, reference.canonical)
+    return made
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import planning, removal, supervisor
+from bulle.engine import names, planning, removal, supervisor
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
@@ -30,12 +30,14 @@ from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
 from bulle.monitor.log_reading import Choice
 from bulle.monitor.state import look, read_state
-from bulle.records.containers import ContainerRecord
+from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
+from bulle.records.events import container_attributes, describe_container, publish_container
 from bulle.spawner import child, client
 
 if TYPE_CHECKING:
     from bulle.engine.copying import ContainerFiles
+    from bulle.engine.waiting import Condition
     from bulle.engine.why import Explanation
 
 _STOP_MARGIN_S = 10.0
@@ -101,6 +103,8 @@ class Container:
             if attach:
                 raise Conflict(f"container {self.name} is restarting", "its monitor waits before it starts it again", "wait until it runs")
             return None
+        if attach:
+            publish_container(self.directory, "attach")
         if attachment is None:
             order = msgspec.structs.replace(self._start_order(attach, rows, columns), bound=bound)
             attachment = self._order(msgspec.structs.replace(order, plan=planning.with_environment(order.plan, secrets)) if secrets else order)
@@ -117,6 +121,7 @@ class Container:
             attachment = self.start(attach=True, stdin=stdin, rows=rows, columns=columns)
             assert attachment is not None
             return attachment
+        publish_container(self.directory, "attach")
         foreground = Foreground(self._start_order(True, rows, columns), self._database, child.own_leash)
         self.notes = foreground.notes
         return foreground
@@ -130,6 +135,8 @@ class Container:
         attachment = self._connect(output, stdin)
         if attachment is None:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        if output or stdin:
+            publish_container(self.directory, "attach")
         return attachment
 
     def _connect(self, output: bool, stdin: bool) -> Attachment | None:
@@ -146,21 +153,14 @@ class Container:
             time.sleep(0.05)
         return None
 
-    def wait(self) -> int:
-        """Block until it has ended; returns its exit code (-1 unknown), at once if it has ended already."""
-        while True:
-            attachment = Attachment.connect(self.directory, output=False, stdin=False)
-            if attachment is not None:
-                try:
-                    code = attachment.wait_exit()
-                finally:
-                    attachment.close()
-                if code is not None:
-                    return code
-            state = self.state()
-            if not state.active and not (state.status == "created" and not state.finished_at_ns):
-                return state.exit_code
-            time.sleep(0.02 if state.active else 0.1)
+    def wait(self, condition: Condition = "not-running") -> int:
+        """Block until it does not run, until its ``next-exit`` or until it is ``removed``; returns its exit code (-1 unknown, 0 if it never ran).
+
+        Raises NotFound when it is removed before its next exit.
+        """
+        from bulle.engine.waiting import wait_for
+
+        return wait_for(self, condition, lambda: ContainerRecords(self._database).exists(self.id))
 
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to its first process; after SIGKILL its end is waited for."""
@@ -180,8 +180,29 @@ class Container:
 
         Nothing happens if it does not run. ``verb`` is the name of the command that wants it, for ``bulle why``.
         """
-        if not self.state().active:
-            return
+        if self.state().active:
+            self._end(timeout_s, signal, verb)
+            publish_container(self.directory, "stop")
+
+    def restart(self, timeout_s: int | None = None, signal: str = "") -> None:
+        """Stop it as :meth:`stop` does, if it runs, and start it."""
+        self.stop(timeout_s, signal, verb="restart")
+        self.start()
+        publish_container(self.directory, "restart")
+
+    def rename(self, name: str) -> None:
+        """Give it another name, also while it runs; its host name stays. Raises InvalidInput, Conflict, NotFound."""
+        names.check(name)
+        if name == self.name:
+            raise InvalidInput("Renaming a container with the same name as its current name", "", "choose another")
+        ContainerRecords(self._database).rename(self.id, name)
+        before, self.name = self.name, name
+        attributes = container_attributes(self.directory)
+        if attributes is not None:
+            describe_container(self.directory, {**attributes, "name": name})
+            publish_container(self.directory, "rename", oldName=f"/{before}")
+
+    def _end(self, timeout_s: int | None, signal: str, verb: str) -> None:
         name = planning.signal_name(signal or self.plan.stop_signal)
         ends.intend(self.directory, verb, name)
         patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
@@ -207,6 +228,7 @@ class Container:
 
     def _send_signal(self, number: int) -> None:
         pidfd = self._pidfd()
+        publish_container(self.directory, "kill", signal=str(number))
         try:
             process.pidfd_send_signal(pidfd, number)
         except ProcessLookupError as error:
@@ -221,7 +243,7 @@ class Container:
             if not force:
                 mend = f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
                 raise Conflict(f"container {self.name} is {state.status}", "", mend)
-            self.stop(timeout_s=0, signal="KILL", verb="rm")
+            self._end(0, "KILL", "rm")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
         removal.forget(self._database, self.plan)
         removal.remove_directory(self.plan)
@@ -244,8 +266,15 @@ class Container:
         if not options.command:
             raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
         wanted = planning.exec_process(self.plan, options)
-        order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid)
-        attachment = self._order(order)
+        exec_id, words = os.urandom(32).hex(), " ".join(options.command)
+        for action in ("exec_create", "exec_start"):
+            publish_container(self.directory, f"{action}: {words}", execID=exec_id)
+        order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid, exec_id=exec_id)
+        try:
+            attachment = self._order(order)
+        except BulleError as error:
+            publish_container(self.directory, "exec_die", execID=exec_id, exitCode=str(error.exit_code))
+            raise
         if detach:
             attachment.close()
             return None
@@ -258,6 +287,7 @@ class Container:
         state = self.state()
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        publish_container(self.directory, "top")
         return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
 
     def why(self) -> list[Explanation]:

@@ -15,13 +15,14 @@ from bulle.engine.directories import make_directory
 from bulle.engine.images import Images
 from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
-from bulle.errors import Conflict, InvalidInput, StorageFull, Unavailable
+from bulle.errors import Conflict, StorageFull, Unavailable
 from bulle.linux import subordinate_ids
 from bulle.model.container import ContainerOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import RunPlan
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
+from bulle.records.events import describe_container, publish
 from bulle.store import Store
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Containers:
 
     def create(self, options: ContainerOptions, base: Base | None = None) -> Container:
         """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it."""
+        for_build = base is not None
         if base is None:
             base = self._base(options)
         else:
@@ -50,8 +52,8 @@ class Containers:
                 f"image {options.image} has files of users beyond id 65535", "a container has 65536 ids of its own", "run it with --userns=host"
             )
         identifier = secrets.token_hex(32)
-        if options.name and not names.VALID.fullmatch(options.name):
-            raise InvalidInput(f"invalid container name {options.name!r}", "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", "choose another")
+        if options.name:
+            names.check(options.name)
 
         def build(taken: set[int]) -> ContainerRecord:
             own = planning.has_own_users(options)
@@ -69,6 +71,10 @@ class Containers:
             if isinstance(error, OSError) and error.errno in (28, 122):
                 raise StorageFull("the container could not be created", os.strerror(error.errno), "free some space") from error
             raise
+        if not for_build:  # what a build does is not what a user sees of containers
+            attributes = {**kept.labels, "image": options.image, "name": record.name}
+            describe_container(record.plan.state_host_path, attributes)
+            publish(self._home, "container", "create", identifier, attributes)
         return Container(self._home, self._database, record)
 
     def plan(self, options: ContainerOptions) -> RunPlan:

@@ -20,6 +20,7 @@ from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
 from bulle.isolation.root_access import open_below
 from bulle.linux import mount
 from bulle.model.run_plan import RunPlan
+from bulle.records.events import publish_container
 from bulle.registry import tar_format
 from bulle.registry.tree import Walk
 from bulle.registry.tree_writer import Rules, TreeWriter
@@ -126,6 +127,7 @@ class ContainerFiles:
             while chunk := line.reading.read(_CHUNK_BYTES):
                 out.write(chunk)
             out.flush()
+        publish_container(self._plan.state_host_path, "export")
 
     def changes(self) -> list[Change]:
         """What is other than in the image, a directory before what is in it, names in order. Raises Unsupported where the root is a copy."""
@@ -145,6 +147,7 @@ class ContainerFiles:
         with self._explaining(path), working(self._home, self._plan, self._name, work) as line:
             is_directory, name = line.receive()
             yield line, is_directory, name
+        publish_container(self._plan.state_host_path, "archive-path", path=path)
 
     @contextmanager
     def _writing(self, path: str, owners: bool, *, lenient: bool = False) -> Iterator[tuple[Line, str, str]]:
@@ -161,6 +164,7 @@ class ContainerFiles:
         with self._explaining(path), working(self._home, self._plan, self._name, work) as line:
             found, name = line.receive()
             yield line, found, name
+        publish_container(self._plan.state_host_path, "extract-to-dir", path=path)
 
     @contextmanager
     def _explaining(self, path: str) -> Iterator[None]:

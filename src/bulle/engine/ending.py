@@ -20,6 +20,7 @@ from bulle.monitor import ends, restart, supervisor
 from bulle.monitor.frames import event
 from bulle.monitor.state import read_state, write_state
 from bulle.records.database import Database
+from bulle.records.events import publish_container
 
 
 def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int, error: BulleError | None = None) -> float | None:
@@ -27,11 +28,14 @@ def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, st
 
     ``error`` is that of a restart that failed. Returns the seconds after which it is to be started again, None for never.
     """
-    finished = event("exited", exit_code=error.exit_code if error else supervisor.exit_code(status))
+    code = error.exit_code if error else supervisor.exit_code(status)
+    finished = event("exited", exit_code=code)
     forgotten, delay_s = False, None
     if not order.auto_remove:
         delay_s = record_end(order, driver, watch, status, error)
-    elif not order.attach:
+    else:
+        publish_container(order.plan.state_host_path, "die", exitCode=str(code))
+    if order.auto_remove and not order.attach:
         removal.forget(Database(Path(order.home)), order.plan)
         forgotten = True
     if watch is not None:
@@ -100,6 +104,10 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
     )
     with suppress(FileNotFoundError):  # removed by force meanwhile
         write_state(directory, ended)
+    if end.out_of_memory:
+        publish_container(directory, "oom")
+    if error is None:
+        publish_container(directory, "die", exitCode=str(code))
     return delay_s
 
 

@@ -19,6 +19,7 @@ from bulle.records.database import Database
 from bulle.store import Store
 
 if TYPE_CHECKING:
+    from bulle.engine.events import Events, Filters
     from bulle.engine.pruning import Pruned
     from bulle.engine.usage import Usage
 
@@ -69,6 +70,16 @@ class Engine:
         from bulle.engine.usage import usage_of
 
         return usage_of(self)
+
+    def events(self, *, since_ns: int = 0, until_ns: int = 0, follow: bool = True, filters: Filters | None = None) -> Events:
+        """What happened and happens to containers and images, oldest first; without times and with ``follow`` what happens from now on.
+
+        Times are nanoseconds since the epoch (0: none). ``filters`` are Docker's, such as ``{"type": ["container"], "event": ["die"]}``. To be
+        closed, or used with ``with``. Raises InvalidInput.
+        """
+        from bulle.engine.events import Events
+
+        return Events(self.home, since_ns=since_ns, until_ns=until_ns, follow=follow, filters=filters)
 
     def prune_build_cache(self, *, every: bool = False, until_ns: int = 0) -> Pruned:
         """Forget steps of builds that no image needs, or with ``every`` all; with ``until_ns`` only those not used since."""

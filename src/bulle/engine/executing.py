@@ -14,6 +14,7 @@ from bulle.errors import BulleError
 from bulle.monitor import supervisor
 from bulle.monitor.frames import Hello, event
 from bulle.monitor.stdio import Streams, close_stdio, make_pipes
+from bulle.records.events import publish_container
 
 
 def execute(order: Order, caller: socket.socket) -> None:
@@ -35,7 +36,10 @@ def execute(order: Order, caller: socket.socket) -> None:
     send(caller, event("started", pid=workload.pid, notes=tuple(workload.notes)))
     watch = supervisor.Supervisor(workload.pidfd, streams, workload.terminal, None)
     watch.add_client(caller, Hello(order.attach, order.interactive), bound=order.bound)
-    watch.finish_clients(event("exited", exit_code=supervisor.exit_code(watch.run())))
+    code = supervisor.exit_code(watch.run())
+    if order.exec_id:
+        publish_container(plan.state_host_path, "exec_die", execID=order.exec_id, exitCode=str(code))
+    watch.finish_clients(event("exited", exit_code=code))
 
 
 def send(caller: socket.socket, data: bytes) -> None:

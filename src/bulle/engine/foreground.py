@@ -20,6 +20,7 @@ from bulle.monitor.frames import event
 from bulle.monitor.local import LocalStreams
 from bulle.monitor.supervisor import Detached, exit_code
 from bulle.records.database import Database
+from bulle.records.events import publish_container
 from bulle.spawner import child
 from bulle.spawner.leash import Leash
 
@@ -59,6 +60,7 @@ class Foreground:
         code = exit_code(status)
         finish = event("exited", exit_code=code)
         if self._order.auto_remove:
+            publish_container(self._order.plan.state_host_path, "die", exitCode=str(code))
             removal.forget(self._database, self._order.plan)
             child.afterwards.append(lambda: self._clean_up(watch, finish))
         else:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+from bulle.engine.events import publish_image
 from bulle.engine.inspection import image_document
 from bulle.engine.parallel import each
 from bulle.errors import BulleError, Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
@@ -56,7 +57,7 @@ class Images:
             self.configured(progress, network=is_remote(reference)) as configuration,
             open_source(reference, platform=parse_platform(platform), configuration=configuration) as source,
         ):
-            images = self._receive(source)
+            images = self._receive(source, "pull")
         if not images:
             raise NotFound(f"{reference} holds no image", "", "check the name")
         return images[0]
@@ -141,20 +142,25 @@ class Images:
         from bulle.registry.destination import Destination
 
         with Destination(reference, configuration) as destination:
-            return Push(self._store, self._database, destination, configuration).image(image, compression, reference.tag)[1]
+            image, pushed = Push(self._store, self._database, destination, configuration).image(image, compression, reference.tag)
+        publish_image(self._store.home, "push", image, reference.canonical)
+        return pushed
 
     def load(self, source: Path | BinaryIO, progress: ProgressCallback | None = None) -> list[Image]:
         """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
         from bulle.registry.sources import sniff
 
         with self.configured(progress, network=False) as configuration, sniff(source, configuration=configuration) as opened:
-            return self._receive(opened)
+            return self._receive(opened, "load")
 
     def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:
         """Write images as one archive to a stream."""
         from bulle.engine.saving import save_images
 
-        save_images(self._store, [self._named(name) for name in names], out, format)
+        named = [self._named(name) for name in names]
+        save_images(self._store, named, out, format)
+        for image, _ in named:
+            publish_image(self._store.home, "save", image)
 
     def history(self, name: str) -> list_[HistoryEntry]:
         """How an image came about, its last step first."""
@@ -211,7 +217,9 @@ class Images:
 
     def tag(self, source: str, target: str) -> None:
         """Give an image one more name."""
-        self._store.images.tag(self.get(source), Reference.parse(target))
+        image = self.get(source)
+        self._store.images.tag(image, Reference.parse(target))
+        publish_image(self._store.home, "tag", image, target)
 
     def verify(self, names: Sequence[str] = (), *, repair: bool = False) -> Iterator[Verdict]:
         """Look whether images (by default all) are still what their digests say, one verdict each.
@@ -265,6 +273,9 @@ class Images:
         with self.mounts.keeping_away(image) as mounted:
             lines = self._store.images.remove(known_as, force, in_use=f"it is mounted at {mounted}" if mounted else "")
         self._store.gc()
+        for line in lines:
+            if line.startswith("Untagged: ") or line == f"Deleted: {image.id}":
+                publish_image(self._store.home, "delete" if line.startswith("D") else "untag", image)
         return lines
 
     def inspect(self, name: str) -> dict[str, object]:
@@ -315,7 +326,7 @@ class Images:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _receive(self, source: Source) -> list_[Image]:
+    def _receive(self, source: Source, action: str) -> list_[Image]:
         """All images of a source or none: they become visible once every layer of every one is there."""
         try:
             images = list_(source.images())
@@ -328,6 +339,8 @@ class Images:
         if source.repository:
             for image in images:
                 self._remember(source, image)
+        for image, here in zip(images, committed, strict=True):
+            publish_image(self._store.home, action, here, image.references[0].canonical if action == "pull" and image.references else "")
         return committed
 
     def _commit(self, image: RemoteImage) -> Image:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 
+from bulle.errors import InvalidInput
+
 VALID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 
 _QUALITIES = (
@@ -21,6 +23,12 @@ _PEOPLE = (
     "nygaard", "pascal", "perlman", "pike", "postel", "ritchie", "rivest", "sammet", "shannon", "sutherland", "tarjan", "thompson", "torvalds",
     "turing", "ullman", "valiant", "wiener", "wilkes", "wing", "wirth", "yao", "zuse",
 )  # fmt: skip
+
+
+def check(name: str) -> None:
+    """Raises InvalidInput for what cannot be a container's name."""
+    if not VALID.fullmatch(name):
+        raise InvalidInput(f"invalid container name {name!r}", "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", "choose another")
 
 
 def random_name() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bulle.engine.history import seconds
 from bulle.errors import Conflict, NotFound
 from bulle.records.build_steps import BuildStepRow
+from bulle.records.events import publish
 from bulle.store import Image, Store
 from bulle.store.usage import disk_bytes
 
@@ -56,7 +57,7 @@ def prune_containers(containers: Containers, store: Store, chosen: PruneFilter) 
         pruned.reclaimed_bytes += size
     store.gc()  # layers that only these containers held
     pruned.reclaimed_bytes += store.collected_bytes - before
-    return pruned
+    return _published(store, "container", pruned)
 
 
 def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bool) -> Pruned:
@@ -78,7 +79,7 @@ def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bo
             continue
     store.gc()
     pruned.reclaimed_bytes = store.collected_bytes - before
-    return pruned
+    return _published(store, "image", pruned)
 
 
 def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned:
@@ -95,7 +96,12 @@ def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned
     keys, reclaimed = store.build_cache.prune(chosen)
     if every and not until_ns:
         reclaimed += store.build_mounts.prune()
-    return Pruned(list(keys), reclaimed)
+    return _published(store, "builder", Pruned(list(keys), reclaimed))
+
+
+def _published(store: Store, kind: str, pruned: Pruned) -> Pruned:
+    publish(store.home, kind, "prune", "", {"reclaimed": str(pruned.reclaimed_bytes)})
+    return pruned
 
 
 def _made_at_ns(image: Image) -> int:

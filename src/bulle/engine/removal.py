@@ -16,6 +16,7 @@ from bulle.model.run_plan import RunPlan
 from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
+from bulle.records.events import container_attributes, publish
 from bulle.store.workspace import remove_tree
 
 _YOUNG_S = 60.0
@@ -24,7 +25,9 @@ _REMOVALS = 50
 
 def forget(database: Database, plan: RunPlan) -> None:
     """Delete the row: name, id range and leases are free."""
-    ContainerRecords(database).delete(plan.container_id)
+    attributes = container_attributes(plan.state_host_path)  # its directory may be gone as soon as its row is
+    if ContainerRecords(database).delete(plan.container_id) and attributes is not None:
+        publish(database.path.parent, "container", "destroy", plan.container_id, attributes)
 
 
 def remove_directory(plan: RunPlan) -> None:

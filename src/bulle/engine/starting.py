@@ -27,6 +27,7 @@ from bulle.monitor.log_drivers import log_writer, open_log
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_fifos
 from bulle.records.database import Database
+from bulle.records.events import publish_container
 from bulle.spawner.leash import Leash
 from bulle.store import Store
 
@@ -37,7 +38,7 @@ class Order(msgspec.Struct, frozen=True):
     """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
 
     ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``); where it is ``bound``
-    to that client, the container is killed when the client goes away. ``home`` is a host path.
+    to that client, the container is killed when the client goes away. ``home`` is a host path, ``exec_id`` the name of the ``execute`` in events.
     """
 
     home: str
@@ -48,6 +49,7 @@ class Order(msgspec.Struct, frozen=True):
     bound: bool = False
     execute: Process | None = None
     pid: int = 0
+    exec_id: str = ""
 
 
 @dataclass
@@ -129,6 +131,7 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: 
             if kept >= 0:
                 leash.hold(kept)
     log, listener = opened
+    publish_container(directory, "start")
     return Watch(order, driver, workload, streams, log, listener, lock)
 
 

@@ -24,6 +24,7 @@ from bulle.monitor.health import HealthMonitor
 from bulle.monitor.limits import Ender, IdleLimit, TimeLimit
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.supervisor import Supervisor
+from bulle.records.events import publish_container
 
 
 def needs_watching(lifecycle: Lifecycle) -> bool:
@@ -56,7 +57,10 @@ def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Seq
         check = msgspec.structs.replace(order, attach=True, interactive=False, bound=True, execute=wanted, pid=state.pid)
 
         def changed(health: Health, failed: bool) -> None:
-            write_state(plan.state_host_path, msgspec.structs.replace(read_state(plan.state_host_path), health=health))
+            before = read_state(plan.state_host_path)
+            write_state(plan.state_host_path, msgspec.structs.replace(before, health=health))
+            if before.health is None or before.health.status != health.status:
+                publish_container(plan.state_host_path, f"health_status: {health.status}")
             if failed and on_failure != "none":
                 ender.end("unhealthy", kill=on_failure == "kill", again=on_failure == "restart", final=on_failure == "stop")
 

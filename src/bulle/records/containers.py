@@ -74,9 +74,7 @@ class ContainerRecords:
                     ),
                 )  # fmt: skip
             except sqlite3.IntegrityError as error:
-                raise Conflict(
-                    f"the container name {record.name!r} is taken", "", f"remove it with `bulle rm {record.name}`, or use another"
-                ) from error
+                raise _taken(record.name) from error
             connection.executemany(
                 "INSERT INTO container_layer (container_id, diff_id) VALUES (?, ?)",
                 [(record.id, diff_id) for diff_id in dict.fromkeys(layer.diff_id for layer in record.plan.root.layers)],
@@ -106,14 +104,28 @@ class ContainerRecords:
         """The ids of all containers."""
         return {str(row[0]) for row in self._database.rows("SELECT id FROM container")}
 
-    def delete(self, container_id: str) -> None:
-        """Forget a container, its name, its ids and its leases; nothing where there is none."""
+    def delete(self, container_id: str) -> bool:
+        """Forget a container, its name, its ids and its leases; False where there is none."""
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM container WHERE id = ?", (container_id,))
+            return connection.execute("DELETE FROM container WHERE id = ?", (container_id,)).rowcount > 0
+
+    def rename(self, container_id: str, name: str) -> None:
+        """Give a container another name. Raises Conflict for one that is taken, NotFound when it was removed meanwhile."""
+        with self._database.transaction() as connection:
+            try:
+                changed = connection.execute("UPDATE container SET name = ? WHERE id = ?", (name, container_id)).rowcount
+            except sqlite3.IntegrityError as error:
+                raise _taken(name) from error
+        if not changed:
+            raise NotFound("no such container", "it was removed meanwhile", "`bulle ps -a` lists them")
 
     def exists(self, container_id: str) -> bool:
         """Whether the container is still known."""
         return bool(self._database.rows("SELECT 1 FROM container WHERE id = ?", (container_id,)))
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"the container name {name!r} is taken", "", f"remove it with `bulle rm {name}`, or use another")
 
 
 def _record(row: tuple[object, ...]) -> ContainerRecord:
