@@ -19,13 +19,14 @@ from pathlib import Path
 
 import figures
 import images
+import lives
 from contestants import Bulle, Podman
 from measuring import Failed, machine, program
 
 from bulle_testing import leaks, peers, places, tiers
 
 BEGIN, END = "<!-- figures{}: written by make bench-write -->", "<!-- end of figures{} -->"
-PARTS = ("start", "library", "ps", "memory", "load", "build", "pull")
+PARTS = ("start", "library", "ps", "memory", "lives", "stats", "idle", "load", "build", "pull")
 
 
 @dataclass
@@ -53,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--load-rounds", type=int, default=5, help="loads of the large image")
     parser.add_argument("--build-rounds", type=int, default=10, help="builds of thirty steps, each of three kinds")
     parser.add_argument("--containers", type=int, default=100, help="running containers for ps and memory")
+    parser.add_argument("--idle-containers", type=int, default=500, help="idle containers of which all the engine's memory is told")
     parser.add_argument("--section", default="", help="which table of the page to write: images for build and pull, else the rest")
     parser.add_argument("--write", type=Path, help="page to write the table into")
     return parser.parse_args()
@@ -112,7 +114,8 @@ def main() -> int:
     details: list[str] = []
     wanted = options.only.split(",")
     parts: dict[str, Callable[[figures.Field, argparse.Namespace], tuple[list[tuple[str, str, str, float | None, float | None]], list[str]]]] = {
-        "start": figures.start, "library": figures.library, "ps": figures.many, "memory": figures.alone, "load": figures.load,
+        "start": figures.start, "library": figures.library, "ps": figures.many, "memory": figures.alone, "lives": lives.lives, "stats": lives.stats,
+        "idle": lives.idle, "load": figures.load,
         "build": images.build, "pull": images.pull,
     }  # fmt: skip
     with ExitStack() as stack:
