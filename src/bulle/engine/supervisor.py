@@ -161,10 +161,11 @@ def rehearse_watch() -> None:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     socket.send_fds(theirs, [b"\0"], [null] * 6)
     words, descriptors, _flags, _address = socket.recv_fds(ours, 16, 8)
-    with suppress(OSError):
-        _watching(words[0], descriptors).prepare()
+    with suppress(OSError):  # it sees an end at once, and nobody to reap
+        _watching(words[0], descriptors).run()
     for descriptor in (*descriptors, null):
-        os.close(descriptor)
+        with suppress(OSError):
+            os.close(descriptor)
     ours.close()
     theirs.close()
 
