@@ -176,7 +176,7 @@ class Container:
             raise Conflict(f"cannot remove container {self.name}", "it is running", "stop it first, or use -f")
         del self.engine.containers.by_id[self.id]
 
-    def wait(self) -> int:
+    def wait(self, condition: str = "not-running") -> int:
         return self.now.exit_code
 
     @property

@@ -666,7 +666,7 @@ def completions(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capfd: pyte
     ("line", "expected"),
     [
         ("bulle im", {"image", "images", "import"}),
-        ("bulle container r", {"rm", "run"}),
+        ("bulle container r", {"rename", "restart", "rm", "run"}),
         ("bulle run --isol", {"--isolation"}),
         ("bulle run --isolation c", {"container", "chroot"}),
         ("bulle run i", {"img:latest"}),

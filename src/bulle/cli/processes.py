@@ -22,6 +22,7 @@ FORMAT_HELP = "Format output: 'table', 'table TEMPLATE', 'json', or a Go TEMPLAT
 SHORT_ID = 12
 _COMMAND_WIDTH = 20
 _TOP_WIDTH = 20
+_COLUMNS = ("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names")
 
 
 def status_of(state: ContainerState) -> str:
@@ -50,8 +51,13 @@ def _identity(text: str) -> str:
     return text
 
 
-def listing(*, truncate: bool) -> Listing[Container]:
-    """The fields of ``ps``; with ``truncate`` long values are cut as in Docker's table."""
+def _size(container: Container) -> str:
+    own, whole = container.sizes()
+    return f"{human.size(own)} (virtual {human.size(whole)})"
+
+
+def listing(*, truncate: bool, sizes: bool = False) -> Listing[Container]:
+    """The fields of ``ps``; with ``truncate`` long values are cut as in Docker's table, with ``sizes`` the files of each are counted."""
 
     def cut(width: int) -> Callable[[str], str]:
         return (lambda text: human.ellipsis(text, width)) if truncate else _identity
@@ -71,10 +77,10 @@ def listing(*, truncate: bool) -> Listing[Container]:
             "Mounts": ("MOUNTS", lambda one: ",".join(map(cut(15), _mounts(one)))),
             "LocalVolumes": ("LOCAL VOLUMES", lambda one: "0"),
             "Networks": ("NETWORKS", lambda one: one.plan.network.mode),
-            "Size": ("SIZE", lambda one: "0B"),
+            "Size": ("SIZE", _size if sizes else lambda one: "0B"),
             "Isolation": ("ISOLATION", lambda one: one.plan.isolation),
         },
-        columns=("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"),
+        columns=(*_COLUMNS, "Size") if sizes else _COLUMNS,
         methods={"Label": ("LABEL", lambda one: lambda name: one.options.labels.get(name, ""))},
     )
 
@@ -84,13 +90,14 @@ def listing(*, truncate: bool) -> Listing[Container]:
 @click.option("-q", "--quiet", is_flag=True, help="Only display container IDs")
 @click.option("-l", "--latest", is_flag=True, help="Show the latest created container (includes all states)")
 @click.option("-n", "--last", type=Whole(), default=-1, help="Show n last created containers (includes all states) (default -1)")
+@click.option("-s", "--size", "sizes", is_flag=True, help="Display total file sizes")
 @click.option("--no-trunc", is_flag=True, help="Don't truncate output")
 @click.option(
     "-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in filters.CONTAINER_KEYS)), help="Filter output"
 )
 @click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
 @click.pass_obj
-def ps(session: Session, every: bool, quiet: bool, latest: bool, last: int, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
+def ps(session: Session, every: bool, quiet: bool, latest: bool, last: int, sizes: bool, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
     """List containers."""
     chosen = filters.parse(wanted, filters.CONTAINER_KEYS)
     last = 1 if latest and last <= 0 else last
@@ -104,7 +111,7 @@ def ps(session: Session, every: bool, quiet: bool, latest: bool, last: int, no_t
             note("WARNING: Ignoring custom format, because both --format and --quiet are set.")
         write("".join((one.id if no_trunc else one.id[:SHORT_ID]) + "\n" for one in found))
     else:
-        write(render(listing(truncate=not no_trunc), found, form))
+        write(render(listing(truncate=not no_trunc, sizes=sizes or ".Size" in form), found, form))
     return 0
 
 

@@ -300,10 +300,14 @@ class Container:
         """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
         document = container_document(self.record, self.state())
         if sizes:
-            from bulle.engine.usage import container_sizes
-
-            document |= container_sizes(self._home, self._database, self.plan)
+            document["SizeRw"], document["SizeRootFs"] = self.sizes()
         return document
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the files that it wrote, and of those with the image's."""
+        from bulle.engine.usage import container_sizes
+
+        return container_sizes(self._home, self._database, self.plan)
 
     def _pidfd(self) -> int:
         state = self.state()

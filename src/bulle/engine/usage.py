@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,15 +96,16 @@ def usage_of(engine: Engine) -> Usage:
     return Usage(kinds, images, containers, steps)
 
 
-def container_sizes(home: Path, database: Database, plan: RunPlan) -> dict[str, object]:
-    """Docker's ``SizeRw`` and ``SizeRootFs``: lengths of the files in the writable layer, and of those with the layers below."""
+def container_sizes(home: Path, database: Database, plan: RunPlan) -> tuple[int, int]:
+    """Docker's ``SizeRw`` and ``SizeRootFs``: bytes of the files in the writable layer, and of those with the layers below."""
     writable = 0
     for parent, _, names in os.walk(f"{plan.root.writable_host_path}/upper"):
         for name in names:
-            status = os.lstat(f"{parent}/{name}")
-            writable += status.st_size if stat.S_ISREG(status.st_mode) else 0
+            with suppress(FileNotFoundError):  # the container goes on, and removes files
+                status = os.lstat(f"{parent}/{name}")
+                writable += status.st_size if stat.S_ISREG(status.st_mode) else 0
     layers = Store(home, database).layers
-    return {"SizeRw": writable, "SizeRootFs": writable + sum(layers.size(Digest(layer.diff_id)) for layer in plan.root.layers)}
+    return writable, writable + sum(layers.size(Digest(layer.diff_id)) for layer in plan.root.layers)
 
 
 def _sum(layers: list[LayerUsage]) -> int:
