@@ -54,6 +54,14 @@ LEVELS = (
 )
 
 
+def alive(pid: int) -> bool:
+    """Whether the process lives; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 class Machine:
     """A home with images, its engine and its command; shared by the tests of a module."""
 

@@ -17,7 +17,7 @@ import pytest
 
 import bulle
 from bulle_testing import places
-from bulle_testing.running import Level, Machine, machine, wait_for
+from bulle_testing.running import Level, Machine, alive, machine, wait_for
 
 COUNT = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
 DELAYS_MS = (0, 4, 12)
@@ -50,13 +50,6 @@ def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine
     with machine(run_directory, "crash-matrix") as place:
         place.engine.images.load(busybox_image)
         yield place
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def numbers(container: bulle.Container) -> list[int]:

@@ -18,7 +18,7 @@ import pytest
 import bulle
 from bulle.isolation.driver import Feature
 from bulle_testing import places
-from bulle_testing.running import Level, Machine, Terminal, follow, machine, usable, wait_for
+from bulle_testing.running import Level, Machine, Terminal, alive, follow, machine, usable, wait_for
 
 # A container that counts until it is told to end, and says how.
 COUNT = "trap 'echo asked; exit 23' USR1; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
@@ -43,13 +43,6 @@ def kill_monitor(place: Machine, container: bulle.Container) -> None:
     assert pid > 0
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not alive(pid), "the monitor's end")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def numbers(container: bulle.Container) -> list[int]:

@@ -17,7 +17,18 @@ _IDLE_SHARE = 0.01  # of one processor: what a process that only waits may use
 Reason = Literal["timeout", "idle-timeout", "unhealthy"]
 
 
-class Ender:
+class _Clock:
+    """A watchdog that waits for nothing but time."""
+
+    def descriptors(self) -> Collection[int]:
+        """None."""
+        return ()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Ender(_Clock):
     """Ends the workload as ``stop`` does: its stop signal, and SIGKILL after its patience. ``reason`` says why, "" where nobody asked it to."""
 
     def __init__(self, pidfd: int, stop_signal: int, patience_s: float) -> None:
@@ -41,10 +52,6 @@ class Ender:
         self._send(signal.SIGKILL if at_once else self._signal)
         self._kill_at = math.inf if at_once else time.monotonic() + self._patience_s
 
-    def descriptors(self) -> Collection[int]:
-        """Nothing to wait for but time."""
-        return ()
-
     def deadline(self) -> float:
         """When it has had enough time."""
         return self._kill_at
@@ -55,24 +62,17 @@ class Ender:
             self._kill_at = math.inf
             self._send(signal.SIGKILL)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _send(self, number: int) -> None:
         with suppress(OSError):  # it has ended
             process.pidfd_send_signal(self._pidfd, number)
 
 
-class TimeLimit:
+class TimeLimit(_Clock):
     """``--timeout``: so long from its start, and no longer."""
 
     def __init__(self, ender: Ender, started_at_ns: int, limit_s: float) -> None:
         self._ender = ender
         self._end_at = time.monotonic() + limit_s - (time.time_ns() - started_at_ns) / 1e9
-
-    def descriptors(self) -> Collection[int]:
-        """Nothing to wait for but time."""
-        return ()
 
     def deadline(self) -> float:
         """The end of its time."""
@@ -84,11 +84,8 @@ class TimeLimit:
             self._end_at = math.inf
             self._ender.end("timeout", final=True)
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-
-class IdleLimit:
+class IdleLimit(_Clock):
     """``--idle-timeout``: nothing is said or typed, and next to no processor time used, for so long."""
 
     def __init__(self, ender: Ender, limit_s: float, is_busy: Callable[[], bool], processor_ns: Callable[[], int | None]) -> None:
@@ -99,10 +96,6 @@ class IdleLimit:
         self._processor_ns = processor_ns
         self._used_ns = processor_ns()
         self._idle_since = self._looked_at = time.monotonic()
-
-    def descriptors(self) -> Collection[int]:
-        """Nothing to wait for but time."""
-        return ()
 
     def deadline(self) -> float:
         """The next look."""
@@ -120,6 +113,3 @@ class IdleLimit:
         self._used_ns, self._looked_at = used_ns, now
         if now - self._idle_since >= self._limit_s:
             self._ender.end("idle-timeout", final=True)
-
-    def close(self) -> None:
-        """Nothing is held."""
