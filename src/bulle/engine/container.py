@@ -209,10 +209,12 @@ class Container:
         try:
             self._wait_while_restarting()
             with closing(self.attach(output=False)) as watch:
-                self._send_signal(planning.signal_number(name))
-                if _ended(watch, patience if patience >= 0 else None):
-                    return
-                self._send_signal(SIGKILL)
+                number = planning.signal_number(name)
+                self._send_signal(number)
+                if number != SIGKILL:
+                    if _ended(watch, patience if patience >= 0 else None):
+                        return
+                    self._send_signal(SIGKILL)
                 if not _ended(watch, _STOP_MARGIN_S):
                     raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
         except Conflict:
@@ -266,7 +268,8 @@ class Container:
         if not options.command:
             raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
         wanted = planning.exec_process(self.plan, options)
-        exec_id, words = os.urandom(32).hex(), " ".join(options.command)
+        # As Docker writes it, whose program and arguments have a blank between them also where there is no argument.
+        exec_id, words = os.urandom(32).hex(), f"{options.command[0]} {' '.join(options.command[1:])}"
         for action in ("exec_create", "exec_start"):
             publish_container(self.directory, f"{action}: {words}", execID=exec_id)
         order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid, exec_id=exec_id)

@@ -29,13 +29,14 @@ def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, st
     ``error`` is that of a restart that failed. Returns the seconds after which it is to be started again, None for never.
     """
     code = error.exit_code if error else supervisor.exit_code(status)
-    finished = event("exited", exit_code=code)
+    removed = is_removed(order)
+    finished = event("exited", exit_code=code, kept=not removed)
     forgotten, delay_s = False, None
-    if not order.auto_remove:
+    if not removed:
         delay_s = record_end(order, driver, watch, status, error)
     else:
         publish_container(order.plan.state_host_path, "die", exitCode=str(code))
-    if order.auto_remove and not order.attach:
+    if removed and not order.attach:
         removal.forget(Database(Path(order.home)), order.plan)
         forgotten = True
     if watch is not None:
@@ -43,12 +44,20 @@ def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, st
         # Who waits for a run frees the name itself (its database is open, ours is not): we only do it for one that is gone.
         forgotten = forgotten or watch.released
         watch.close()
-    if order.auto_remove:
+    if removed:
         if not forgotten:
             removal.forget(Database(Path(order.home)), order.plan)
         driver.clean_up(order.plan)
         removal.remove_directory(order.plan)
     return delay_s
+
+
+def is_removed(order: Order) -> bool:
+    """Whether the container goes with its end: it was to, and is not just being started again by a command."""
+    if not order.auto_remove:
+        return False
+    intent = ends.read_intent(order.plan.state_host_path)
+    return intent is None or intent.verb != "restart"
 
 
 def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int, error: BulleError | None = None) -> float | None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 import msgspec
 
 from bulle.engine import removal, supervisor
-from bulle.engine.ending import record_end
+from bulle.engine.ending import is_removed, record_end
 from bulle.engine.starting import Order, Watch, begin
 from bulle.monitor import Outcome
 from bulle.monitor.frames import event
@@ -58,8 +58,9 @@ class Foreground:
             raise
         self._watch = None
         code = exit_code(status)
-        finish = event("exited", exit_code=code)
-        if self._order.auto_remove:
+        removed = is_removed(self._order)
+        finish = event("exited", exit_code=code, kept=not removed)
+        if removed:
             publish_container(self._order.plan.state_host_path, "die", exitCode=str(code))
             removal.forget(self._database, self._order.plan)
             child.afterwards.append(lambda: self._clean_up(watch, finish))

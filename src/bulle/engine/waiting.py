@@ -44,7 +44,7 @@ def wait_for(container: Container, condition: Condition, exists: Callable[[], bo
             if condition != "removed" and container.options.auto_remove:
                 return code  # it is removed now, and not started again
         if not exists():
-            if code is None and condition != "removed":
+            if told is None and condition != "removed":
                 raise NotFound(f"container {container.name} was removed", "what was waited for cannot come any more", "")
             return code or 0
         if told is None or condition == "removed":

@@ -111,7 +111,7 @@ class Attachment:
                 return None
             self._frames += self._reader.feed(data)
         kind, payload = self._frames.pop(0)
-        if kind == Kind.EVENT and b'"exited"' in payload and self.when_exited is not None:
+        if kind == Kind.EVENT and b'"exited"' in payload and b'"kept":true' not in payload and self.when_exited is not None:
             self.when_exited()
             self.when_exited = None
             with suppress(OSError):

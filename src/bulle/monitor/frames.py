@@ -37,13 +37,14 @@ class Hello(msgspec.Struct):
 
 
 class Event(msgspec.Struct):
-    """What happened: ``started``, ``error`` (class name and three parts of an error) or ``exited``."""
+    """What happened: ``started``, ``error`` (class name and three parts of an error) or ``exited``; ``kept`` of a container that stays then."""
 
     event: str
     pid: int = 0
     exit_code: int = 0
     error: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kept: bool = False
 
 
 def frame(kind: Kind, payload: bytes = b"") -> bytes:
@@ -51,10 +52,10 @@ def frame(kind: Kind, payload: bytes = b"") -> bytes:
     return HEADER.pack(kind, len(payload)) + payload
 
 
-def event(name: str, *, pid: int = 0, exit_code: int = 0, error: BulleError | None = None, notes: tuple[str, ...] = ()) -> bytes:
+def event(name: str, *, pid: int = 0, exit_code: int = 0, error: BulleError | None = None, notes: tuple[str, ...] = (), kept: bool = False) -> bytes:
     """An event as a frame."""
     parts = to_parts(error) if error else ()
-    return frame(Kind.EVENT, msgspec.json.encode(Event(name, pid, exit_code, parts, notes)))
+    return frame(Kind.EVENT, msgspec.json.encode(Event(name, pid, exit_code, parts, notes, kept)))
 
 
 class FrameReader:

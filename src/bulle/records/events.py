@@ -28,6 +28,7 @@ ACTOR_FILE = "actor.json"
 LARGEST_BYTES = 4 * 1024 * 1024
 """How large a journal grows before the next is begun; about 10,000 events."""
 
+_WRITE_TRIES = 3
 _LOCK_TRIES, _LOCK_PAUSE_S = 50, 0.002
 _CHUNK = 65536
 _POLLING_S = 0.1
@@ -58,16 +59,18 @@ _attributes = msgspec.json.Decoder(dict[str, str])
 
 def publish(home: Path | str, kind: str, action: str, identifier: str, attributes: Mapping[str, str]) -> None:
     """Append an event to the journal of ``home`` (a host path); never raises, never waits long."""
-    directory = f"{home}/{DIRECTORY}"
+    directory, known = f"{home}/{DIRECTORY}", dict(attributes)
     with suppress(OSError, UnicodeError):
-        try:
-            _append(directory, kind, action, identifier, dict(attributes))
-        except FileNotFoundError:
-            os.mkdir(directory, 0o700)
-            _append(directory, kind, action, identifier, dict(attributes))
-        except UnicodeEncodeError:  # bytes of an argument that are no text
-            known = {_text(name): _text(value) for name, value in attributes.items()}
-            _append(directory, kind, _text(action), _text(identifier), known)
+        for _ in range(_WRITE_TRIES):
+            try:
+                _append(directory, kind, action, identifier, known)
+                return
+            except FileNotFoundError:
+                with suppress(FileExistsError):  # another was first
+                    os.mkdir(directory, 0o700)
+            except UnicodeEncodeError:  # bytes of an argument that are no text
+                action, identifier = _text(action), _text(identifier)
+                known = {_text(name): _text(value) for name, value in known.items()}
 
 
 def publish_container(directory: str, action: str, **more: str) -> None:
