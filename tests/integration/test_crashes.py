@@ -209,6 +209,13 @@ def test_removed_by_itself_although_the_monitor_was_killed(place: Machine, level
     wait_for(lambda: not Path(container.directory).exists(), "the removal of its directory")
 
 
+def test_a_long_removal_outlives_its_command(place: Machine, level: Level) -> None:
+    """The command has said its exit code and is not waited for: what it had not removed yet is removed by a monitor."""
+    fill = "i=0; mkdir -p /tmp/many; while [ $i -lt 12000 ]; do i=$((i+1)); : > /tmp/many/$i; done"
+    assert place.command("run", "--rm", *level.flags, "busybox", "sh", "-c", fill).returncode == 0
+    wait_for(lambda: not os.listdir(place.home / "containers"), "the removal of its directory")
+
+
 @pytest.mark.parametrize("delay_ms", [0, 1, 2, 4, 6, 9, 13, 20])
 def test_monitor_killed_during_a_start_leaves_nothing(place: Machine, level: Level, delay_ms: int) -> None:
     """The whole spawner with its children dies at some moment of a start: what is there afterwards can be started or removed."""

@@ -76,6 +76,7 @@ def test_restart_of_what_goes_with_its_end(place: Machine, level: Level) -> None
         assert shown.wait(20) == 5  # as in Docker whoever waits for the run sees its end
     attached = place.engine.containers.get("brief")
     assert attached.state().status == "running"
+    wait_for(lambda: begun(attached) == 2, "the second run")
     attached.stop()
     wait_for(lambda: not place.engine.containers.list(all=True), "its removal")
     assert actions(place, since, container="brief") == (

@@ -32,7 +32,7 @@ from bulle.monitor.log_reading import Choice
 from bulle.monitor.state import look, read_state
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
-from bulle.records.events import container_attributes, describe_container, publish_container
+from bulle.records.events import container_attributes, describe_container, publish, publish_container
 from bulle.spawner import child, client
 
 if TYPE_CHECKING:
@@ -181,8 +181,10 @@ class Container:
         Nothing happens if it does not run. ``verb`` is the name of the command that wants it, for ``bulle why``.
         """
         if self.state().active:
+            known = container_attributes(self.directory)  # it may be removed with its end
             self._end(timeout_s, signal, verb)
-            publish_container(self.directory, "stop")
+            if known is not None:
+                publish(self._home, "container", "stop", self.id, known)
 
     def restart(self, timeout_s: int | None = None, signal: str = "") -> None:
         """Stop it as :meth:`stop` does, if it runs, and start it."""

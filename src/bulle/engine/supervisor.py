@@ -14,11 +14,12 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
 
+from bulle.engine import removal
 from bulle.engine.drivers import LEVELS, driver_for
 from bulle.engine.ending import finish, stay_ended
 from bulle.engine.executing import execute, send
@@ -38,6 +39,7 @@ from bulle.monitor.log_drivers import log_writer, open_log
 from bulle.monitor.log_writer import DEFAULT
 from bulle.monitor.state import read_state, write_state
 from bulle.monitor.stdio import Streams, open_fifos
+from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
 from bulle.spawner import client
 from bulle.spawner.leash import Leash
@@ -256,10 +258,14 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
         lock = take_lock(directory)
     except FileNotFoundError:
         return  # removed meanwhile
-    state = read_state(directory)
-    if lock < 0 or not state.active or order.execute is not None:
+    if lock < 0 or order.execute is not None:
         return
+    state = read_state(directory)
     driver = driver_for(order.plan.isolation, Path(order.home))
+    if not state.active:
+        if order.auto_remove:
+            _remove_the_rest(order, driver)
+        return
     if state.status == "restarting":
         _write_monitor(directory, state)
         _start_again(order, driver, state.restart_delay_s, lock, lambda: leash)
@@ -284,6 +290,15 @@ def _recover(order: Order, held: Sequence[int], leash: Leash | None) -> None:
         watch.input_ended = leash.drop
     equip(watch, order, driver, pidfd, _not_for_children(lock, leash))
     _go_on(order, driver, watch, watch.run(), lock, lambda: leash)
+
+
+def _remove_the_rest(order: Order, driver: Driver) -> None:
+    """Where who removed the container was killed in the middle of it, perhaps after its state was gone: its row went first."""
+    with closing(Database(Path(order.home))) as database:
+        if ContainerRecords(database).exists(order.plan.container_id):
+            return
+    driver.clean_up(order.plan)
+    removal.remove_directory(order.plan)
 
 
 def _write_monitor(directory: str, state: ContainerState) -> ContainerState:
