@@ -153,6 +153,8 @@ def _start_failed(order: Order, driver: Driver, error: BulleError, again: bool) 
 
 def kept_status_of(home: str, state: ContainerState) -> int:
     """The wait status of a workload that was not ours to reap: of the zombie that nobody has reaped yet, else what the spawner kept; or -1."""
+    if state.boot_id != process.boot_id():
+        return -1  # another process may have its pid by now
     status = process.zombie_status(state.pid, state.pid_start_ticks)
     return status if status >= 0 else orphan_status(home, state.pid, state.started_at_ns)
 
