@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 import bulle.engine
@@ -21,6 +22,7 @@ from bulle.cli import main
 from bulle.cli.verb import VerbGroup
 from bulle.errors import BulleError
 from bulle.model.container import ContainerOptions, ContainerState, VolumeOption
+from bulle.model.lifecycle import Health
 from bulle.model.run_plan import ResourceLimit
 from bulle_testing import fake_engine
 from bulle_testing.fake_engine import FakeEngine
@@ -90,7 +92,7 @@ FLAGS = {
     "stop": "-t -s",
     "kill": "-s",
     "rm": "-f -v",
-    "ps": "-a -q -l -n --no-trunc --filter --format",
+    "ps": "-a -q -l -n -s --no-trunc --filter --format",
     "logs": "-f --tail -n --since --until -t --details",
     "exec": "-i -t -e --env-file -u -w -d --privileged",
     "inspect": "--type -f",
@@ -495,13 +497,19 @@ class TestPs:
             (["network=host", "status=created"], "third"),
             (["volume=/srv"], "second"),
             (["isolation=chroot"], ""),
+            (["health=healthy"], "second"),
+            (["health=healthy", "health=starting"], "second"),
+            (["health=unhealthy"], ""),
+            (["health=none", "status=created", "status=exited"], "third first"),
         ],
     )
     def test_filters(self, several: CommandLine, filters: list[str], names: str) -> None:
+        second = several.engine.containers.get("second")
+        second.now = msgspec.structs.replace(second.now, health=Health("healthy"))
         arguments = [part for one in filters for part in ("--filter", one)]
         assert several("ps", *arguments, "--format", "{{.Names}}").split() == names.split()
 
-    @pytest.mark.parametrize("wrong", ["colour=red", "status=happy", "status", "exited=x", "name=[", "before=nosuch"])
+    @pytest.mark.parametrize("wrong", ["colour=red", "status=happy", "health=ill", "status", "exited=x", "name=[", "before=nosuch"])
     def test_wrong_filters(self, several: CommandLine, wrong: str) -> None:
         several("ps", "-f", wrong, code=1 if "=" in wrong else 125)
 
