@@ -182,6 +182,33 @@ def test_one_that_cannot_be_started_keeps_no_other(box: Machine, tmp_path: Path)
         assert boot(box) == ["broken"]
 
 
+def test_what_cannot_be_collected_is_said_after_the_rest(box: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(28, "No space left on device")
+
+    with box.running(BOX, *LOOP, name="a", restart_policy="always") as container:
+        power_cut(box, container)
+        monkeypatch.setattr(box.engine, "gc", fail)
+        first, last = box.engine.boot()
+        assert (first.container, first.error, last.container) == ("a", None, "")
+        assert "No space left on device" in str(last.error)
+        assert container.state().status == "running"
+
+
+def test_without_a_spawner(box: Machine) -> None:
+    """Monitors are made the slow way then, also from several threads."""
+    with ExitStack() as stack:
+        made = [stack.enter_context(box.running(BOX, *LOOP, name=name, restart_policy="always")) for name in ("one", "two", "three")]
+        power_cut(box, *made)
+        box.environment["BULLE_NO_SPAWNER"] = "1"
+        try:
+            assert boot(box) == ["one", "two", "three"]
+            assert box.command("system", "shutdown", "-t", "0").returncode == 0
+        finally:
+            del box.environment["BULLE_NO_SPAWNER"]
+        assert running(box) == set()
+
+
 def test_a_build_that_the_machine_interrupted_leaves_nothing(box: Machine) -> None:
     left = box.home / "containers" / ("e" * 64)
     left.mkdir()

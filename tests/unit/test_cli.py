@@ -20,7 +20,8 @@ import bulle.engine
 import bulle.monitor
 from bulle.cli import main
 from bulle.cli.verb import VerbGroup
-from bulle.errors import BulleError
+from bulle.engine.booting import Outcome
+from bulle.errors import BulleError, Unsupported
 from bulle.model.container import ContainerOptions, ContainerState, VolumeOption
 from bulle.model.lifecycle import Health
 from bulle.model.run_plan import ResourceLimit
@@ -536,6 +537,22 @@ class TestPs:
         assert cli("ps", "-a", "--format", "{{.Status}}") == "Exited (unknown) 5 seconds ago\n"
         assert cli("wait", "a") == "255\n"
         assert cli.err == "bulle: the exit code of a is unknown: it ended while nothing watched it\n"
+
+
+class TestBooting:
+    def test_what_failed_is_said_and_the_rest_is_named(self, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+        failed = (Outcome("a"), Outcome("b", Unsupported("limits of memory", "chroot")), Outcome("c"), Outcome("", BulleError("the rest", "why")))
+        monkeypatch.setattr(cli.engine, "boot", lambda: failed)
+        assert cli("system", "boot", code=1) == "a\nc\n"
+        assert cli.err == "bulle: container b: isolation level 'chroot' has no limits of memory\nbulle: the rest: why\n"
+
+    def test_shutdown(self, cli: CommandLine) -> None:
+        cli("run", "-d", "--name", "a", "img", "sleep")
+        cli("create", "--name", "b", "img", "sleep")
+        assert cli("system", "shutdown", "-t", "3") == "a\n"
+        assert cli.engine.containers.get("a").stopped_with == (3, "")
+        assert cli("system", "shutdown") == ""
+        cli("system", "shutdown", "-t", "soon", code=125)
 
 
 class TestImages:

@@ -10,7 +10,7 @@ import click
 from bulle.cli.option_types import Whole
 from bulle.cli.session import Session, warn_of, write
 from bulle.cli.verb import verb
-from bulle.errors import InvalidInput
+from bulle.errors import BulleError, InvalidInput
 
 if TYPE_CHECKING:
     from bulle.engine.booting import Outcome
@@ -33,9 +33,12 @@ def shutdown(session: Session, timeout: int | None) -> int:
 
 def _say(session: Session, outcomes: Sequence[Outcome]) -> int:
     def act(one: Outcome) -> str:
-        if one.error is not None:
-            raise type(one.error)(f"container {one.container}: {one.error.brief}", one.error.details, one.error.resolution)
-        return one.container
+        error = one.error
+        if error is None:
+            return one.container
+        if not one.container:
+            raise error
+        raise BulleError(f"container {one.container}: {error.brief}", error.details, error.resolution) from error
 
     return session.for_each(outcomes, act)
 

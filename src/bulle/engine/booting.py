@@ -34,20 +34,23 @@ _STOPS_AT_ONCE = 100  # each waits for its container most of the time
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one container, by its name: started or stopped, or why not."""
+    """What came of one container, by its name: started or stopped, or why not. Without a name it is about none."""
 
     container: str
     error: BulleError | None = None
 
 
 def boot(engine: Engine) -> tuple[Outcome, ...]:
-    """Record what ended with the machine, start what is to run, then collect what was left of the last boot; harmless to repeat.
+    """Record what ended with the machine, start what is to run, then remove what was left of the last boot; harmless to repeat.
 
-    Returns what was started, or was to be, oldest first; the collection's failure is raised once all that is done.
+    Returns what was started, or was to be, oldest first; a failure to remove comes last, without a container.
     """
     containers = sorted(engine.containers.list(all=True), key=lambda one: one.created_at_ns)
     outcomes = _each(engine, containers, _boot, _STARTS_AT_ONCE)
-    engine.gc()
+    try:
+        engine.gc()
+    except (BulleError, OSError) as error:
+        return (*outcomes, Outcome("", BulleError("what was left of the last boot could not be removed", str(error), "see `bulle doctor`")))
     return outcomes
 
 
