@@ -24,7 +24,7 @@ from bulle.model.lifecycle import End, Health
 from bulle.model.run_plan import Process, RunPlan
 from bulle.monitor import ends, supervisor
 from bulle.monitor.log_drivers import log_writer, open_log
-from bulle.monitor.state import read_state, write_state
+from bulle.monitor.state import current_state, read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_fifos
 from bulle.records.database import Database
 from bulle.records.events import publish_container
@@ -182,7 +182,8 @@ def take_lock(directory: str, patience_s: float = 0.0) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
-            if time.monotonic() >= deadline or read_state(directory).active:
+            # What runs on the disk alone is about to be recorded as ended, by a monitor that took over.
+            if time.monotonic() >= deadline or current_state(directory).active:
                 os.close(descriptor)
                 return -1
         time.sleep(0.002)
