@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bulle.engine.booting import Outcome as Booted
 from bulle.errors import CommandNotFound, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
 from bulle.model.reference import Reference
@@ -322,6 +323,15 @@ class FakeEngine:
 
     def version(self) -> dict[str, Any]:
         return {"Version": "0.1.0", "Kernel": "6.18"}
+
+    def boot(self) -> tuple[Booted, ...]:
+        return ()
+
+    def shutdown(self, timeout_s: int | None = None) -> tuple[Booted, ...]:
+        stopped = self.containers.list()
+        for one in stopped:
+            one.stop(timeout_s, verb="system shutdown")
+        return tuple(Booted(one.name) for one in stopped)
 
     def doctor(self) -> list[Finding]:
         return [Finding("user namespaces", True, "usable"), Finding("mmdebstrap", False, "not installed", "apt-get install mmdebstrap")]

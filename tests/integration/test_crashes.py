@@ -4,14 +4,17 @@ next command finds it as it is. Nothing is left once it is removed.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -233,6 +236,36 @@ def test_monitor_killed_during_a_start_leaves_nothing(place: Machine, level: Lev
     container.start()
     assert container.state().status == "running", container.state()
     container.remove(force=True)
+
+
+def test_start_while_an_end_is_recorded_waits_for_that(place: Machine, level: Level) -> None:
+    """Monitor and container were killed: another monitor, which this test stands for, holds the lock until it has written how that ended."""
+    with place.running(level) as container:
+        path = Path(container.directory, "state.json")
+        before = path.read_bytes()
+        container.stop(timeout_s=0)
+        after = path.read_bytes()
+        with open(f"{container.directory}/monitor.lock", "rb") as lock:
+            wait_for(lambda: try_lock(lock), "its monitor has gone")
+            path.write_bytes(before)
+
+            def recorded() -> None:
+                path.write_bytes(after)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+            timer = threading.Timer(0.4, recorded)
+            timer.start()
+            container.start()
+            timer.join()
+        assert container.state().status == "running"
+
+
+def try_lock(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -13,14 +13,17 @@ import time
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 import bulle.engine
 import bulle.monitor
 from bulle.cli import main
 from bulle.cli.verb import VerbGroup
-from bulle.errors import BulleError
+from bulle.engine.booting import Outcome
+from bulle.errors import BulleError, Unsupported
 from bulle.model.container import ContainerOptions, ContainerState, VolumeOption
+from bulle.model.lifecycle import Health
 from bulle.model.run_plan import ResourceLimit
 from bulle_testing import fake_engine
 from bulle_testing.fake_engine import FakeEngine
@@ -90,7 +93,7 @@ FLAGS = {
     "stop": "-t -s",
     "kill": "-s",
     "rm": "-f -v",
-    "ps": "-a -q -l -n --no-trunc --filter --format",
+    "ps": "-a -q -l -n -s --no-trunc --filter --format",
     "logs": "-f --tail -n --since --until -t --details",
     "exec": "-i -t -e --env-file -u -w -d --privileged",
     "inspect": "--type -f",
@@ -495,13 +498,19 @@ class TestPs:
             (["network=host", "status=created"], "third"),
             (["volume=/srv"], "second"),
             (["isolation=chroot"], ""),
+            (["health=healthy"], "second"),
+            (["health=healthy", "health=starting"], "second"),
+            (["health=unhealthy"], ""),
+            (["health=none", "status=created", "status=exited"], "third first"),
         ],
     )
     def test_filters(self, several: CommandLine, filters: list[str], names: str) -> None:
+        second = several.engine.containers.get("second")
+        second.now = msgspec.structs.replace(second.now, health=Health("healthy"))
         arguments = [part for one in filters for part in ("--filter", one)]
         assert several("ps", *arguments, "--format", "{{.Names}}").split() == names.split()
 
-    @pytest.mark.parametrize("wrong", ["colour=red", "status=happy", "status", "exited=x", "name=[", "before=nosuch"])
+    @pytest.mark.parametrize("wrong", ["colour=red", "status=happy", "health=ill", "status", "exited=x", "name=[", "before=nosuch"])
     def test_wrong_filters(self, several: CommandLine, wrong: str) -> None:
         several("ps", "-f", wrong, code=1 if "=" in wrong else 125)
 
@@ -528,6 +537,22 @@ class TestPs:
         assert cli("ps", "-a", "--format", "{{.Status}}") == "Exited (unknown) 5 seconds ago\n"
         assert cli("wait", "a") == "255\n"
         assert cli.err == "bulle: the exit code of a is unknown: it ended while nothing watched it\n"
+
+
+class TestBooting:
+    def test_what_failed_is_said_and_the_rest_is_named(self, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+        failed = (Outcome("a"), Outcome("b", Unsupported("limits of memory", "chroot")), Outcome("c"), Outcome("", BulleError("the rest", "why")))
+        monkeypatch.setattr(cli.engine, "boot", lambda: failed)
+        assert cli("system", "boot", code=1) == "a\nc\n"
+        assert cli.err == "bulle: container b: isolation level 'chroot' has no limits of memory\nbulle: the rest: why\n"
+
+    def test_shutdown(self, cli: CommandLine) -> None:
+        cli("run", "-d", "--name", "a", "img", "sleep")
+        cli("create", "--name", "b", "img", "sleep")
+        assert cli("system", "shutdown", "-t", "3") == "a\n"
+        assert cli.engine.containers.get("a").stopped_with == (3, "")
+        assert cli("system", "shutdown") == ""
+        cli("system", "shutdown", "-t", "soon", code=125)
 
 
 class TestImages:

@@ -17,9 +17,10 @@ from bulle.model.reference import Reference
 if TYPE_CHECKING:
     from bulle.engine import Container, Engine, Image
 
-CONTAINER_KEYS = ("ancestor", "before", "exited", "id", "isolation", "label", "name", "network", "since", "status", "volume")
+CONTAINER_KEYS = ("ancestor", "before", "exited", "health", "id", "isolation", "label", "name", "network", "since", "status", "volume")
 IMAGE_KEYS = ("before", "dangling", "label", "reference", "since", "until")
 _STATUSES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
+_HEALTH = ("starting", "healthy", "unhealthy", "none")
 
 
 def parse(texts: Sequence[str], keys: Sequence[str]) -> dict[str, list[str]]:
@@ -87,9 +88,11 @@ def _has_ancestor(engine: Engine, names: Sequence[str]) -> Callable[[Container],
 
 
 def _simple_test(key: str, values: Sequence[str]) -> Callable[[Container], bool]:
+    if key == "health":
+        _check_words(key, values, _HEALTH)
+        return lambda container: _health(container) in values
     if key == "status":
-        if unknown := [one for one in values if one not in _STATUSES]:
-            raise InvalidInput(f"invalid filter 'status={unknown[0]}'", "", f"it is one of {', '.join(_STATUSES)}")
+        _check_words(key, values, _STATUSES)
         return lambda container: container.state().status in values
     if key == "exited":
         try:
@@ -110,6 +113,17 @@ def _simple_test(key: str, values: Sequence[str]) -> Callable[[Container], bool]
     if key == "isolation":
         return lambda container: container.plan.isolation in values
     return lambda container: any(path in values for one in container.options.volumes for path in (one.host_path, one.container_path))
+
+
+def _check_words(key: str, values: Sequence[str], words: Sequence[str]) -> None:
+    if unknown := [one for one in values if one not in words]:
+        raise InvalidInput(f"invalid filter '{key}={unknown[0]}'", "", f"it is one of {', '.join(words)}")
+
+
+def _health(container: Container) -> str:
+    """Of one that does not run the last that was known."""
+    health = container.state().health
+    return health.status if health is not None else "none"
 
 
 def glob(pattern: str) -> re.Pattern[str]:

@@ -127,7 +127,18 @@ manifest = VerbGroup(
     },
     hidden=("list",),
 )
-system = VerbGroup("system", help="Manage Bulle.", verbs={**SYSTEM_VERBS, "df": "usage:disk_usage", "prune": "cleaning:prune_system"})
+system = VerbGroup(
+    "system",
+    help="Manage Bulle.",
+    verbs={
+        **SYSTEM_VERBS,
+        "boot": "booting:boot",
+        "df": "usage:disk_usage",
+        "install": "booting:install",
+        "prune": "cleaning:prune_system",
+        "shutdown": "booting:shutdown",
+    },
+)
 builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)
 
 

@@ -15,6 +15,7 @@ from bulle.engine import evidence, removal
 from bulle.engine.starting import Order
 from bulle.errors import BulleError
 from bulle.isolation.driver import Driver
+from bulle.linux import process
 from bulle.model.lifecycle import End
 from bulle.monitor import ends, restart, supervisor
 from bulle.monitor.frames import event
@@ -67,9 +68,9 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
     driver.clean_up(plan)
     state = read_state(directory)
     now_ns = time.time_ns()
-    code = error.exit_code if error else supervisor.exit_code(status)
-    intent = ends.read_intent(directory)
+    code, intent = error.exit_code if error else supervisor.exit_code(status), ends.read_intent(directory)
     ender = watch.ender if watch is not None else None
+    went_down = error is None and state.boot_id != process.boot_id()
     if ender is not None and ender.again and intent is None:
         delay_s: float | None = 0.0
     else:
@@ -79,7 +80,8 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
             restarts=state.restart_count,
             ran_s=0 if error else (now_ns - state.started_at_ns) / 1e9,
             last_delay_s=state.restart_delay_s,
-            wanted=intent is not None or (ender is not None and ender.final),
+            # What went down with the machine `system boot` starts again, and not whoever looks first.
+            wanted=intent is not None or went_down or (ender is not None and ender.final),
         )
     end = End(
         status,
@@ -92,7 +94,7 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
         error=str(error) if error else "",
         again_in_s=delay_s,
     )
-    if code != 0 and intent is None and error is None:
+    if code != 0 and intent is None and error is None and not went_down:
         end = msgspec.structs.replace(
             end,
             last_words=evidence.last_words(directory),

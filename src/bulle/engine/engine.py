@@ -19,6 +19,7 @@ from bulle.records.database import Database
 from bulle.store import Store
 
 if TYPE_CHECKING:
+    from bulle.engine.booting import Outcome
     from bulle.engine.events import Events, Filters
     from bulle.engine.pruning import Pruned
     from bulle.engine.usage import Usage
@@ -80,6 +81,18 @@ class Engine:
         from bulle.engine.events import Events
 
         return Events(self.home, since_ns=since_ns, until_ns=until_ns, follow=follow, filters=filters)
+
+    def boot(self) -> tuple[Outcome, ...]:
+        """After a reboot: start what restart policies want to run, and clean up; says what was started, and what could not be."""
+        from bulle.engine.booting import boot
+
+        return boot(self)
+
+    def shutdown(self, timeout_s: int | None = None) -> tuple[Outcome, ...]:
+        """Stop all containers that run, at once, for :meth:`boot` to start again; each has its own time to end, or ``timeout_s`` (-1: for ever)."""
+        from bulle.engine.booting import shutdown
+
+        return shutdown(self, timeout_s)
 
     def prune_build_cache(self, *, every: bool = False, until_ns: int = 0) -> Pruned:
         """Forget steps of builds that no image needs, or with ``every`` all; with ``until_ns`` only those not used since."""

@@ -24,7 +24,7 @@ from bulle.model.lifecycle import End, Health
 from bulle.model.run_plan import Process, RunPlan
 from bulle.monitor import ends, supervisor
 from bulle.monitor.log_drivers import log_writer, open_log
-from bulle.monitor.state import read_state, write_state
+from bulle.monitor.state import current_state, read_state, write_state
 from bulle.monitor.stdio import Streams, close_stdio, make_fifos
 from bulle.records.database import Database
 from bulle.records.events import publish_container
@@ -153,6 +153,8 @@ def _start_failed(order: Order, driver: Driver, error: BulleError, again: bool) 
 
 def kept_status_of(home: str, state: ContainerState) -> int:
     """The wait status of a workload that was not ours to reap: of the zombie that nobody has reaped yet, else what the spawner kept; or -1."""
+    if state.boot_id != process.boot_id():
+        return -1  # another process may have its pid by now
     status = process.zombie_status(state.pid, state.pid_start_ticks)
     return status if status >= 0 else orphan_status(home, state.pid, state.started_at_ns)
 
@@ -180,7 +182,8 @@ def take_lock(directory: str, patience_s: float = 0.0) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
-            if time.monotonic() >= deadline or read_state(directory).active:
+            # What runs on the disk alone is about to be recorded as ended, by a monitor that took over.
+            if time.monotonic() >= deadline or current_state(directory).active:
                 os.close(descriptor)
                 return -1
         time.sleep(0.002)
