@@ -218,7 +218,7 @@ def test_no_groups_at_all_is_nothing_to_say_unless_a_limit_was_asked_for(tmp_pat
 
 
 def test_a_container_whose_processes_stand_in_the_root_cannot_limit(v2: Path) -> None:
-    assert layout_v2(v2).available().controllers == {"memory", "cpu", "cpuset", "pids", "freezer"}
+    assert layout_v2(v2).available().controllers == {"memory", "cpu", "cpuset", "pids", "io", "freezer"}
     make_files(v2, cgroup__type="domain", cgroup__procs="1\n")
     assert "processes stand in" in layout_v2(v2).available().reason
     make_files(v2, cgroup__subtree_control="cpuset cpu io memory pids")
