@@ -134,6 +134,7 @@ class Container:
     signals: list[int] = field(default_factory=list)
     entries: list[LogEntry] = field(default_factory=list)
     orphaned: bool = False
+    paused: bool = False
     notes: tuple[str, ...] = ()
     stopped_with: tuple[int | None, str] | None = None
 
@@ -170,6 +171,17 @@ class Container:
         if self.now.status != "running":
             raise Conflict(f"cannot kill container {self.name}", "it is not running")
         self.signals.append(_number(signal))
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def unpause(self) -> None:
+        if not self.paused:
+            raise Conflict(f"container {self.name} is not paused")
+        self.paused = False
+
+    def is_paused(self) -> bool:
+        return self.paused
 
     def remove(self, *, force: bool = False) -> None:
         if self.now.status == "running" and not force:

@@ -47,6 +47,12 @@ def shows_stopped(filters: Mapping[str, list[str]]) -> bool:
     return "exited" in filters or any(one != "running" for one in filters.get("status", ()))
 
 
+def shown_status(container: Container) -> str:
+    """Its state in one word of Docker's."""
+    status = container.state().status
+    return "paused" if status == "running" and container.is_paused() else status
+
+
 def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
@@ -90,7 +96,7 @@ def _simple_test(key: str, values: Sequence[str]) -> Callable[[Container], bool]
     if key == "status":
         if unknown := [one for one in values if one not in _STATUSES]:
             raise InvalidInput(f"invalid filter 'status={unknown[0]}'", "", f"it is one of {', '.join(_STATUSES)}")
-        return lambda container: container.state().status in values
+        return lambda container: shown_status(container) in values
     if key == "exited":
         try:
             codes = {int(one) for one in values}

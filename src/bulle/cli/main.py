@@ -41,6 +41,7 @@ CONTAINER_VERBS = {
     "export": "copying:export",
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
+    "pause": "pausing:pause",
     "rename": "renaming:rename",
     "restart": "restarting:restart",
     "rm": "lifecycle:remove",
@@ -48,6 +49,7 @@ CONTAINER_VERBS = {
     "start": "lifecycle:start",
     "stop": "lifecycle:stop",
     "top": "processes:top",
+    "unpause": "pausing:unpause",
     "wait": "lifecycle:wait",
     "why": "why:why",
 }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import names, planning, removal, supervisor
+from bulle.engine import names, pausing, planning, removal, supervisor
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
@@ -99,6 +99,9 @@ class Container:
         closed. ``secrets`` are more variables of its environment, which are written down nowhere.
         """
         attachment = self._connect(attach, stdin)
+        if attachment is not None and self.is_paused():
+            attachment.close()
+            pausing.refuse_paused(self._home, self.plan, self.name, "start")
         if attachment is None and current_state(self.directory).status == "restarting":
             if attach:
                 raise Conflict(f"container {self.name} is restarting", "its monitor waits before it starts it again", "wait until it runs")
@@ -136,6 +139,9 @@ class Container:
         if attachment is None:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         if output or stdin:
+            if self.is_paused():
+                attachment.close()
+                pausing.refuse_paused(self._home, self.plan, self.name, "attach")
             publish_container(self.directory, "attach")
         return attachment
 
@@ -190,6 +196,18 @@ class Container:
         self.start()
         publish_container(self.directory, "restart")
 
+    def pause(self) -> None:
+        """Stop every process of it where it stands. Raises Conflict unless it runs, Unsupported where that cannot be done."""
+        pausing.pause(self._home, self)
+
+    def unpause(self) -> None:
+        """Let it go on; Conflict where it is not paused."""
+        pausing.unpause(self._home, self)
+
+    def is_paused(self) -> bool:
+        """Whether it was told to stand still."""
+        return pausing.is_paused(self._home, self.plan)
+
     def rename(self, name: str) -> None:
         """Give it another name, also while it runs; its host name stays. Raises InvalidInput, Conflict, NotFound."""
         names.check(name)
@@ -235,6 +253,7 @@ class Container:
             raise Conflict(f"container {self.name} is not running", "it has just ended", "") from error
         finally:
             os.close(pidfd)
+        pausing.resume(self._home, self.plan)  # a signal wakes nobody who stands still
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it and all it wrote; a running one only by ``force``."""
@@ -263,6 +282,7 @@ class Container:
         state = self.state()
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        pausing.refuse_paused(self._home, self.plan, self.name, "exec")
         if not options.command:
             raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
         wanted = planning.exec_process(self.plan, options)
@@ -298,7 +318,7 @@ class Container:
 
     def inspect(self, *, sizes: bool = False) -> dict[str, object]:
         """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
-        document = container_document(self.record, self.state())
+        document = container_document(self.record, self.state(), paused=self.is_paused())
         if sizes:
             from bulle.engine.usage import container_sizes
 

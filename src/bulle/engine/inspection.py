@@ -14,7 +14,7 @@ _NEVER = "0001-01-01T00:00:00Z"
 UNKNOWN_EXIT_CODE = 255
 
 
-def container_document(record: ContainerRecord, state: ContainerState) -> dict[str, object]:
+def container_document(record: ContainerRecord, state: ContainerState, *, paused: bool = False) -> dict[str, object]:
     """Docker's document of a container; ``HostConfig.Isolation`` and ``State.Isolation`` say which level was asked for and obtained."""
     plan, options = record.plan, record.options
     return {
@@ -22,7 +22,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
         "Created": timestamp(record.created_at_ns),
         "Path": plan.process.arguments[0],
         "Args": list(plan.process.arguments[1:]),
-        "State": _state(state),
+        "State": _state(state, paused and state.status == "running"),
         "Image": record.image_id,
         "ResolvConfPath": f"{plan.state_host_path}/resolv.conf",
         "HostnamePath": f"{plan.state_host_path}/hostname",
@@ -90,12 +90,12 @@ def image_document(image: Image) -> dict[str, object]:
     }
 
 
-def _state(state: ContainerState) -> dict[str, object]:
+def _state(state: ContainerState, paused: bool) -> dict[str, object]:
     code = UNKNOWN_EXIT_CODE if state.exit_code < 0 else state.exit_code
     return {
-        "Status": state.status,
+        "Status": "paused" if paused else state.status,
         "Running": state.active,
-        "Paused": False,
+        "Paused": paused,
         "Restarting": state.status == "restarting",
         "OOMKilled": state.out_of_memory,
         "Dead": state.status == "dead",

@@ -217,6 +217,10 @@ class ControlGroup:
         made = machine.extend(self.container_id, controllers, self._directories)
         self._directories.update(made)
         self.gather(find, made)
+        if not self.processes():
+            for directory in made.values():  # nobody would remove them
+                kernel.remove(directory, 0)
+            raise BulleError("the container is not running", "it has just ended", "")
 
     def gather(self, find: Callable[[], list[int]], directories: dict[str, str] | None = None) -> None:
         """Bring in the processes that ``find`` tells and that are not there, until it tells no other."""

@@ -1,0 +1,183 @@
+"""Pausing, measuring and changing the limits of running containers, the same at every isolation level."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bulle
+from bulle.errors import Conflict, Unsupported
+from bulle.isolation.driver import Feature
+from bulle_testing.running import Level, Machine, follow, machine, usable, wait_for
+
+COUNTS = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
+
+
+@pytest.fixture(scope="module")
+def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
+    with machine(run_directory, "resources") as place:
+        place.engine.images.load(busybox_image)
+        yield place
+
+
+def count(container: bulle.Container) -> int:
+    return sum(1 for _ in container.logs())
+
+
+def cannot_pause(place: Machine, level: Level) -> bool:
+    """Whether the level lacks it here; then it must say so."""
+    if Feature.PAUSE in usable(level, place.home):
+        return False
+    with place.running(level) as container, pytest.raises(Unsupported, match="has no way to pause its processes"):
+        container.pause()
+    return True
+
+
+def actions(place: Machine, container: bulle.Container) -> list[str]:
+    done = place.command("events", "--since=0", "--until=0s", "--filter", f"container={container.id}", "--format", "{{.Action}}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")
+
+
+# Pause
+
+
+def test_paused_stands_still_and_goes_on(place: Machine, level: Level) -> None:
+    if cannot_pause(place, level):
+        return
+    with place.running(level, "sh", "-c", COUNTS) as container:
+        wait_for(lambda: count(container) > 3, "it counts")
+        assert not container.is_paused()
+        done = place.command("pause", container.name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{container.name}\n", "")
+        assert container.is_paused()
+        time.sleep(0.1)
+        stood = count(container)
+        time.sleep(0.3)
+        assert count(container) == stood
+        state = container.inspect()["State"]
+        assert isinstance(state, dict)
+        assert (state["Status"], state["Paused"], state["Running"]) == ("paused", True, True)
+        shown = place.command("ps", "--filter", "status=paused", "--format", "{{.Names}} {{.State}} {{.Status}}").stdout
+        assert shown.startswith(f"{container.name} paused Up ") and shown.endswith(" (Paused)\n")
+        assert place.command("ps", "-q", "--filter", "status=running").stdout == ""
+        assert json.loads(place.command("info", "--format", "json").stdout)["ContainersPaused"] == 1
+        done = place.command("unpause", container.name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{container.name}\n", "")
+        wait_for(lambda: count(container) > stood + 3, "it counts again")
+        assert not container.is_paused()
+        assert container.inspect()["State"]["Status"] == "running"  # type: ignore[index]
+        assert [one for one in actions(place, container) if "pause" in one] == ["pause", "unpause"]
+
+
+def test_pause_of_what_cannot_be_paused(place: Machine, level: Level) -> None:
+    if cannot_pause(place, level):
+        return
+    container = place.create(level, "sleep", "1000")
+    try:
+        for verb, why in (("pause", "is not running"), ("unpause", "is not paused")):
+            done = place.command(verb, container.name)
+            assert (done.returncode, done.stdout) == (1, "") and why in done.stderr, done.stderr
+        container.start()
+        container.pause()
+        with pytest.raises(Conflict, match="already paused"):
+            container.pause()
+    finally:
+        container.remove(force=True)
+
+
+def test_every_process_stands_still(place: Machine, level: Level) -> None:
+    """Also those that were executed beside the first, and those that they forked."""
+    if cannot_pause(place, level):
+        return
+    with place.running(level) as container:
+        beside = container.execute(bulle.ExecOptions(command=("sh", "-c", f"({COUNTS}) & wait")))
+        assert beside is not None
+        try:
+            follow(beside, until=b"3\n")
+            container.pause()
+            pids = [int(row[0]) for row in container.top(("-o", "pid,comm"))[1]]
+            assert len(pids) >= 3
+            used = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids]
+            switches = [Path(f"/proc/{pid}/status").read_text().partition("ctxt")[2] for pid in pids]
+            time.sleep(0.2)
+            assert [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids] == used
+            assert [Path(f"/proc/{pid}/status").read_text().partition("ctxt")[2] for pid in pids] == switches
+        finally:
+            container.remove(force=True)
+            beside.close()
+
+
+@pytest.mark.parametrize("verb", [("stop", "-t", "20"), ("kill",), ("kill", "-s", "TERM"), ("rm", "-f"), ("restart", "-t", "20")])
+def test_a_paused_one_can_be_ended(place: Machine, level: Level, verb: tuple[str, ...]) -> None:
+    if cannot_pause(place, level):
+        return
+    with place.running(level, "sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done") as container:
+        wait_for(lambda: count(container) == 1, "it is ready")
+        container.pause()
+        began = time.monotonic()
+        done = place.command(*verb, container.name)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert time.monotonic() - began < 10
+        if verb[0] == "restart":
+            assert container.state().status == "running" and not container.is_paused()
+        elif verb[0] != "rm":
+            wait_for(lambda: container.state().status == "exited", "its end")
+            assert container.state().exit_code == (137 if verb == ("kill",) else 5)
+            assert not container.is_paused()
+
+
+def test_what_a_paused_one_refuses(place: Machine, level: Level) -> None:
+    if cannot_pause(place, level):
+        return
+    with place.running(level) as container:
+        container.pause()
+        for line in (("exec", container.name, "true"), ("start", container.name), ("attach", container.name), ("start", "-a", container.name)):
+            done = place.command(*line)
+            assert (done.returncode, done.stdout) == (1, ""), (line, done.stderr)
+            assert f"container {container.name} is paused" in done.stderr and "bulle unpause" in done.stderr
+        assert place.command("top", container.name).returncode == 0
+        container.unpause()
+        assert place.execute(container, "echo", "well").stdout == b"well\n"
+
+
+def test_limits_of_time_while_it_is_paused(place: Machine, level: Level) -> None:
+    """Who was told to do nothing is not idle; the end of its time comes all the same."""
+    if cannot_pause(place, level):
+        return
+    with place.running(level, "sleep", "1000", idle_timeout_s=0.5) as container:
+        container.pause()
+        time.sleep(1.2)
+        assert container.is_paused() and container.state().status == "running"
+    with place.running(level, "sleep", "1000", timeout_s=0.7, stop_timeout_s=1) as container:
+        container.pause()
+        wait_for(lambda: container.state().status == "exited", "the end of its time")
+
+
+def test_health_is_not_asked_for_while_it_is_paused(place: Machine, level: Level) -> None:
+    if cannot_pause(place, level):
+        return
+    check = {"health_command": "true", "health_interval_ns": 50_000_000, "health_timeout_ns": 200_000_000, "health_retries": 1}
+    with place.running(level, **check) as container:
+        wait_for(lambda: (health := container.state().health) is not None and health.status == "healthy", "healthy")
+        container.pause()
+        time.sleep(0.6)
+        health = container.state().health
+        assert health is not None and health.status == "healthy"
+
+
+def test_commit_leaves_a_paused_one_paused(place: Machine, level: Level) -> None:
+    if cannot_pause(place, level):
+        return
+    with place.running(level) as container:
+        assert place.command("commit", container.name).returncode == 0
+        assert not container.is_paused()
+        container.pause()
+        made = place.command("commit", container.name)
+        assert (made.returncode, made.stderr) == (0, "")
+        assert container.is_paused()
+        place.command("rmi", "-f", made.stdout.strip())
