@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bulle.engine import Container, Engine, Image
+    from bulle.engine.measuring import ContainerStatistics
     from bulle.engine.running import CompletedRun, run
     from bulle.engine.sandbox import Sandbox, SandboxRun, sandbox
     from bulle.engine.sandbox_pool import SandboxPool
@@ -36,6 +37,7 @@ _HOMES = {
     "Container": "bulle.engine",
     "ContainerOptions": "bulle.model.container",
     "ContainerState": "bulle.model.container",
+    "ContainerStatistics": "bulle.engine.measuring",
     "Engine": "bulle.engine",
     "ExecOptions": "bulle.model.container",
     "Image": "bulle.engine",
@@ -58,6 +60,7 @@ __all__ = [
     "Container",
     "ContainerOptions",
     "ContainerState",
+    "ContainerStatistics",
     "Engine",
     "ExecOptions",
     "Image",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import bulle
 from bulle.errors import Conflict, Unsupported
 from bulle.isolation.driver import Feature
-from bulle_testing.running import Level, Machine, follow, machine, usable, wait_for
+from bulle_testing.running import Level, Machine, Terminal, follow, machine, usable, wait_for
 
 COUNTS = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
 
@@ -181,3 +182,98 @@ def test_commit_leaves_a_paused_one_paused(place: Machine, level: Level) -> None
         assert (made.returncode, made.stderr) == (0, "")
         assert container.is_paused()
         place.command("rmi", "-f", made.stdout.strip())
+
+
+# Stats
+
+
+def stats(place: Machine, *arguments: str) -> list[dict[str, str]]:
+    done = place.command("stats", "--no-stream", "--format", "json", *arguments)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_who_works_and_who_waits(place: Machine, level: Level) -> None:
+    with (
+        place.running(level, "sh", "-c", "while :; do :; done", name="works") as works,
+        place.running(level, name="waits") as waits,
+    ):
+        busy, idle = works.stats(0.5), waits.stats(0.2)
+        assert 15 < busy.cpu_percent < 130, busy
+        assert idle.cpu_percent < 15, idle
+        assert works.stats(0.05).cpu_ns > busy.cpu_ns
+        assert (idle.id, idle.name) == (waits.id, "waits")
+        assert 1 <= idle.pids < 5
+        assert 0 < idle.memory_bytes < 1 << 30
+        assert idle.memory_limit_bytes > 1 << 28
+        together = {one.name: one for one in place.engine.containers.stats()}
+        assert together.keys() == {"works", "waits"} and together["works"].cpu_percent > together["waits"].cpu_percent
+
+
+def test_memory_and_processes_are_counted(place: Machine, level: Level) -> None:
+    """With a control group that counts them, and without."""
+    script = "for i in 1 2 3; do sleep 1000 & done; head -c 50m /dev/zero | tail -c 50m | sleep 1000"
+    options = [{}]
+    if Feature.MEMORY_LIMIT in usable(level, place.home):
+        options.append({"memory_bytes": 512 << 20, "pids_limit": 100})
+    for limits in options:
+        with place.running(level, "sh", "-c", script, **limits) as container:
+            wait_for(lambda: (one := container.stats(0)).memory_bytes > 40 << 20 and one.pids >= 6, "all of them")
+            used = container.stats(0)
+            assert used.memory_bytes < 300 << 20 and used.pids < 12, used
+            if limits:
+                assert used.memory_limit_bytes == 512 << 20
+
+
+def test_stats_of_the_command_line(place: Machine, level: Level) -> None:
+    with place.running(level, name="counted") as container:
+        done = place.command("stats", "--no-stream")
+        assert (done.returncode, done.stderr) == (0, "")
+        heading, line = done.stdout.splitlines()
+        assert heading.split("  ")[0] == "CONTAINER ID" and heading.split()[-4:] == ["I/O", "BLOCK", "I/O", "PIDS"]
+        assert line.split()[:2] == [container.id[:12], "counted"]
+        (one,) = stats(place)
+        assert one.keys() == {"BlockIO", "CPUPerc", "Container", "ID", "MemPerc", "MemUsage", "Name", "NetIO", "PIDs"}
+        assert one["ID"] == one["Container"] == container.id[:12] and one["CPUPerc"].endswith("%") and " / " in one["MemUsage"]
+        assert stats(place, "--no-trunc", "counted")[0]["ID"] == container.id
+        assert stats(place, "counted")[0]["Container"] == "counted"
+        assert place.command("stats", "--no-stream", "--format", "{{.Name}}: {{.PIDs}}").stdout == "counted: 1\n"
+        container.kill()
+        assert stats(place) == []
+        (one,) = stats(place, "--all")
+        assert (one["CPUPerc"], one["MemUsage"], one["PIDs"]) == ("0.00%", "0B / 0B", "0")
+    done = place.command("stats", "--no-stream", "counted")
+    assert done.returncode == 1 and "no such container: counted" in done.stderr
+
+
+def test_stats_go_on_until_they_are_interrupted(place: Machine, level: Level) -> None:
+    with place.running(level, name="first"):
+        terminal = Terminal(place, "stats")
+        try:
+            terminal.expect("first")
+            terminal.expect("first")
+            with place.running(level, name="second"):
+                terminal.expect("second")
+            terminal.type(b"\x03")
+            assert terminal.wait() == 130
+        finally:
+            terminal.close()
+
+
+def test_stats_end_with_what_was_asked_for(place: Machine, level: Level) -> None:
+    with place.running(level, name="asked") as container:
+        watching = place.start_command("stats", "--format", "{{.Name}}", "asked", stdout=subprocess.PIPE)
+        try:
+            assert watching.stdout is not None and watching.stdout.readline() == b"asked\n"
+            container.remove(force=True)
+            assert watching.wait(20) == 0
+        finally:
+            watching.kill()
+            watching.wait()
+            watching.stdout.close()
+
+
+def test_network_is_the_containers_own(place: Machine, level: Level) -> None:
+    with place.running(level) as container:
+        used = container.stats(0)
+        assert (used.network_received_bytes, used.network_sent_bytes) == (0, 0)

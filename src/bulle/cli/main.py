@@ -47,6 +47,7 @@ CONTAINER_VERBS = {
     "rm": "lifecycle:remove",
     "run": "running:run",
     "start": "lifecycle:start",
+    "stats": "statistics:stats",
     "stop": "lifecycle:stop",
     "top": "processes:top",
     "unpause": "pausing:unpause",

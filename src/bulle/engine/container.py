@@ -37,6 +37,7 @@ from bulle.spawner import child, client
 
 if TYPE_CHECKING:
     from bulle.engine.copying import ContainerFiles
+    from bulle.engine.measuring import ContainerStatistics
     from bulle.engine.waiting import Condition
     from bulle.engine.why import Explanation
 
@@ -309,6 +310,12 @@ class Container:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         publish_container(self.directory, "top")
         return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
+
+    def stats(self, interval_s: float = 0.25) -> ContainerStatistics:
+        """What it uses, its share of processors over ``interval_s``; all 0 where it does not run."""
+        from bulle.engine.measuring import measure
+
+        return measure(self._home, [self], interval_s)[0]
 
     def why(self) -> list[Explanation]:
         """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
