@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bulle.engine.sandbox import Sandbox, SandboxRun, sandbox
     from bulle.engine.sandbox_pool import SandboxPool
     from bulle.errors import BulleError
-    from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, VolumeOption
-    from bulle.model.run_plan import ResourceLimit, RunPlan
+    from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges, VolumeOption
+    from bulle.model.run_plan import DeviceLimit, ResourceLimit, RunPlan
     from bulle.monitor import Attachment, LogEntry, Outcome
 
 _HOMES = {
@@ -38,9 +38,11 @@ _HOMES = {
     "ContainerOptions": "bulle.model.container",
     "ContainerState": "bulle.model.container",
     "ContainerStatistics": "bulle.engine.measuring",
+    "DeviceLimit": "bulle.model.run_plan",
     "Engine": "bulle.engine",
     "ExecOptions": "bulle.model.container",
     "Image": "bulle.engine",
+    "LimitChanges": "bulle.model.container",
     "LogEntry": "bulle.monitor",
     "Outcome": "bulle.monitor",
     "ResourceLimit": "bulle.model.run_plan",
@@ -61,9 +63,11 @@ __all__ = [
     "ContainerOptions",
     "ContainerState",
     "ContainerStatistics",
+    "DeviceLimit",
     "Engine",
     "ExecOptions",
     "Image",
+    "LimitChanges",
     "LogEntry",
     "Outcome",
     "ResourceLimit",

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bulle.errors import CommandNotFound, Conflict, InvalidInput, NotFound
-from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
+from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.reference import Reference
 from bulle.model.run_plan import Network, Process, RootFilesystem, RunPlan
 from bulle.monitor.log_reading import Choice
@@ -134,6 +134,7 @@ class Container:
     signals: list[int] = field(default_factory=list)
     entries: list[LogEntry] = field(default_factory=list)
     orphaned: bool = False
+    changes: LimitChanges | None = None
     paused: bool = False
     notes: tuple[str, ...] = ()
     stopped_with: tuple[int | None, str] | None = None
@@ -171,6 +172,9 @@ class Container:
         if self.now.status != "running":
             raise Conflict(f"cannot kill container {self.name}", "it is not running")
         self.signals.append(_number(signal))
+
+    def update(self, changes: LimitChanges) -> None:
+        self.changes = changes
 
     def pause(self) -> None:
         self.paused = True

@@ -51,6 +51,7 @@ CONTAINER_VERBS = {
     "stop": "lifecycle:stop",
     "top": "processes:top",
     "unpause": "pausing:unpause",
+    "update": "updating:update",
     "wait": "lifecycle:wait",
     "why": "why:why",
 }

@@ -25,7 +25,7 @@ from bulle.engine.starting import Order
 from bulle.engine.watching import needs_watching
 from bulle.errors import BulleError, Conflict, InvalidInput
 from bulle.linux import process
-from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
+from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
 from bulle.monitor.log_reading import Choice
@@ -208,6 +208,12 @@ class Container:
     def is_paused(self) -> bool:
         """Whether it was told to stand still."""
         return pausing.is_paused(self._home, self.plan)
+
+    def update(self, changes: LimitChanges) -> None:
+        """Change limits and restart policy, at once where it runs: all that is given, or nothing. ``notes`` say what was weaker than asked."""
+        from bulle.engine.updating import update
+
+        self.record, self.notes = update(self._home, self._database, self, changes)
 
     def rename(self, name: str) -> None:
         """Give it another name, also while it runs; its host name stays. Raises InvalidInput, Conflict, NotFound."""

@@ -6,6 +6,7 @@ from bulle.engine.lifecycle import restart_policy
 from bulle.model.container import ContainerState
 from bulle.model.lifecycle import Health, HealthCheck
 from bulle.model.reference import Reference
+from bulle.model.run_plan import Resources
 from bulle.monitor.logs import LOG_FILE, timestamp
 from bulle.records.containers import ContainerRecord
 from bulle.store import Image
@@ -133,6 +134,10 @@ def _health_check(check: HealthCheck) -> dict[str, object]:
     }
 
 
+def _device_limits(resources: Resources, kind: str, name: str) -> list[dict[str, object]] | None:
+    return [{"Path": limit.host_path, name: limit.value} for limit in resources.device_limits if limit.kind == kind] or None
+
+
 def _host_config(record: ContainerRecord) -> dict[str, object]:
     plan, options = record.plan, record.options
     resources, security, policy = plan.resources, plan.security, restart_policy(options.restart_policy)
@@ -167,6 +172,18 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
         "NanoCpus": resources.nano_cpus,
         "CpuShares": resources.cpu_shares,
         "CpusetCpus": resources.cpuset_cpus,
+        "CpusetMems": resources.cpuset_mems,
+        "CpuQuota": resources.cpu_quota_us,
+        "CpuPeriod": resources.cpu_period_us,
+        "MemoryReservation": resources.memory_reservation_bytes,
+        "MemorySwappiness": resources.memory_swappiness,
+        "OomKillDisable": resources.oom_kill_disable,
+        "BlkioWeight": resources.blkio_weight,
+        "BlkioWeightDevice": _device_limits(resources, "weight", "Weight"),
+        "BlkioDeviceReadBps": _device_limits(resources, "read_bps", "Rate"),
+        "BlkioDeviceWriteBps": _device_limits(resources, "write_bps", "Rate"),
+        "BlkioDeviceReadIOps": _device_limits(resources, "read_iops", "Rate"),
+        "BlkioDeviceWriteIOps": _device_limits(resources, "write_iops", "Rate"),
         "IpcMode": "private" if plan.isolation == "container" else "host",
         "PidMode": "",
         "UTSMode": "",

@@ -106,12 +106,12 @@ class LayoutV1(Layout):
                 kernel.write(base, name, kernel.read(mount, name))
         return base
 
-    def _fill_cpuset(self, directory: str, names: tuple[str, ...]) -> None:
+    def _fill_cpuset(self, directory: str) -> None:
         """What the base has: nobody can enter an empty cpuset."""
         base = directory.rpartition("/")[0]
         if not kernel.read(base, "cpuset.mems"):
             self._base("cpuset")
-        for name in names:
+        for name in ("cpuset.cpus", "cpuset.mems"):
             kernel.write(directory, name, kernel.read(base, name))
 
     def directories(self, container_id: str) -> dict[str, str]:
@@ -150,8 +150,7 @@ class LayoutV1(Layout):
                 _make_directory(directory, functools.partial(self._base, controller))
                 made[controller] = directory
                 if controller == "cpuset":
-                    # Its processors are the limit where one was asked for.
-                    self._fill_cpuset(directory, ("cpuset.mems",) if controller in wanted else ("cpuset.cpus", "cpuset.mems"))
+                    self._fill_cpuset(directory)  # a limit may be on processors, on memory or on both
             except OSError:
                 if controller in wanted:
                     raise
@@ -164,8 +163,6 @@ class LayoutV1(Layout):
         missing = {name for name in controllers if name not in directories and name in self._mounts}
         try:
             self._make_groups(container_id, missing, frozenset(), made)
-            if "cpuset" in made:  # so that processes may enter before the limit is written
-                self._fill_cpuset(made["cpuset"], ("cpuset.cpus", "cpuset.mems"))
         except OSError:
             for directory in made.values():
                 kernel.remove(directory, 0)

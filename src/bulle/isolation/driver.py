@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from bulle.errors import Unavailable, Unsupported
 from bulle.isolation.statistics import Statistics
-from bulle.model.run_plan import Process, RunPlan
+from bulle.model.run_plan import Process, Resources, RunPlan
 
 
 class Feature(enum.Enum):
@@ -152,11 +152,21 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.VOLUMES, any(mount.kind == "bind" for mount in plan.mounts)),
         (Feature.TMPFS, any(mount.kind == "tmpfs" for mount in plan.mounts)),
         (Feature.READ_ONLY_ROOT, plan.root.read_only),
-        (Feature.MEMORY_LIMIT, bool(resources.memory_bytes or resources.memory_swap_bytes or resources.memory_reservation_bytes)),
-        (Feature.CPU_LIMIT, bool(resources.nano_cpus or resources.cpu_shares or resources.cpuset_cpus or resources.cpu_quota_us)),
+        (Feature.MEMORY_LIMIT, _limits_memory(resources)),
+        (Feature.CPU_LIMIT, _limits_processors(resources)),
         (Feature.PIDS_LIMIT, resources.pids_limit > 0),
         (Feature.IO_LIMIT, bool(resources.blkio_weight or resources.device_limits)),
         (Feature.TERMINAL, plan.process.terminal),
         (Feature.INIT, plan.process.init or plan.process.idle),
         (Feature.SYSTEM, plan.systemd),
     ]
+
+
+def _limits_memory(resources: Resources) -> bool:
+    amounts = resources.memory_bytes or resources.memory_swap_bytes or resources.memory_reservation_bytes
+    return bool(amounts or resources.oom_kill_disable or resources.memory_swappiness is not None)
+
+
+def _limits_processors(resources: Resources) -> bool:
+    times = resources.nano_cpus or resources.cpu_shares or resources.cpu_quota_us or resources.cpu_period_us
+    return bool(times or resources.cpuset_cpus or resources.cpuset_mems)
