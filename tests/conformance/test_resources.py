@@ -147,6 +147,8 @@ def test_what_a_paused_one_refuses(place: Machine, level: Level) -> None:
             done = place.command(*line)
             assert (done.returncode, done.stdout) == (1, ""), (line, done.stderr)
             assert f"container {container.name} is paused" in done.stderr and "bulle unpause" in done.stderr
+        done = place.command("rm", container.name)
+        assert done.returncode == 1 and f"container {container.name} is paused" in done.stderr
         assert place.command("top", container.name).returncode == 0
         container.unpause()
         assert place.execute(container, "echo", "well").stdout == b"well\n"

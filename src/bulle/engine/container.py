@@ -268,7 +268,7 @@ class Container:
         if state.active:
             if not force:
                 mend = f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
-                raise Conflict(f"container {self.name} is {state.status}", "", mend)
+                raise Conflict(f"container {self.name} is {'paused' if self.is_paused() else state.status}", "", mend)
             self._end(0, "KILL", "rm")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
         removal.forget(self._database, self.plan)
