@@ -100,9 +100,7 @@ class Container:
         closed. ``secrets`` are more variables of its environment, which are written down nowhere.
         """
         attachment = self._connect(attach, stdin)
-        if attachment is not None and self.is_paused():
-            attachment.close()
-            pausing.refuse_paused(self._home, self.plan, self.name, "start")
+        pausing.refuse_paused(self._home, self, "start", attachment)
         if attachment is None and current_state(self.directory).status == "restarting":
             if attach:
                 raise Conflict(f"container {self.name} is restarting", "its monitor waits before it starts it again", "wait until it runs")
@@ -140,9 +138,7 @@ class Container:
         if attachment is None:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         if output or stdin:
-            if self.is_paused():
-                attachment.close()
-                pausing.refuse_paused(self._home, self.plan, self.name, "attach")
+            pausing.refuse_paused(self._home, self, "attach", attachment)
             publish_container(self.directory, "attach")
         return attachment
 
@@ -289,7 +285,7 @@ class Container:
         state = self.state()
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
-        pausing.refuse_paused(self._home, self.plan, self.name, "exec")
+        pausing.refuse_paused(self._home, self, "exec")
         if not options.command:
             raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
         wanted = planning.exec_process(self.plan, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bulle.engine.drivers import driver_for
 from bulle.errors import BulleError, Conflict
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bulle.engine.container import Container
+    from bulle.monitor import Attachment
 
 
 def is_paused(home: Path, plan: RunPlan) -> bool:
@@ -52,10 +53,17 @@ def resume(home: Path, plan: RunPlan) -> bool:
     return True
 
 
-def refuse_paused(home: Path, plan: RunPlan, name: str, wanted: str) -> None:
-    """Raise Conflict for what cannot be done to processes that stand still."""
-    if is_paused(home, plan):
-        raise Conflict(f"container {name} is paused", f"{wanted} would wait for as long as it is", f"let it go on first, with `bulle unpause {name}`")
+def refuse_paused(home: Path, container: Container, wanted: Literal["attach", "exec", "start"], attachment: Attachment | None = None) -> None:
+    """Raise Conflict for what cannot be done to processes that stand still, and close ``attachment``, the connection to its monitor.
+
+    A start that has none finds nothing that runs, and so nothing that is paused.
+    """
+    if (attachment is None and wanted == "start") or not is_paused(home, container.plan):
+        return
+    if attachment is not None:
+        attachment.close()
+    mend = f"let it go on first, with `bulle unpause {container.name}`"
+    raise Conflict(f"container {container.name} is paused", f"{wanted} would wait for as long as it is", mend)
 
 
 @contextmanager
