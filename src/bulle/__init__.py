@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bulle.engine import Container, Engine, Image
+    from bulle.engine.measuring import ContainerStatistics
     from bulle.engine.running import CompletedRun, run
     from bulle.engine.sandbox import Sandbox, SandboxRun, sandbox
     from bulle.engine.sandbox_pool import SandboxPool
     from bulle.errors import BulleError
-    from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, VolumeOption
-    from bulle.model.run_plan import ResourceLimit, RunPlan
+    from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges, VolumeOption
+    from bulle.model.run_plan import DeviceLimit, ResourceLimit, RunPlan
     from bulle.monitor import Attachment, LogEntry, Outcome
 
 _HOMES = {
@@ -36,9 +37,12 @@ _HOMES = {
     "Container": "bulle.engine",
     "ContainerOptions": "bulle.model.container",
     "ContainerState": "bulle.model.container",
+    "ContainerStatistics": "bulle.engine.measuring",
+    "DeviceLimit": "bulle.model.run_plan",
     "Engine": "bulle.engine",
     "ExecOptions": "bulle.model.container",
     "Image": "bulle.engine",
+    "LimitChanges": "bulle.model.container",
     "LogEntry": "bulle.monitor",
     "Outcome": "bulle.monitor",
     "ResourceLimit": "bulle.model.run_plan",
@@ -58,9 +62,12 @@ __all__ = [
     "Container",
     "ContainerOptions",
     "ContainerState",
+    "ContainerStatistics",
+    "DeviceLimit",
     "Engine",
     "ExecOptions",
     "Image",
+    "LimitChanges",
     "LogEntry",
     "Outcome",
     "ResourceLimit",

@@ -19,7 +19,7 @@ from typing import Any
 
 from bulle.engine.booting import Outcome as Booted
 from bulle.errors import CommandNotFound, Conflict, InvalidInput, NotFound
-from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
+from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.reference import Reference
 from bulle.model.run_plan import Network, Process, RootFilesystem, RunPlan
 from bulle.monitor.log_reading import Choice
@@ -135,6 +135,8 @@ class Container:
     signals: list[int] = field(default_factory=list)
     entries: list[LogEntry] = field(default_factory=list)
     orphaned: bool = False
+    changes: LimitChanges | None = None
+    paused: bool = False
     notes: tuple[str, ...] = ()
     stopped_with: tuple[int | None, str] | None = None
 
@@ -171,6 +173,20 @@ class Container:
         if self.now.status != "running":
             raise Conflict(f"cannot kill container {self.name}", "it is not running")
         self.signals.append(_number(signal))
+
+    def update(self, changes: LimitChanges) -> None:
+        self.changes = changes
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def unpause(self) -> None:
+        if not self.paused:
+            raise Conflict(f"container {self.name} is not paused")
+        self.paused = False
+
+    def is_paused(self) -> bool:
+        return self.paused
 
     def remove(self, *, force: bool = False) -> None:
         if self.now.status == "running" and not force:

@@ -145,3 +145,24 @@ def test_failures_exit_as_docker_s(both: dict[str, Say], dockerd: Docker, bulle:
     for say in both.values():
         say("rm", "-f", "missing", *say("ps", "-aq", "--filter", "status=created").split())
     assert {words: code for words, code in codes.items() if code[0] != code[1]} == {}
+
+
+def test_pausing_measuring_and_changing(both: dict[str, Say]) -> None:
+    """What is said and shown of a paused container, of what it uses, and of changed limits."""
+    said: dict[str, list[object]] = {}
+    for name, say in both.items():
+        answers: list[object] = [say("pause", "web"), say("ps", "--filter", "status=paused", "--format", "{{.Names}} {{.State}}")]
+        answers.append(say("inspect", "-f", "{{.State.Status}} {{.State.Running}} {{.State.Paused}}", "web"))
+        answers.append(say("ps", "--format", "{{.Status}}", "--filter", "name=web").endswith(" (Paused)\n"))
+        answers.append("paused" in say("exec", "web", "true"))
+        answers.append(say("unpause", "web"))
+        answers.append("not paused" in say("unpause", "web"))
+        answers.append(say("update", "--memory", "64m", "--memory-swap", "96m", "--pids-limit", "50", "--cpu-shares", "512", "web"))
+        chosen = "{{with .HostConfig}}{{.Memory}} {{.MemorySwap}} {{.PidsLimit}} {{.CpuShares}} {{.CpuQuota}} {{.BlkioWeight}} {{.CpusetMems}}{{end}}"
+        answers.append(say("inspect", "-f", chosen, "web"))
+        one = json.loads(say("stats", "--no-stream", "--format", "json", "web"))
+        answers.append((sorted(one), one["Container"], one["Name"], one["PIDs"], one["MemUsage"].partition(" / ")[2], one["NetIO"]))
+        answers.append(re.sub(" +", " ", say("stats", "--no-stream").splitlines()[0]))
+        answers.append(say("stats", "--no-stream", "--format", "{{.Container}} {{.PIDs}} {{.MemUsage}}", "-a").count("0 0B / 0B\n"))
+        said[name] = answers
+    assert said["Bulle"] == said["Docker"]

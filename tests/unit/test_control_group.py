@@ -218,7 +218,7 @@ def test_no_groups_at_all_is_nothing_to_say_unless_a_limit_was_asked_for(tmp_pat
 
 
 def test_a_container_whose_processes_stand_in_the_root_cannot_limit(v2: Path) -> None:
-    assert layout_v2(v2).available().controllers == {"memory", "cpu", "cpuset", "pids", "freezer"}
+    assert layout_v2(v2).available().controllers == {"memory", "cpu", "cpuset", "pids", "io", "freezer"}
     make_files(v2, cgroup__type="domain", cgroup__procs="1\n")
     assert "processes stand in" in layout_v2(v2).available().reason
     make_files(v2, cgroup__subtree_control="cpuset cpu io memory pids")
@@ -239,7 +239,7 @@ def v1(tmp_path: Path) -> LayoutV1:
         mount = tmp_path / ",".join(controllers)
         make_files(mount / "bulle/c1", tasks="", cgroup__procs="")
         hierarchies.append(Hierarchy(1, frozenset(controllers), str(mount), False, ""))
-    make_files(tmp_path / "cpuset", cpuset__cpus="0-3", cpuset__mems="0")
+    make_files(tmp_path / "cpuset", cpuset__cpus="1", cpuset__mems="0")
     make_files(tmp_path / "cpuset/bulle", cpuset__cpus="", cpuset__mems="")
     for name in ("memory/bulle/c1/memory.limit_in_bytes", "memory/bulle/c1/memory.memsw.limit_in_bytes", "cpu,cpuacct/bulle/c1/cpu.cfs_quota_us"):
         (tmp_path / name).touch()
@@ -254,7 +254,7 @@ def test_version_1_with_two_controllers_in_one_hierarchy(v1: LayoutV1, tmp_path:
         assert written(tmp_path / "memory/bulle/c1") == {"memory.limit_in_bytes": "67108864", "memory.memsw.limit_in_bytes": "134217728"}
         assert written(tmp_path / "cpu,cpuacct/bulle/c1") == {"cpu.cfs_quota_us": "50000", "cpu.shares": "512"}
         assert written(tmp_path / "cpuset/bulle/c1") == {"cpuset.cpus": "0", "cpuset.mems": "0"}
-        assert written(tmp_path / "cpuset/bulle") == {"cpuset.cpus": "0-3", "cpuset.mems": "0"}
+        assert written(tmp_path / "cpuset/bulle") == {"cpuset.cpus": "1", "cpuset.mems": "0"}
         assert group.clone_into_fd == -1
         group.attach_self()
         entered = [name for name in ("cpu,cpuacct", "memory", "cpuset", "pids", "freezer") if (tmp_path / name / "bulle/c1/tasks").read_text() == "0"]

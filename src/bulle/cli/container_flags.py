@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from bulle.cli.limit_flags import LIMIT_FLAGS, limits_from
 from bulle.cli.option_types import Choice, Duration, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
 from bulle.cli.verb import WrongValue
 from bulle.errors import InvalidInput, NotFound
@@ -95,6 +96,7 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
         type=Choice("true", "false", "always"),
         help="Run as systemd wants to be run (true: where the command is an init; always, also without a value: whatever it is)",
     ),
+    *LIMIT_FLAGS,
 )
 
 
@@ -166,6 +168,7 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         log_driver=flags["log_driver"] or "",
         log_options=tuple(map(_log_option, flags["log_opt"])),
         systemd=flags["systemd"],
+        **limits_from(flags),
     )
 
 

@@ -48,6 +48,12 @@ def shows_stopped(filters: Mapping[str, list[str]]) -> bool:
     return "exited" in filters or any(one != "running" for one in filters.get("status", ()))
 
 
+def shown_status(container: Container) -> str:
+    """Its state in one word of Docker's."""
+    status = container.state().status
+    return "paused" if status == "running" and container.is_paused() else status
+
+
 def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
@@ -93,7 +99,7 @@ def _simple_test(key: str, values: Sequence[str]) -> Callable[[Container], bool]
         return lambda container: _health(container) in values
     if key == "status":
         _check_words(key, values, _STATUSES)
-        return lambda container: container.state().status in values
+        return lambda container: shown_status(container) in values
     if key == "exited":
         try:
             codes = {int(one) for one in values}

@@ -25,8 +25,10 @@ _TOP_WIDTH = 20
 _COLUMNS = ("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names")
 
 
-def status_of(state: ContainerState) -> str:
+def status_of(state: ContainerState, *, paused: bool = False) -> str:
     """A state in Docker's words: ``Up 3 minutes``, ``Exited (0) 5 seconds ago``."""
+    if state.status == "running" and paused:
+        return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')} (Paused)"
     if state.status == "running":
         health = "" if state.health is None else f" ({'health: starting' if state.health.status == 'starting' else state.health.status})"
         return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')}{health}"
@@ -71,8 +73,8 @@ def listing(*, truncate: bool, sizes: bool = False) -> Listing[Container]:
             "CreatedAt": ("CREATED AT", lambda one: human.timestamp(one.created_at_ns)),
             "RunningFor": ("CREATED", lambda one: human.ago(one.created_at_ns)),
             "Ports": ("PORTS", lambda one: ""),
-            "State": ("STATE", lambda one: one.state().status),
-            "Status": ("STATUS", lambda one: status_of(one.state())),
+            "State": ("STATE", filters.shown_status),
+            "Status": ("STATUS", lambda one: status_of(one.state(), paused=one.is_paused())),
             "Labels": ("LABELS", _labels),
             "Mounts": ("MOUNTS", lambda one: ",".join(map(cut(15), _mounts(one)))),
             "LocalVolumes": ("LOCAL VOLUMES", lambda one: "0"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform as machine
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -17,8 +17,8 @@ from bulle.engine.changes import keep_changes
 from bulle.engine.config_changes import apply_changes
 from bulle.engine.events import publish_image
 from bulle.engine.inner_worker import require_writable_layer
+from bulle.engine.pausing import standing_still
 from bulle.errors import InvalidInput
-from bulle.isolation.control_group import ControlGroup
 from bulle.model.digest import Digest
 from bulle.model.image import LAYER_COMPRESSIONS, OCI_MANIFEST, Manifest
 from bulle.model.reference import Reference
@@ -64,7 +64,7 @@ def commit_container(
     require_writable_layer(container.plan)
     with store.receiving():
         store.layers.keep(base.layers)
-        with _paused(container, pause, notes):
+        with standing_still(store.home, container, notes) if pause else nullcontext():
             layer = keep_changes(store, container.plan)
         step = {"created_by": " ".join(container.options.command), "author": author, "comment": message}
         made = _commit(store, base, None if layer.diff_id == _NOTHING else (layer.diff_id, layer.size_bytes), step, reference)
@@ -171,25 +171,6 @@ def _commit(store: Store, base: Base, layer: tuple[Digest, int] | None, step: di
     if reference is not None:
         publish_image(store.home, "tag", made, reference.canonical)
     return made
-
-
-@contextmanager
-def _paused(container: Container, wanted: bool, notes: list[str]) -> Iterator[None]:
-    """While it lasts, the container's processes stand still, where the machine can do that."""
-    if not wanted or container.state().status != "running":
-        yield
-        return
-    group = ControlGroup.open(container.id)
-    try:
-        if not group.freeze():
-            notes.append("the container went on while its files were read: no control group of it can be frozen here")
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                group.thaw()
-    finally:
-        group.close()
 
 
 def _chunks(head: bytes, stream: BinaryIO) -> Iterator[bytes]:

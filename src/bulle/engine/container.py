@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import names, planning, removal, supervisor
+from bulle.engine import names, pausing, planning, removal, supervisor
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
@@ -25,7 +25,7 @@ from bulle.engine.starting import Order
 from bulle.engine.watching import needs_watching
 from bulle.errors import BulleError, Conflict, InvalidInput
 from bulle.linux import process
-from bulle.model.container import ContainerOptions, ContainerState, ExecOptions
+from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
 from bulle.monitor.log_reading import Choice
@@ -37,6 +37,7 @@ from bulle.spawner import child, client
 
 if TYPE_CHECKING:
     from bulle.engine.copying import ContainerFiles
+    from bulle.engine.measuring import ContainerStatistics
     from bulle.engine.waiting import Condition
     from bulle.engine.why import Explanation
 
@@ -99,6 +100,7 @@ class Container:
         closed. ``secrets`` are more variables of its environment, which are written down nowhere.
         """
         attachment = self._connect(attach, stdin)
+        pausing.refuse_paused(self._home, self, "start", attachment)
         if attachment is None and current_state(self.directory).status == "restarting":
             if attach:
                 raise Conflict(f"container {self.name} is restarting", "its monitor waits before it starts it again", "wait until it runs")
@@ -136,6 +138,7 @@ class Container:
         if attachment is None:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         if output or stdin:
+            pausing.refuse_paused(self._home, self, "attach", attachment)
             publish_container(self.directory, "attach")
         return attachment
 
@@ -192,6 +195,24 @@ class Container:
         self.start()
         publish_container(self.directory, "restart")
 
+    def pause(self) -> None:
+        """Stop every process of it where it stands. Raises Conflict unless it runs, Unsupported where that cannot be done."""
+        pausing.pause(self._home, self)
+
+    def unpause(self) -> None:
+        """Let it go on; Conflict where it is not paused."""
+        pausing.unpause(self._home, self)
+
+    def is_paused(self) -> bool:
+        """Whether it was told to stand still."""
+        return pausing.is_paused(self._home, self.plan)
+
+    def update(self, changes: LimitChanges) -> None:
+        """Change limits and restart policy, at once where it runs: all that is given, or nothing. ``notes`` say what was weaker than asked."""
+        from bulle.engine.updating import update
+
+        self.record, self.notes = update(self._home, self._database, self, changes)
+
     def rename(self, name: str) -> None:
         """Give it another name, also while it runs; its host name stays. Raises InvalidInput, Conflict, NotFound."""
         names.check(name)
@@ -239,6 +260,7 @@ class Container:
             raise Conflict(f"container {self.name} is not running", "it has just ended", "") from error
         finally:
             os.close(pidfd)
+        pausing.resume(self._home, self.plan)  # a signal wakes nobody who stands still
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it and all it wrote; a running one only by ``force``."""
@@ -246,7 +268,7 @@ class Container:
         if state.active:
             if not force:
                 mend = f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
-                raise Conflict(f"container {self.name} is {state.status}", "", mend)
+                raise Conflict(f"container {self.name} is {'paused' if self.is_paused() else state.status}", "", mend)
             self._end(0, "KILL", "rm")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
         removal.forget(self._database, self.plan)
@@ -267,6 +289,7 @@ class Container:
         state = self.state()
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
+        pausing.refuse_paused(self._home, self, "exec")
         if not options.command:
             raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
         wanted = planning.exec_process(self.plan, options)
@@ -295,6 +318,12 @@ class Container:
         publish_container(self.directory, "top")
         return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
 
+    def stats(self, interval_s: float = 0.25) -> ContainerStatistics:
+        """What it uses, its share of processors over ``interval_s``; all 0 where it does not run."""
+        from bulle.engine.measuring import measure
+
+        return measure(self._home, [self], interval_s)[0]
+
     def why(self) -> list[Explanation]:
         """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
         from bulle.engine.why import explain
@@ -303,7 +332,7 @@ class Container:
 
     def inspect(self, *, sizes: bool = False) -> dict[str, object]:
         """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
-        document = container_document(self.record, self.state())
+        document = container_document(self.record, self.state(), paused=self.is_paused())
         if sizes:
             document["SizeRw"], document["SizeRootFs"] = self.sizes()
         return document

@@ -26,6 +26,9 @@ from bulle.records.events import describe_container, publish
 from bulle.store import Store
 
 if TYPE_CHECKING:
+    import builtins
+
+    from bulle.engine.measuring import ContainerStatistics
     from bulle.engine.pruning import Pruned, PruneFilter
 
 
@@ -90,6 +93,12 @@ class Containers:
         """Running containers, or all, newest first."""
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().active]
+
+    def stats(self, *, all: bool = False, interval_s: float = 0.25) -> builtins.list[ContainerStatistics]:
+        """What running containers, or all, use, newest first: looked at together, twice, ``interval_s`` apart."""
+        from bulle.engine.measuring import measure
+
+        return measure(self._home, self.list(all=all), interval_s)
 
     def prune(self, chosen: PruneFilter | None = None) -> Pruned:
         """Remove every container that does not run."""

@@ -65,8 +65,8 @@ class Foreground:
             removal.forget(self._database, self._order.plan)
             child.afterwards.append(lambda: self._clean_up(watch, finish))
         else:
-            record_end(self._order, watch.driver, self._supervisor, status)
-            child.afterwards.append(lambda: self._finish(finish))
+            again = record_end(self._order, watch.driver, self._supervisor, status) is not None
+            child.afterwards.append(lambda: self._give_away(watch, finish) if again else self._finish(finish))
         local.close()
         return Outcome(code)
 
@@ -88,6 +88,13 @@ class Foreground:
 
     def _finish(self, finish: bytes) -> None:
         self._supervisor.finish_clients(finish)
+        self._leash.release()
+
+    def _give_away(self, watch: Watch, finish: bytes) -> None:
+        """It got a restart policy meanwhile (``update``): a monitor starts it again."""
+        self._supervisor.finish_clients(finish)
+        os.close(watch.lock)
+        supervisor.hand_over(self._order, [])
         self._leash.release()
 
     def _clean_up(self, watch: Watch, finish: bytes) -> None:

@@ -6,6 +6,7 @@ from bulle.engine.lifecycle import restart_policy
 from bulle.model.container import ContainerState
 from bulle.model.lifecycle import Health, HealthCheck
 from bulle.model.reference import Reference
+from bulle.model.run_plan import Resources
 from bulle.monitor.logs import LOG_FILE, timestamp
 from bulle.records.containers import ContainerRecord
 from bulle.store import Image
@@ -14,7 +15,7 @@ _NEVER = "0001-01-01T00:00:00Z"
 UNKNOWN_EXIT_CODE = 255
 
 
-def container_document(record: ContainerRecord, state: ContainerState) -> dict[str, object]:
+def container_document(record: ContainerRecord, state: ContainerState, *, paused: bool = False) -> dict[str, object]:
     """Docker's document of a container; ``HostConfig.Isolation`` and ``State.Isolation`` say which level was asked for and obtained."""
     plan, options = record.plan, record.options
     return {
@@ -22,7 +23,7 @@ def container_document(record: ContainerRecord, state: ContainerState) -> dict[s
         "Created": timestamp(record.created_at_ns),
         "Path": plan.process.arguments[0],
         "Args": list(plan.process.arguments[1:]),
-        "State": _state(state),
+        "State": _state(state, paused and state.status == "running"),
         "Image": record.image_id,
         "ResolvConfPath": f"{plan.state_host_path}/resolv.conf",
         "HostnamePath": f"{plan.state_host_path}/hostname",
@@ -90,12 +91,12 @@ def image_document(image: Image) -> dict[str, object]:
     }
 
 
-def _state(state: ContainerState) -> dict[str, object]:
+def _state(state: ContainerState, paused: bool) -> dict[str, object]:
     code = UNKNOWN_EXIT_CODE if state.exit_code < 0 else state.exit_code
     return {
-        "Status": state.status,
+        "Status": "paused" if paused else state.status,
         "Running": state.active,
-        "Paused": False,
+        "Paused": paused,
         "Restarting": state.status == "restarting",
         "OOMKilled": state.out_of_memory,
         "Dead": state.status == "dead",
@@ -133,6 +134,10 @@ def _health_check(check: HealthCheck) -> dict[str, object]:
     }
 
 
+def _device_limits(resources: Resources, kind: str, name: str) -> list[dict[str, object]] | None:
+    return [{"Path": limit.host_path, name: limit.value} for limit in resources.device_limits if limit.kind == kind] or None
+
+
 def _host_config(record: ContainerRecord) -> dict[str, object]:
     plan, options = record.plan, record.options
     resources, security, policy = plan.resources, plan.security, restart_policy(options.restart_policy)
@@ -167,6 +172,18 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
         "NanoCpus": resources.nano_cpus,
         "CpuShares": resources.cpu_shares,
         "CpusetCpus": resources.cpuset_cpus,
+        "CpusetMems": resources.cpuset_mems,
+        "CpuQuota": resources.cpu_quota_us,
+        "CpuPeriod": resources.cpu_period_us,
+        "MemoryReservation": resources.memory_reservation_bytes,
+        "MemorySwappiness": resources.memory_swappiness,
+        "OomKillDisable": resources.oom_kill_disable,
+        "BlkioWeight": resources.blkio_weight,
+        "BlkioWeightDevice": _device_limits(resources, "weight", "Weight"),
+        "BlkioDeviceReadBps": _device_limits(resources, "read_bps", "Rate"),
+        "BlkioDeviceWriteBps": _device_limits(resources, "write_bps", "Rate"),
+        "BlkioDeviceReadIOps": _device_limits(resources, "read_iops", "Rate"),
+        "BlkioDeviceWriteIOps": _device_limits(resources, "write_iops", "Rate"),
         "IpcMode": "private" if plan.isolation == "container" else "host",
         "PidMode": "",
         "UTSMode": "",

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from bulle.engine import system_containers
 from bulle.engine.lifecycle import lifecycle
 from bulle.errors import InvalidInput, NotFound, Unsupported
+from bulle.isolation.control_group_settings import check
 from bulle.isolation.driver import Feature
 from bulle.linux import capabilities
 from bulle.model.container import ContainerOptions, ExecOptions
@@ -94,7 +95,7 @@ def compose(
         process=_process(options, config, container_id),
         mounts=_mounts(options, base.mounts),
         volume_layers=base.volume_layers,
-        resources=_resources(options),
+        resources=resources(options),
         security=_security(options, own_users, id_mappings, group_mappings),
         network=_network(options, isolation),
         shm_bytes=options.shm_bytes or 64 << 20,
@@ -287,7 +288,8 @@ def _mounts(options: ContainerOptions, given: tuple[Mount, ...]) -> tuple[Mount,
     return tuple(mounts)
 
 
-def _resources(options: ContainerOptions) -> Resources:
+def resources(options: ContainerOptions) -> Resources:
+    """The limits that were asked for. Raises InvalidInput for those that cannot be."""
     if 0 < options.memory_bytes < 6 << 20:
         raise InvalidInput("the memory limit is too small", "the minimum is 6 MiB", "use --memory 6m or more")
     if options.memory_swap_bytes > 0 and options.memory_swap_bytes < options.memory_bytes:
@@ -298,14 +300,24 @@ def _resources(options: ContainerOptions) -> Resources:
         raise InvalidInput(f"--cpus {options.nano_cpus / 1e9:g} is out of range", f"this machine has {os.cpu_count()} processors", "ask for less")
     if options.nano_cpus < 0 or options.cpu_shares < 0 or options.memory_bytes < 0:
         raise InvalidInput("a limit is negative", "", "use a positive number")
-    return Resources(
+    found = Resources(
         memory_bytes=options.memory_bytes,
         memory_swap_bytes=options.memory_swap_bytes,
         nano_cpus=options.nano_cpus,
         cpu_shares=options.cpu_shares,
         cpuset_cpus=options.cpuset_cpus,
         pids_limit=max(options.pids_limit, 0),
+        memory_reservation_bytes=options.memory_reservation_bytes,
+        memory_swappiness=options.memory_swappiness,
+        oom_kill_disable=options.oom_kill_disable,
+        cpu_quota_us=max(options.cpu_quota_us, 0),
+        cpu_period_us=options.cpu_period_us,
+        cpuset_mems=options.cpuset_mems,
+        blkio_weight=options.blkio_weight,
+        device_limits=options.device_limits,
     )
+    check(found)
+    return found
 
 
 def _network(options: ContainerOptions, isolation: str) -> Network:

@@ -217,6 +217,10 @@ def _run(order: Order, caller: socket.socket, leash: Leash | None) -> None:
 
 def _start_for_parent(order: Order, answer: socket.socket | None, parent: socket.socket, leash: Leash | None, lock: int = -1) -> None:
     """The starter's whole life. ``answer`` is who asked for the start, None where the parent itself did, with its ``lock``."""
+    if answer is None:
+        from bulle.engine.updating import as_recorded  # only a restart looks for what was changed since the start
+
+        order = msgspec.structs.replace(order, plan=as_recorded(Path(order.home), order.plan))
     try:
         started = begin(order, leash, for_parent=True, lock=lock)
     except BulleError as error:

@@ -27,12 +27,13 @@ def info_document(engine: Engine) -> dict[str, Any]:
     """Counts of what the home holds, and what the machine is."""
     containers = engine.containers.list(all=True)
     running = sum(1 for container in containers if container.state().status == "running")
+    paused = sum(1 for container in containers if container.is_paused())
     controllers, _reason = available()
     memory_pages = os.sysconf("SC_PHYS_PAGES")
     return {
         "Containers": len(containers),
-        "ContainersRunning": running,
-        "ContainersPaused": 0,
+        "ContainersRunning": running - paused,
+        "ContainersPaused": paused,
         "ContainersStopped": len(containers) - running,
         "Images": len(engine.images.list()),
         "Driver": "overlay",

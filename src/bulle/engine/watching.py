@@ -9,10 +9,11 @@ import os
 import socket
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
-from bulle.engine import planning
+from bulle.engine import pausing, planning
 from bulle.engine.executing import execute
 from bulle.engine.starting import Order
 from bulle.isolation.driver import Driver
@@ -39,7 +40,8 @@ def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Seq
     state = read_state(plan.state_host_path)
     if not (lifecycle.health or lifecycle.timeout_s or lifecycle.idle_timeout_s):
         return
-    ender = watch.ender = Ender(pidfd, planning.signal_number(plan.stop_signal), plan.stop_timeout_s)
+    number = planning.signal_number(plan.stop_signal)
+    ender = watch.ender = Ender(pidfd, number, plan.stop_timeout_s, lambda: pausing.resume(Path(order.home), plan))
     watch.watchdogs.append(ender)
     if lifecycle.timeout_s:
         watch.watchdogs.append(TimeLimit(ender, state.started_at_ns, lifecycle.timeout_s))
@@ -47,7 +49,7 @@ def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Seq
 
         def is_busy() -> bool:
             busy, watch.busy = watch.busy, False
-            return busy
+            return busy or driver.is_paused(plan)  # it was told to do nothing
 
         watch.watchdogs.append(IdleLimit(ender, lifecycle.idle_timeout_s, is_busy, lambda: driver.processor_ns(plan, state.pid)))
     if lifecycle.health is not None:
@@ -65,7 +67,14 @@ def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Seq
                 ender.end("unhealthy", kill=on_failure == "kill", again=on_failure == "restart", final=on_failure == "stop")
 
         watch.watchdogs += [
-            HealthMonitor(lifecycle.health, state.started_at_ns, state.health, lambda: children.begin(check, (*kept, *watch.descriptors())), changed),
+            HealthMonitor(
+                lifecycle.health,
+                state.started_at_ns,
+                state.health,
+                lambda: children.begin(check, (*kept, *watch.descriptors())),
+                changed,
+                lambda: driver.is_paused(plan),
+            ),
             children,
         ]
 

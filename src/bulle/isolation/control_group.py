@@ -10,28 +10,27 @@ asked for raises. Where groups are is :mod:`bulle.isolation.control_group_layout
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from bulle.errors import BulleError, Unavailable
 from bulle.isolation import delegated_group
+from bulle.isolation.control_group_io import Setting
 from bulle.isolation.control_group_layout import Availability, Layout, LayoutV1, LayoutV2, layout
-from bulle.isolation.control_group_settings import Setting, check, settings_v2
+from bulle.isolation.control_group_settings import check, settings_v2
+from bulle.isolation.statistics import Statistics, of_group
 from bulle.linux import control_group as kernel
 from bulle.model.run_plan import Resources
 
 __all__ = ["Availability", "ControlGroup", "Layout", "LayoutV1", "LayoutV2", "Statistics", "available", "check", "layout"]
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What a group has used; None where it is not counted. ``memory_limit_bytes`` is None without a limit."""
-
-    memory_bytes: int | None = None
-    memory_limit_bytes: int | None = None
-    cpu_ns: int | None = None
-    pids: int | None = None
+def statistics(container_id: str) -> Statistics:
+    """What the container's group counts, whatever of it there is."""
+    machine = layout()
+    return of_group(machine.directories(container_id)) if machine else Statistics()
 
 
 def available() -> Availability:
@@ -143,20 +142,95 @@ class ControlGroup:
             else:
                 self.clone_into_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def _apply(self, setting: Setting) -> None:
+    def _directory(self, setting: Setting) -> str:
         directory = self._directories.get(setting.controller) or self._directories.get("")
         if directory is None:
             raise Unavailable(f"{setting.option} cannot be applied", f"this machine has no {setting.controller} controller", "run without it")
-        try:
-            kernel.write(directory, setting.file, setting.value)
-        except FileNotFoundError as error:
-            if setting.optional:
-                self.notes.append(setting.optional)
-                return
+        return directory
+
+    def _apply(self, setting: Setting) -> None:
+        directory = self._directory(setting)
+        for name, value, _lifted in (*setting.instead, (setting.file, setting.value, "")):
+            try:
+                if name:
+                    kernel.write(directory, name, value)
+                    return
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _refused(setting, name, value, error) from error
+        if not setting.optional:
             details = f"the {setting.controller} controller of this machine has no {setting.file}"
-            raise Unavailable(f"{setting.option} cannot be applied", details, "see `bulle doctor`") from error
-        except OSError as error:
-            raise BulleError(f"{setting.option} cannot be applied", f"{setting.file} refuses {setting.value!r}: {error.strerror}") from error
+            raise Unavailable(f"{setting.option} cannot be applied", details, "see `bulle doctor`")
+        self.notes.append(setting.optional)
+
+    def change(self, before: Resources, after: Resources, find: Callable[[], list[int]]) -> None:
+        """Replace the limits of the living group, all or none; ``find`` tells the workload's processes where the group has none yet.
+
+        Raises what :meth:`create` raises.
+        """
+        check(after)
+        machine = self._layout
+        old, new = ({(one.controller, one.file): one for one in (machine.settings(one) if machine else settings_v2(one))} for one in (before, after))
+        wanted = [one for key, one in new.items() if key not in old or old[key].value != one.value]
+        lifted = [one for key, one in old.items() if key not in new]
+        self.extend({one.controller for one in wanted}, find)
+        done: list[tuple[str, str, str]] = []
+        try:
+            for setting, lift in [*((one, False) for one in self._in_order(wanted)), *((one, True) for one in reversed(lifted))]:
+                self._change(setting, lift, done)
+        except BaseException:
+            for directory, name, value in reversed(done):
+                with contextlib.suppress(OSError):
+                    kernel.write(directory, name, value)
+            raise
+
+    def _change(self, setting: Setting, lift: bool, done: list[tuple[str, str, str]]) -> None:
+        """One limit of a living group; ``done`` gets what is to be written to undo it."""
+        directory = self._directory(setting)
+        for name, value, lifted in (*setting.instead, (setting.file, setting.value, setting.lifted)):
+            if not name or not os.path.exists(f"{directory}/{name}"):
+                continue
+            was = kernel.read(directory, name)
+            try:
+                kernel.write(directory, name, (lifted or kernel.read(os.path.dirname(directory), name) or "\n") if lift else value)
+            except OSError as error:
+                raise _refused(setting, name, value, error) from error
+            done.append((directory, name, was or "\n"))
+            return
+        if not lift:
+            self._apply(setting)  # which says that there is no such file
+
+    def _in_order(self, settings: list[Setting]) -> list[Setting]:
+        """Version 1 refuses a sum of memory and swap that is below the memory, whichever of them is written first."""
+        total = next((one for one in settings if one.file == "memory.memsw.limit_in_bytes"), None)
+        if total is None or int(total.value) < int(self._read("memory", total.file) or 0):
+            return settings
+        return [total, *(one for one in settings if one is not total)]
+
+    def extend(self, controllers: set[str], find: Callable[[], list[int]]) -> None:
+        """Have the living group counted and limited by more controllers, with every process that ``find`` tells. OSError, Unavailable."""
+        machine = self._layout
+        if machine is None or not machine.available().controllers >= controllers:
+            reason = machine.available().reason if machine else "no control groups are mounted"
+            raise Unavailable("this container has no control group that could be used", reason, "see `bulle doctor`")
+        made = machine.extend(self.container_id, controllers, self._directories)
+        self._directories.update(made)
+        self.gather(find, made)
+        if not self.processes():
+            for directory in made.values():  # nobody would remove them
+                kernel.remove(directory, 0)
+            raise BulleError("the container is not running", "it has just ended", "")
+
+    def gather(self, find: Callable[[], list[int]], directories: dict[str, str] | None = None) -> None:
+        """Bring in the processes that ``find`` tells and that are not there, until it tells no other."""
+        for directory in dict.fromkeys((self._directories if directories is None else directories).values()):
+            tried: set[int] = set()
+            while strangers := set(find()).difference(kernel.processes(directory), tried):
+                for pid in sorted(strangers):
+                    with contextlib.suppress(ProcessLookupError):
+                        kernel.write(directory, "cgroup.procs", str(pid))
+                tried |= strangers
 
     def descriptors(self) -> list[int]:
         """The open files to which a process writes ``0`` to enter; none on version 2, where clone3 does it."""
@@ -176,6 +250,12 @@ class ControlGroup:
     def freeze(self, timeout_s: float = 5.0) -> bool:
         """Stop every process where it stands; False when that did not succeed in time."""
         return self._layout is not None and self._layout.freeze(self._directories, True, timeout_s)
+
+    @staticmethod
+    def is_frozen(container_id: str) -> bool:
+        """Whether the container's group was told to stand still; one look at the kernel."""
+        machine = layout()
+        return machine is not None and machine.is_frozen(machine.directories(container_id))
 
     def thaw(self, timeout_s: float = 5.0) -> bool:
         """Let them continue."""
@@ -204,15 +284,7 @@ class ControlGroup:
 
     def stats(self) -> Statistics:
         """What the group has used until now."""
-        if "" in self._directories:
-            group = self._directories[""]
-            cpu = kernel.read_values(group, "cpu.stat").get("usage_usec")
-            values = {name: _number(kernel.read(group, name)) for name in ("memory.current", "memory.max", "pids.current")}
-            return Statistics(values["memory.current"], values["memory.max"], None if cpu is None else cpu * 1000, values["pids.current"])
-        memory, limit = (_number(self._read("memory", f"memory.{name}_in_bytes")) for name in ("usage", "limit"))
-        unlimited = limit is None or limit >= 1 << 62
-        cpu, pids = _number(self._read("cpuacct", "cpuacct.usage")), _number(self._read("pids", "pids.current"))
-        return Statistics(memory, None if unlimited else limit, cpu, pids)
+        return of_group(self._directories)
 
     def _read(self, controller: str, name: str) -> str:
         return kernel.read(self._directories[controller], name) if controller in self._directories else ""
@@ -233,5 +305,6 @@ class ControlGroup:
             self.clone_into_fd = -1
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+def _refused(setting: Setting, name: str, value: str, error: OSError) -> BulleError:
+    reason = "the container uses more than that now" if error.errno == errno.EBUSY else str(error.strerror)
+    return BulleError(f"{setting.option} cannot be applied", f"{name} refuses {value!r}: {reason}")

@@ -8,15 +8,18 @@ for the controllers that version 2's root hands down. Tests give layouts that st
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from bulle.isolation import control_group_scope
-from bulle.isolation.control_group_settings import DEVICE_RULES, Setting, settings_v1, settings_v2
+from bulle.isolation.control_group_io import Setting
+from bulle.isolation.control_group_settings import DEVICE_RULES, settings_v1, settings_v2
 from bulle.linux import control_group as kernel
 from bulle.linux import device_filter
 from bulle.linux.control_group import Hierarchy
@@ -24,6 +27,7 @@ from bulle.model.run_plan import Resources
 
 _BASE = "bulle"
 _ENABLED_V2 = ("memory", "cpu", "cpuset", "pids")
+_IF_OFFERED_V2 = ("io",)  # systemd hands it down to no ordinary user: nothing to complain of
 # Java asks after its limits only where it finds these four hierarchies together, and takes the machine's memory for its own otherwise.
 _SEEN_TOGETHER = frozenset(("cpu", "cpuacct", "cpuset", "memory"))
 
@@ -53,6 +57,14 @@ class Layout(ABC):
     @abstractmethod
     def make(self, container_id: str, controllers: set[str], restrict_devices: bool) -> dict[str, str]:
         """Make what is needed for these controllers; returns the directories made. OSError when the kernel refuses."""
+
+    @abstractmethod
+    def extend(self, container_id: str, controllers: set[str], directories: dict[str, str]) -> dict[str, str]:
+        """Make what a living group with these ``directories`` lacks for more controllers; returns the directories made. OSError."""
+
+    @abstractmethod
+    def is_frozen(self, directories: dict[str, str]) -> bool:
+        """Whether the group was told to stop."""
 
     @abstractmethod
     def freeze(self, directories: dict[str, str], frozen: bool, timeout_s: float) -> bool:
@@ -94,12 +106,12 @@ class LayoutV1(Layout):
                 kernel.write(base, name, kernel.read(mount, name))
         return base
 
-    def _fill_cpuset(self, directory: str, names: tuple[str, ...]) -> None:
+    def _fill_cpuset(self, directory: str) -> None:
         """What the base has: nobody can enter an empty cpuset."""
         base = directory.rpartition("/")[0]
         if not kernel.read(base, "cpuset.mems"):
             self._base("cpuset")
-        for name in names:
+        for name in ("cpuset.cpus", "cpuset.mems"):
             kernel.write(directory, name, kernel.read(base, name))
 
     def directories(self, container_id: str) -> dict[str, str]:
@@ -118,21 +130,7 @@ class LayoutV1(Layout):
         seen = _SEEN_TOGETHER.intersection(self._mounts) if controllers & _SEEN_TOGETHER else frozenset()
         made: dict[str, str] = {}
         try:
-            for controller in sorted(wanted | seen):
-                directory = f"{self._mounts[controller].mount_path}/{_BASE}/{container_id}"
-                if controller not in wanted and directory in made.values():
-                    continue
-                try:
-                    _make_directory(directory, functools.partial(self._base, controller))
-                    made[controller] = directory
-                    if controller == "cpuset":
-                        # Its processors are the limit where one was asked for.
-                        self._fill_cpuset(directory, ("cpuset.mems",) if controller in wanted else ("cpuset.cpus", "cpuset.mems"))
-                except OSError:
-                    if controller in wanted:
-                        raise
-                    if made.pop(controller, ""):
-                        kernel.remove(directory, 0)
+            self._make_groups(container_id, wanted, seen, made)
             if restrict_devices and "devices" in made:
                 kernel.write(made["devices"], "devices.deny", "a")
                 for rule in DEVICE_RULES:
@@ -142,6 +140,38 @@ class LayoutV1(Layout):
                 kernel.remove(directory, 0)
             raise
         return made
+
+    def _make_groups(self, container_id: str, wanted: set[str], seen: AbstractSet[str], made: dict[str, str]) -> None:
+        for controller in sorted(wanted | seen):
+            directory = f"{self._mounts[controller].mount_path}/{_BASE}/{container_id}"
+            if controller not in wanted and directory in made.values():
+                continue
+            try:
+                _make_directory(directory, functools.partial(self._base, controller))
+                made[controller] = directory
+                if controller == "cpuset":
+                    self._fill_cpuset(directory)  # a limit may be on processors, on memory or on both
+            except OSError:
+                if controller in wanted:
+                    raise
+                if made.pop(controller, ""):
+                    kernel.remove(directory, 0)
+
+    def extend(self, container_id: str, controllers: set[str], directories: dict[str, str]) -> dict[str, str]:
+        """The groups that are missing, those that belong to the same hierarchy included."""
+        made: dict[str, str] = {}
+        missing = {name for name in controllers if name not in directories and name in self._mounts}
+        try:
+            self._make_groups(container_id, missing, frozenset(), made)
+        except OSError:
+            for directory in made.values():
+                kernel.remove(directory, 0)
+            raise
+        return made
+
+    def is_frozen(self, directories: dict[str, str]) -> bool:
+        """One that is about to be counts."""
+        return kernel.read(directories.get("freezer", ""), "freezer.state") in ("FROZEN", "FREEZING")
 
     def freeze(self, directories: dict[str, str], frozen: bool, timeout_s: float) -> bool:
         """By the freezer's state."""
@@ -186,7 +216,7 @@ class LayoutV2(Layout):
                 reason = f"processes stand in {self._root} itself, which may then hand no controllers down (move them to a group below)"
         if reason:
             return Availability(frozenset(), reason)
-        usable = offered.intersection(_ENABLED_V2)
+        usable = offered.intersection((*_ENABLED_V2, *_IF_OFFERED_V2))
         missing = sorted(set(_ENABLED_V2) - usable)
         return Availability(frozenset(usable | {"freezer"}), f"{self._root} does not offer {', '.join(missing)}" if missing else "")
 
@@ -207,7 +237,7 @@ class LayoutV2(Layout):
         directory = f"{self._base}/{container_id}"
         _make_directory(directory, self._make_base)
         try:
-            needed = {name for name in controllers if name in _ENABLED_V2}
+            needed = {name for name in controllers if name in (*_ENABLED_V2, *_IF_OFFERED_V2)}
             if not needed.issubset(kernel.read_words(f"{directory}/cgroup.controllers")):
                 self._enable(needed)
             if restrict_devices:
@@ -235,6 +265,19 @@ class LayoutV2(Layout):
             missing = controllers.difference(kernel.read_words(f"{group}/cgroup.subtree_control"))
             if missing:
                 kernel.write(group, "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(missing)))
+
+    def extend(self, container_id: str, controllers: set[str], directories: dict[str, str]) -> dict[str, str]:
+        """Nothing to make: controllers are switched on above it."""
+        if not directories:
+            raise FileNotFoundError(errno.ENOENT, "the container has no control group", f"{self._base}/{container_id}")
+        needed = {name for name in controllers if name in (*_ENABLED_V2, *_IF_OFFERED_V2)}
+        if not needed.issubset(kernel.read_words(f"{directories['']}/cgroup.controllers")):
+            self._enable(needed)
+        return {}
+
+    def is_frozen(self, directories: dict[str, str]) -> bool:
+        """What was asked for."""
+        return kernel.read(directories[""], "cgroup.freeze") == "1"
 
     def freeze(self, directories: dict[str, str], frozen: bool, timeout_s: float) -> bool:
         """By cgroup.freeze; cgroup.events tells when all have stopped."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 
 from bulle.errors import InvalidInput
+from bulle.isolation import control_group_io
+from bulle.isolation.control_group_io import Setting
 from bulle.linux.device_filter import DeviceRule
 from bulle.model.run_plan import Resources
 
@@ -36,15 +37,7 @@ DEVICE_RULES = (
 _NO_SWAP_ACCOUNTING = "this kernel does not count swap (swapaccount=1 on its command line changes that): memory is limited without swap"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """``value`` for ``file`` of ``controller``, because of ``option``; ``optional`` is the note to give where the kernel has no such file."""
-
-    controller: str
-    file: str
-    value: str
-    option: str
-    optional: str = ""
+_ONLY_V1 = "{} is discarded: version 2 of control groups has nothing like it"
 
 
 def check(resources: Resources) -> None:
@@ -58,24 +51,43 @@ def check(resources: Resources) -> None:
         raise InvalidInput("--memory-swap needs --memory", "it is the sum of memory and swap", "give both")
     if 0 < total < memory:
         raise InvalidInput("--memory-swap is too small", "it is the sum of memory and swap, so it cannot be less than --memory", "give a larger one")
+    if 0 < memory < resources.memory_reservation_bytes or resources.memory_reservation_bytes < 0:
+        raise InvalidInput("--memory-reservation is out of range", "it cannot be more than --memory", "give a smaller one")
+    if resources.memory_swappiness is not None and not 0 <= resources.memory_swappiness <= 100:
+        raise InvalidInput(f"--memory-swappiness {resources.memory_swappiness} is out of range", "it goes from 0 to 100")
+    _check_processors(resources)
+    for option, chosen, online in (
+        ("--cpuset-cpus", resources.cpuset_cpus, "/sys/devices/system/cpu/online"),
+        ("--cpuset-mems", resources.cpuset_mems, "/sys/devices/system/node/online"),
+    ):
+        unknown = sorted(parse_cpuset(chosen) - parse_cpuset(_online(online))) if chosen else []
+        if unknown:
+            kind = "processor" if option == "--cpuset-cpus" else "memory node"
+            details = f"{kind} {', '.join(map(str, unknown[:8]))} is not there, these are: {_online(online)}"
+            raise InvalidInput(f"{option} {chosen} cannot be given", details)
+    control_group_io.check(resources)
+
+
+def _check_processors(resources: Resources) -> None:
     online = os.cpu_count() or 1
     if resources.nano_cpus and not 10_000_000 <= resources.nano_cpus <= online * 1_000_000_000:
         raise InvalidInput("--cpus is out of range", f"it goes from 0.01 to {online}.00, as this machine has {online} processors")
+    if resources.nano_cpus and (resources.cpu_quota_us or resources.cpu_period_us):
+        raise InvalidInput("--cpus and --cpu-quota or --cpu-period cannot be given together", "--cpus is short for both", "give the one or the other")
+    if resources.cpu_period_us and not 1000 <= resources.cpu_period_us <= 1_000_000:
+        raise InvalidInput(f"--cpu-period {resources.cpu_period_us} is out of range", "it goes from 1000 to 1000000 microseconds")
+    if 0 < resources.cpu_quota_us < 1000:
+        raise InvalidInput(f"--cpu-quota {resources.cpu_quota_us} is too small", "it is 1000 microseconds or more")
     if resources.cpu_shares < 0:
         raise InvalidInput("--cpu-shares cannot be negative")
-    if resources.cpuset_cpus:
-        unknown = sorted(parse_cpuset(resources.cpuset_cpus) - parse_cpuset(_online_cpus()))
-        if unknown:
-            details = f"processor {', '.join(map(str, unknown[:8]))} is not there, these are: {_online_cpus()}"
-            raise InvalidInput(f"--cpuset-cpus {resources.cpuset_cpus} cannot be given", details)
 
 
-def _online_cpus() -> str:
+def _online(path: str) -> str:
     try:
-        with open("/sys/devices/system/cpu/online") as file:
+        with open(path) as file:
             return file.read().strip()
     except OSError:
-        return f"0-{(os.cpu_count() or 1) - 1}"
+        return f"0-{(os.cpu_count() or 1) - 1}" if "cpu" in path else "0"
 
 
 def parse_cpuset(text: str) -> set[int]:
@@ -99,46 +111,75 @@ def _total(resources: Resources) -> int:
     return 2 * resources.memory_bytes
 
 
-def _quota_us(nano_cpus: int) -> int:
-    return max(nano_cpus * CPU_PERIOD_US // 1_000_000_000, 1000)
+def _quota(resources: Resources) -> tuple[int, int]:
+    """Microseconds of processor time in a period of microseconds; 0 for what is not said."""
+    if resources.nano_cpus:
+        return max(resources.nano_cpus * CPU_PERIOD_US // 1_000_000_000, 1000), CPU_PERIOD_US
+    return resources.cpu_quota_us, resources.cpu_period_us
+
+
+def _quota_option(resources: Resources) -> str:
+    return "--cpus" if resources.nano_cpus else "--cpu-quota" if resources.cpu_quota_us else "--cpu-period"
 
 
 def settings_v1(resources: Resources) -> list[Setting]:
     """For version 1. Memory stands before its sum with swap: the kernel refuses a sum below it."""
     found = []
     if resources.memory_bytes:
-        found.append(Setting("memory", "memory.limit_in_bytes", str(resources.memory_bytes), "--memory"))
+        found.append(Setting("memory", "memory.limit_in_bytes", str(resources.memory_bytes), "--memory", lifted="-1"))
         total = _total(resources)
         if total > 0:
-            found.append(Setting("memory", "memory.memsw.limit_in_bytes", str(total), "--memory-swap", _NO_SWAP_ACCOUNTING))
-    if resources.nano_cpus:
-        found.append(Setting("cpu", "cpu.cfs_quota_us", str(_quota_us(resources.nano_cpus)), "--cpus"))
+            found.append(Setting("memory", "memory.memsw.limit_in_bytes", str(total), "--memory-swap", _NO_SWAP_ACCOUNTING, lifted="-1"))
+    if resources.memory_reservation_bytes:
+        reserved = str(resources.memory_reservation_bytes)
+        found.append(Setting("memory", "memory.soft_limit_in_bytes", reserved, "--memory-reservation", lifted="-1"))
+    if resources.memory_swappiness is not None:
+        found.append(Setting("memory", "memory.swappiness", str(resources.memory_swappiness), "--memory-swappiness", lifted="60"))
+    if resources.oom_kill_disable:
+        found.append(Setting("memory", "memory.oom_control", "1", "--oom-kill-disable", lifted="0"))
+    quota, period = _quota(resources)
+    if resources.cpu_period_us:
+        found.append(Setting("cpu", "cpu.cfs_period_us", str(period), _quota_option(resources), lifted=str(CPU_PERIOD_US)))
+    if quota:
+        found.append(Setting("cpu", "cpu.cfs_quota_us", str(quota), _quota_option(resources), lifted="-1"))
     if resources.cpu_shares:
-        found.append(Setting("cpu", "cpu.shares", str(_clamp(resources.cpu_shares)), "--cpu-shares"))
+        found.append(Setting("cpu", "cpu.shares", str(_clamp(resources.cpu_shares)), "--cpu-shares", lifted="1024"))
     if resources.cpuset_cpus:
         found.append(Setting("cpuset", "cpuset.cpus", resources.cpuset_cpus, "--cpuset-cpus"))
+    if resources.cpuset_mems:
+        found.append(Setting("cpuset", "cpuset.mems", resources.cpuset_mems, "--cpuset-mems"))
     if resources.pids_limit > 0:
-        found.append(Setting("pids", "pids.max", str(resources.pids_limit), "--pids-limit"))
-    return found
+        found.append(Setting("pids", "pids.max", str(resources.pids_limit), "--pids-limit", lifted="max"))
+    return found + control_group_io.settings_v1(resources)
 
 
 def settings_v2(resources: Resources) -> list[Setting]:
     """For version 2."""
     found = []
     if resources.memory_bytes:
-        found.append(Setting("memory", "memory.max", str(resources.memory_bytes), "--memory"))
+        found.append(Setting("memory", "memory.max", str(resources.memory_bytes), "--memory", lifted="max"))
         total = _total(resources)
         swap = "max" if total < 0 else str(total - resources.memory_bytes)
-        found.append(Setting("memory", "memory.swap.max", swap, "--memory-swap", _NO_SWAP_ACCOUNTING))
-    if resources.nano_cpus:
-        found.append(Setting("cpu", "cpu.max", f"{_quota_us(resources.nano_cpus)} {CPU_PERIOD_US}", "--cpus"))
+        found.append(Setting("memory", "memory.swap.max", swap, "--memory-swap", _NO_SWAP_ACCOUNTING, lifted="max"))
+    if resources.memory_reservation_bytes:
+        found.append(Setting("memory", "memory.low", str(resources.memory_reservation_bytes), "--memory-reservation", lifted="0"))
+    if resources.memory_swappiness is not None:
+        found.append(Setting("memory", "", "", "--memory-swappiness", _ONLY_V1.format("--memory-swappiness")))
+    if resources.oom_kill_disable:
+        found.append(Setting("memory", "", "", "--oom-kill-disable", _ONLY_V1.format("--oom-kill-disable")))
+    quota, period = _quota(resources)
+    if quota or period:
+        value = f"{quota if quota > 0 else 'max'} {period or CPU_PERIOD_US}"
+        found.append(Setting("cpu", "cpu.max", value, _quota_option(resources), lifted=f"max {CPU_PERIOD_US}"))
     if resources.cpu_shares:
-        found.append(Setting("cpu", "cpu.weight", str(weight(resources.cpu_shares)), "--cpu-shares"))
+        found.append(Setting("cpu", "cpu.weight", str(weight(resources.cpu_shares)), "--cpu-shares", lifted="100"))
     if resources.cpuset_cpus:
         found.append(Setting("cpuset", "cpuset.cpus", resources.cpuset_cpus, "--cpuset-cpus"))
+    if resources.cpuset_mems:
+        found.append(Setting("cpuset", "cpuset.mems", resources.cpuset_mems, "--cpuset-mems"))
     if resources.pids_limit > 0:
-        found.append(Setting("pids", "pids.max", str(resources.pids_limit), "--pids-limit"))
-    return found
+        found.append(Setting("pids", "pids.max", str(resources.pids_limit), "--pids-limit", lifted="max"))
+    return found + control_group_io.settings_v2(resources)
 
 
 def _clamp(shares: int) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bulle.errors import Unavailable, Unsupported
-from bulle.model.run_plan import Process, RunPlan
+from bulle.isolation.statistics import Statistics
+from bulle.model.run_plan import Process, Resources, RunPlan
 
 
 class Feature(enum.Enum):
@@ -33,6 +34,8 @@ class Feature(enum.Enum):
     EXECUTE = "exec"
     INIT = "init process (--init)"
     SYSTEM = "control group version 2 for an init system (--systemd)"
+    PAUSE = "way to pause its processes"
+    IO_LIMIT = "limit on input and output"
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,26 @@ class Driver(ABC):
         """Whether the kernel killed a process of the workload because its memory limit was reached; asked before :meth:`clean_up`."""
 
     @abstractmethod
+    def pause(self, plan: RunPlan, pid: int) -> None:
+        """Stop every process of the running workload where it stands. Raises Unsupported, or BulleError when that did not succeed."""
+
+    @abstractmethod
+    def resume(self, plan: RunPlan) -> None:
+        """Let the processes of a paused workload continue; nothing happens where none is paused."""
+
+    @abstractmethod
+    def is_paused(self, plan: RunPlan) -> bool:
+        """Whether the workload was paused and not resumed: asked of the kernel, quickly."""
+
+    @abstractmethod
+    def change_limits(self, before: RunPlan, after: RunPlan, pid: int) -> list[str]:
+        """Have the running workload held to the resources of another plan, all of them or, on an error, none; returns notes as of a start."""
+
+    @abstractmethod
+    def statistics(self, workloads: Sequence[tuple[RunPlan, int]]) -> list[Statistics]:
+        """What running workloads, each with its first process's pid, have used until now."""
+
+    @abstractmethod
     def clean_up(self, plan: RunPlan) -> None:
         """End what is left of the workload and remove what the kernel does not (control groups); harmless to repeat, also after a crash."""
 
@@ -129,10 +152,21 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.VOLUMES, any(mount.kind == "bind" for mount in plan.mounts)),
         (Feature.TMPFS, any(mount.kind == "tmpfs" for mount in plan.mounts)),
         (Feature.READ_ONLY_ROOT, plan.root.read_only),
-        (Feature.MEMORY_LIMIT, bool(resources.memory_bytes or resources.memory_swap_bytes)),
-        (Feature.CPU_LIMIT, bool(resources.nano_cpus or resources.cpu_shares or resources.cpuset_cpus)),
+        (Feature.MEMORY_LIMIT, _limits_memory(resources)),
+        (Feature.CPU_LIMIT, _limits_processors(resources)),
         (Feature.PIDS_LIMIT, resources.pids_limit > 0),
+        (Feature.IO_LIMIT, bool(resources.blkio_weight or resources.device_limits)),
         (Feature.TERMINAL, plan.process.terminal),
         (Feature.INIT, plan.process.init or plan.process.idle),
         (Feature.SYSTEM, plan.systemd),
     ]
+
+
+def _limits_memory(resources: Resources) -> bool:
+    amounts = resources.memory_bytes or resources.memory_swap_bytes or resources.memory_reservation_bytes
+    return bool(amounts or resources.oom_kill_disable or resources.memory_swappiness is not None)
+
+
+def _limits_processors(resources: Resources) -> bool:
+    times = resources.nano_cpus or resources.cpu_shares or resources.cpu_quota_us or resources.cpu_period_us
+    return bool(times or resources.cpuset_cpus or resources.cpuset_mems)

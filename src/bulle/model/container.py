@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from bulle.model.lifecycle import Health
-from bulle.model.run_plan import ResourceLimit
+from bulle.model.run_plan import DeviceLimit, ResourceLimit
 
 Status = Literal["created", "running", "restarting", "exited", "dead", "removing"]
 
@@ -79,6 +79,31 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     log_options: tuple[tuple[str, str], ...] = ()
     idle: bool = False
     systemd: Literal["true", "false", "always"] = "true"
+    memory_reservation_bytes: int = 0
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
+    cpu_quota_us: int = 0
+    cpu_period_us: int = 0
+    cpuset_mems: str = ""
+    blkio_weight: int = 0
+    device_limits: tuple[DeviceLimit, ...] = ()
+
+
+class LimitChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``update`` changes: fields of :class:`ContainerOptions`; None leaves one as it is, 0 (or "") takes the limit away."""
+
+    memory_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    memory_reservation_bytes: int | None = None
+    nano_cpus: int | None = None
+    cpu_shares: int | None = None
+    cpu_quota_us: int | None = None
+    cpu_period_us: int | None = None
+    cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+    pids_limit: int | None = None
+    blkio_weight: int | None = None
+    restart_policy: str | None = None
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,10 +97,19 @@ class Process(msgspec.Struct, frozen=True):
     idle: bool = False
 
 
+class DeviceLimit(msgspec.Struct, frozen=True):
+    """A weight (10 to 1000) or a rate a second (bytes, operations) for input and output on one block device, named by its host path."""
+
+    kind: Literal["weight", "read_bps", "write_bps", "read_iops", "write_iops"]
+    host_path: str
+    value: int
+
+
 class Resources(msgspec.Struct, frozen=True):
     """Limits that a control group enforces.
 
-    0 means no limit. Sizes in bytes, ``memory_swap_bytes`` is memory plus swap as in Docker (-1 unlimited).
+    0 means no limit. Sizes in bytes, ``memory_swap_bytes`` is memory plus swap as in Docker (-1 unlimited). ``memory_swappiness`` goes from 0 to 100,
+    None is the machine's. A quota is processor time in each period, both in microseconds.
     """
 
     memory_bytes: int = 0
@@ -109,6 +118,14 @@ class Resources(msgspec.Struct, frozen=True):
     cpu_shares: int = 0
     cpuset_cpus: str = ""
     pids_limit: int = 0
+    memory_reservation_bytes: int = 0
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
+    cpu_quota_us: int = 0
+    cpu_period_us: int = 0
+    cpuset_mems: str = ""
+    blkio_weight: int = 0
+    device_limits: tuple[DeviceLimit, ...] = ()
 
 
 class Security(msgspec.Struct, frozen=True):

@@ -26,12 +26,22 @@ class HealthMonitor:
     """Runs the check; ``changed`` is called with what is known after each answer, and whether the container has just become unhealthy."""
 
     def __init__(
-        self, check: HealthCheck, started_at_ns: int, known: Health | None, begin: Callable[[], Attachment], changed: Callable[[Health, bool], None]
+        self,
+        check: HealthCheck,
+        started_at_ns: int,
+        known: Health | None,
+        begin: Callable[[], Attachment],
+        changed: Callable[[Health, bool], None],
+        is_paused: Callable[[], bool],
     ) -> None:
-        """``known`` is what an earlier monitor found. ``begin`` raises BulleError or OSError where a check cannot be run at all."""
+        """``known`` is what an earlier monitor found. ``begin`` raises BulleError or OSError where a check cannot be run at all.
+
+        While the container ``is_paused`` there are no checks.
+        """
         self._check = check
         self._begin = begin
         self._changed = changed
+        self._is_paused = is_paused
         self.health = known or Health()
         self._grace_until = time.monotonic() + check.start_period_s - (time.time_ns() - started_at_ns) / _SECOND_NS
         self._running: Attachment | None = None
@@ -59,6 +69,10 @@ class HealthMonitor:
             while self._running is not None and self._running.has_more:
                 self._read(self._running)
         if time.monotonic() < self._due:
+            return
+        if self._is_paused():
+            self.close()
+            self._due = time.monotonic() + self._interval_s
             return
         if self._running is not None:
             self._answered(-1, f"Health check exceeded timeout ({self._check.timeout_s:g}s)")

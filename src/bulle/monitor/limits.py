@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Literal
 
+from bulle.errors import BulleError
 from bulle.linux import process
 
 _LOOKS = 10  # at an idle container, within its limit
@@ -31,10 +32,11 @@ class _Clock:
 class Ender(_Clock):
     """Ends the workload as ``stop`` does: its stop signal, and SIGKILL after its patience. ``reason`` says why, "" where nobody asked it to."""
 
-    def __init__(self, pidfd: int, stop_signal: int, patience_s: float) -> None:
-        """``pidfd`` stays the caller's; a negative patience is for ever."""
+    def __init__(self, pidfd: int, stop_signal: int, patience_s: float, resume: Callable[[], object]) -> None:
+        """``pidfd`` stays the caller's; a negative patience is for ever; ``resume`` lets a paused workload go on, which could not end."""
         self._pidfd = pidfd
         self._signal = stop_signal
+        self._resume = resume
         self._patience_s = patience_s if patience_s >= 0 else math.inf
         self._kill_at = math.inf
         self.reason: Reason | Literal[""] = ""
@@ -65,6 +67,8 @@ class Ender(_Clock):
     def _send(self, number: int) -> None:
         with suppress(OSError):  # it has ended
             process.pidfd_send_signal(self._pidfd, number)
+        with suppress(OSError, BulleError):
+            self._resume()
 
 
 class TimeLimit(_Clock):

@@ -119,6 +119,18 @@ class ContainerRecords:
         if not changed:
             raise NotFound("no such container", "it was removed meanwhile", "`bulle ps -a` lists them")
 
+    def change(self, record: ContainerRecord, options: ContainerOptions, plan: RunPlan) -> ContainerRecord:
+        """Replace what was asked for and planned. Raises NotFound when it was removed meanwhile, Conflict when somebody else changed it."""
+        values = (msgspec.json.encode(options), msgspec.json.encode(plan))
+        with self._database.transaction() as connection:
+            unchanged = "id = ? AND options = ? AND plan = ?"
+            where = (record.id, record.options_json, record.plan_json)
+            changed = connection.execute(f"UPDATE container SET options = ?, plan = ? WHERE {unchanged}", (*values, *where)).rowcount
+        found = self.find(record.id)
+        if not changed:
+            raise Conflict(f"container {found.name} was changed by another command at the same moment", "", "do it again")
+        return found
+
     def exists(self, container_id: str) -> bool:
         """Whether the container is still known."""
         return bool(self._database.rows("SELECT 1 FROM container WHERE id = ?", (container_id,)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from bulle.isolation import execution, inside, launch, root_filesystem
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import available
 from bulle.isolation.driver import Feature, Probe, Stdio, Workload
-from bulle.isolation.grouped_driver import GroupedDriver
+from bulle.isolation.grouped_driver import GroupedDriver, features_of
 from bulle.linux import capabilities, mount, namespaces
 from bulle.linux.namespaces import CLONE_NEWNS, CLONE_PARENT
 from bulle.model.run_plan import Process, RunPlan
@@ -82,20 +82,14 @@ class ChrootDriver(GroupedDriver):
 
         return launch.start(kit, lambda: launch.fork(kit, 0, child), prepare)
 
-    def find_processes(self, pid: int) -> list[int]:
+    def find_processes_of(self, pids: Sequence[int]) -> dict[int, list[int]]:
         """The first process's session, which its children inherit."""
-        return processes_of_session(pid)
-
-
-def processes_of_session(pid: int) -> list[int]:
-    """Every process whose session leader is ``pid``."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+        found: dict[int, list[int]] = {pid: [] for pid in pids}
+        for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
             with suppress(OSError):
-                if os.getsid(int(name)) == pid:
-                    found.append(int(name))
-    return sorted(found)
+                if (leader := os.getsid(pid)) in found:
+                    found[leader].append(pid)
+        return found
 
 
 def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
@@ -187,11 +181,7 @@ def _probe() -> Probe:
         return Probe(False, "chroot needs the capability CAP_SYS_CHROOT", "run as root")
     controllers, why = available()
     notes = [f"no limits on resources: {why}"] if why else []
-    limits = {
-        feature
-        for feature, name in ((Feature.MEMORY_LIMIT, "memory"), (Feature.CPU_LIMIT, "cpu"), (Feature.PIDS_LIMIT, "pids"))
-        if name in controllers
-    }
+    limits = features_of(controllers)
     if not _may_mount():
         notes.append("no right to mount: the root is a copy of the image, without /proc, /dev and volumes")
         return Probe(True, features=frozenset({Feature.EXECUTE} | limits), notes=tuple(notes))

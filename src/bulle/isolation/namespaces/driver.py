@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from bulle.isolation import delegated_group, execution, inside, launch, root_fil
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import available, layout
 from bulle.isolation.driver import Feature, Probe, Stdio, Workload
-from bulle.isolation.grouped_driver import GroupedDriver
+from bulle.isolation.grouped_driver import GroupedDriver, features_of
 from bulle.isolation.namespaces import shell
 from bulle.linux import loopback, mount, namespaces, user_namespace
 from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT
@@ -89,22 +89,24 @@ class NamespaceDriver(GroupedDriver):
         finally:
             os.close(pidfd)
 
-    def find_processes(self, pid: int) -> list[int]:
+    def find_processes_of(self, pids: Sequence[int]) -> dict[int, list[int]]:
         """Every process in the first one's pid namespace."""
-        return processes_in_namespace(pid)
+        return processes_in_namespaces(pids)
 
 
-def processes_in_namespace(pid: int) -> list[int]:
-    """Every process that stands in the pid namespace of ``pid``."""
-    found = []
-    with suppress(FileNotFoundError):
-        wanted = os.stat(f"/proc/{pid}/ns/pid").st_ino
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                with suppress(OSError):
-                    if os.stat(f"/proc/{name}/ns/pid").st_ino == wanted:
-                        found.append(int(name))
-    return sorted(found)
+def processes_in_namespaces(pids: Sequence[int]) -> dict[int, list[int]]:
+    """Every process, ascending, that stands in the pid namespace of each of ``pids``."""
+    found: dict[int, list[int]] = {pid: [] for pid in pids}
+    wanted: dict[str, int] = {}
+    for pid in pids:
+        with suppress(OSError):
+            wanted[os.readlink(f"/proc/{pid}/ns/pid")] = pid
+    for name in sorted((int(name) for name in os.listdir("/proc") if name.isdigit()) if wanted else ()):
+        with suppress(OSError):
+            first = wanted.get(os.readlink(f"/proc/{name}/ns/pid"))
+            if first is not None:
+                found[first].append(name)
+    return found
 
 
 def _prepare(plan: RunPlan, workload: Workload, channel: Channel) -> None:
@@ -180,9 +182,7 @@ def _probe() -> Probe:
         return Probe(False, reason, mend)
     controllers, why = available()
     notes = [f"no limits on resources: {why}"] if why else []
-    for feature, names in ((Feature.MEMORY_LIMIT, {"memory"}), (Feature.CPU_LIMIT, {"cpu"}), (Feature.PIDS_LIMIT, {"pids"})):
-        if names <= controllers:
-            features.add(feature)
+    features |= features_of(controllers)
     if not (missing := delegated_group.unavailable(layout())):
         features.add(Feature.SYSTEM)
     else:
