@@ -97,11 +97,14 @@ def usage_of(engine: Engine) -> Usage:
 
 def container_sizes(home: Path, database: Database, plan: RunPlan) -> dict[str, object]:
     """Docker's ``SizeRw`` and ``SizeRootFs``: lengths of the files in the writable layer, and of those with the layers below."""
+    from bulle.isolation import sized_layer
+
     writable = 0
-    for parent, _, names in os.walk(f"{plan.root.writable_host_path}/upper"):
-        for name in names:
-            status = os.lstat(f"{parent}/{name}")
-            writable += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    with sized_layer.upper(plan) as upper:
+        for parent, _, names in os.walk(upper):
+            for name in names:
+                status = os.lstat(f"{parent}/{name}")
+                writable += status.st_size if stat.S_ISREG(status.st_mode) else 0
     layers = Store(home, database).layers
     return {"SizeRw": writable, "SizeRootFs": writable + sum(layers.size(Digest(layer.diff_id)) for layer in plan.root.layers)}
 

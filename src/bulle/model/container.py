@@ -79,6 +79,9 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     log_options: tuple[tuple[str, str], ...] = ()
     idle: bool = False
     systemd: Literal["true", "false", "always"] = "true"
+    storage_bytes: int = 0
+    """How large the writable layer may become; 0 for no limit."""
+    oom_score_adj: int | None = None
 
 
 class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
