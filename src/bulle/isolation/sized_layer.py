@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bulle.errors import StorageFull, Unavailable
+from bulle.errors import InvalidInput, StorageFull, Unavailable
 from bulle.linux import mount
 from bulle.model.run_plan import RunPlan
 
 SMALLEST_BYTES = 16 << 20
 _BLOCK_BYTES = 4096
 _JOURNAL_BYTES = 4 << 20
-_INODE_RATIO = 16384  # one inode of 256 bytes for so many bytes
+_INODE_BYTES = 256
+_VAST_BYTES = 1 << 42
 _MAKER = "mkfs.ext4"
 _MAKERS_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _ONLY_LOOK = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC
@@ -44,10 +45,17 @@ def make(plan: RunPlan) -> None:
     program = shutil.which(_MAKER, path=_MAKERS_PATH)
     if program is None:
         raise Unavailable("the size of the writable layer cannot be limited", f"{_MAKER} is not installed", "install e2fsprogs")
-    with open(disk(plan), "xb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.truncate(_file_bytes(plan.root.size_bytes))
-    shape = ["-b", str(_BLOCK_BYTES), "-m", "0", "-i", str(_INODE_RATIO), "-O", "^resize_inode", "-J", f"size={_JOURNAL_BYTES >> 20}"]
+    wanted = plan.root.size_bytes
+    try:
+        with open(disk(plan), "xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.truncate(_file_bytes(wanted))
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise InvalidInput(f"the writable layer cannot be of {wanted} bytes", "the file system under BULLE_HOME has no file that large") from error
+    inodes = ["-I", str(_INODE_BYTES), "-i", str(_bytes_for_each_inode(wanted))]
+    shape = ["-b", str(_BLOCK_BYTES), "-m", "0", *inodes, "-O", "^resize_inode", "-E", "lazy_journal_init=1", "-J", f"size={_JOURNAL_BYTES >> 20}"]
     line = [program, "-q", "-F", *shape, disk(plan)]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
@@ -58,9 +66,14 @@ def make(plan: RunPlan) -> None:
     os.close(detached(plan))
 
 
+def _bytes_for_each_inode(wanted: int) -> int:
+    """A block, so that no inodes are wanting where blocks are left: unused tables are holes. But ext4 has at most 2^32 inodes."""
+    return _BLOCK_BYTES if wanted < _VAST_BYTES else 16 * _BLOCK_BYTES
+
+
 def _file_bytes(wanted: int) -> int:
     """The size of a file system in which so much can be written: with what ext4 keeps for its tables, its journal and itself."""
-    tables = wanted * 256 // _INODE_RATIO + wanted // 1000
+    tables = wanted * _INODE_BYTES // (_bytes_for_each_inode(wanted) - _INODE_BYTES) + wanted // 1000
     held_back = min(wanted // 50, 4096 * _BLOCK_BYTES)
     return -(-(wanted + tables + held_back + _JOURNAL_BYTES + (1 << 20)) // _BLOCK_BYTES) * _BLOCK_BYTES
 
