@@ -211,7 +211,7 @@ def test_removed_with_rm(place: Machine, level: Level) -> None:
         ("size=-1", "invalid size"),
         ("size=1k", "the smallest is 16 MiB"),
         ("size=lots", "invalid size"),
-        ("size=8000p", "writable layer c"),
+        ("size=8000p", "writable layer"),
         ("dm.basesize=1G", "unknown storage option"),
     ],
 )
