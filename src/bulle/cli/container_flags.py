@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from bulle.cli import human
 from bulle.cli.limit_flags import LIMIT_FLAGS, limits_from
 from bulle.cli.option_types import Choice, Duration, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
 from bulle.cli.verb import WrongValue
@@ -97,6 +98,8 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
         help="Run as systemd wants to be run (true: where the command is an init; always, also without a value: whatever it is)",
     ),
     *LIMIT_FLAGS,
+    click.option("--storage-opt", multiple=True, type=Text("list"), help="Storage driver options for the container (size=BYTES)"),
+    click.option("--oom-score-adj", type=Whole(), help="Tune the host's OOM preferences (-1000 to 1000)"),
 )
 
 
@@ -169,6 +172,8 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         log_options=tuple(map(_log_option, flags["log_opt"])),
         systemd=flags["systemd"],
         **limits_from(flags),
+        storage_bytes=_storage(flags["storage_opt"]),
+        oom_score_adj=flags["oom_score_adj"],
     )
 
 
@@ -211,6 +216,21 @@ def environment(files: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
 def _labels(files: Iterable[str], given: Iterable[str]) -> dict[str, str]:
     pairs = (entry.partition("=") for entry in (*(line for path in files for line in _lines(path)), *given))
     return {name: value for name, _, value in pairs}
+
+
+def _storage(given: Iterable[str]) -> int:
+    """The ``size`` of the storage options; the last one holds."""
+    size = 0
+    for entry in given:
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise InvalidInput(f"invalid storage option: '{entry}'", "", "write it as size=10G")
+        if key != "size":
+            raise InvalidInput(f"unknown storage option {key!r}", "", "the only one is size=BYTES")
+        size = human.parse_size(value)
+        if size <= 0:
+            raise InvalidInput(f"invalid storage option: '{entry}'", "a writable layer of no size holds nothing", "write it as size=10G")
+    return size
 
 
 def _absolute(path: str) -> str:

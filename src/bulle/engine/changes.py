@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bulle.errors import Unsupported
+from bulle.isolation import sized_layer
 from bulle.isolation.root_filesystem import identity_files
 from bulle.linux import user_namespace
 from bulle.model.digest import Digest
@@ -24,14 +25,15 @@ def keep_changes(store: Store, plan: RunPlan, *, latest_ns: int | None = None) -
     """
     from bulle.registry.changes import changes_stream  # only these verbs make layers
 
-    upper = Path(plan.root.writable_host_path) / "upper"
-    if (upper.parent / "copy").exists():
+    if (Path(plan.root.writable_host_path) / "copy").exists():
         raise Unsupported("layers of its changes, since its root is a copy of the image here", plan.isolation, "use a user who may mount")
     with store.layers.view([Digest(layer.diff_id) for layer in plan.root.layers]) as below:
         node = below.lookup(())
     root = (stat.S_IMODE(node.mode), node.uid, node.gid) if node is not None else None
     if os.geteuid() == 0:
-        return store.layers.add(changes_stream(upper, stubs=stubs(plan), root=root, latest_ns=latest_ns))
+        with sized_layer.upper(plan) as shown:
+            return store.layers.add(changes_stream(shown, stubs=stubs(plan), root=root, latest_ns=latest_ns))
+    upper = Path(plan.root.writable_host_path) / "upper"
     # Files of the container's other users belong to subordinate ids, whose names inside only that user namespace knows.
     temporary = store.temporary_directory()
     target = temporary / "changes"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bulle.engine import identities, names, planning
 from bulle.engine.container import Container
 from bulle.engine.directories import make_directory
+from bulle.engine.drivers import driver_for
 from bulle.engine.images import Images
 from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
@@ -67,6 +68,8 @@ class Containers:
 
         record = self._insert(build, bool(options.name))
         try:
+            if record.plan.root.size_bytes:
+                driver_for(record.plan.isolation, self._home).require(record.plan)
             make_directory(record.plan)
         except BaseException as error:
             self._records.delete(identifier)

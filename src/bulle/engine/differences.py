@@ -20,6 +20,7 @@ import msgspec
 from bulle.engine.changes import stubs
 from bulle.engine.inner_worker import Line, beside, require_writable_layer
 from bulle.errors import BulleError, Unsupported
+from bulle.isolation import sized_layer
 from bulle.isolation.root_access import root_copy
 from bulle.model.digest import Digest
 from bulle.model.run_plan import RunPlan
@@ -50,10 +51,13 @@ def changes(home: Path, plan: RunPlan) -> list[Change]:
     require_writable_layer(plan)
     with Store(home, Database(home)).layers.view([Digest(layer.diff_id) for layer in plan.root.layers]) as below:
         if os.geteuid() == 0:
-            return [Change(kind, os.fsdecode(path)) for kind, path in _Comparison(plan, below).all()]
+            with sized_layer.upper(plan) as upper:
+                return [Change(kind, os.fsdecode(path)) for kind, path in _Comparison(plan, below, upper).all()]
+
+        upper = Path(plan.root.writable_host_path) / "upper"
 
         def work(line: Line) -> None:
-            line.send([(kind, os.fsdecode(path).encode("utf-8", "surrogateescape")) for kind, path in _Comparison(plan, below).all()])
+            line.send([(kind, os.fsdecode(path).encode("utf-8", "surrogateescape")) for kind, path in _Comparison(plan, below, upper).all()])
             line.end_stream()
 
         with beside(plan, work) as line:
@@ -69,8 +73,8 @@ _Found = tuple[Literal["A", "C", "D"], bytes]
 class _Comparison:
     """One walk over a writable layer."""
 
-    def __init__(self, plan: RunPlan, below: MergedView) -> None:
-        self._upper = f"{plan.root.writable_host_path}/upper"
+    def __init__(self, plan: RunPlan, below: MergedView, upper: Path) -> None:
+        self._upper = upper
         self._below = below
         self._stubs = {tuple(os.fsencode(stub).split(b"/")) for stub in stubs(plan)}
         self._above_stubs = {stub[:length] for stub in self._stubs for length in range(1, len(stub))}

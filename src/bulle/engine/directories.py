@@ -23,8 +23,14 @@ def make_directory(plan: RunPlan) -> None:
     directory = plan.state_host_path
     writable = plan.root.writable_host_path
     os.mkdir(directory, 0o700)
-    for path in (writable, f"{writable}/upper", f"{writable}/work"):
-        os.mkdir(path, 0o755)
+    os.mkdir(writable, 0o755)
+    if plan.root.size_bytes:
+        from bulle.isolation import sized_layer
+
+        sized_layer.make(plan)
+    else:
+        for path in (f"{writable}/upper", f"{writable}/work"):
+            os.mkdir(path, 0o755)
     for path in identity_files(plan):
         _write(path, _identity_text(os.path.basename(path), plan))
 

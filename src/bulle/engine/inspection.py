@@ -193,5 +193,7 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
         "Init": options.init,
         "MaskedPaths": list(security.masked_paths),
         "ReadonlyPaths": list(security.read_only_paths),
+        "StorageOpt": {"size": str(plan.root.size_bytes)} if plan.root.size_bytes else None,
+        "OomScoreAdj": plan.oom_score_adj or 0,
         "LogConfig": {"Type": options.log_driver or plan.log.driver, "Config": dict(sorted(options.log_options))},
     }

@@ -19,6 +19,7 @@ from bulle.engine.lifecycle import lifecycle
 from bulle.errors import InvalidInput, NotFound, Unsupported
 from bulle.isolation.control_group_settings import check
 from bulle.isolation.driver import Feature
+from bulle.isolation.sized_layer import SMALLEST_BYTES
 from bulle.linux import capabilities
 from bulle.model.container import ContainerOptions, ExecOptions
 from bulle.model.digest import Digest
@@ -85,6 +86,7 @@ def compose(
         read_only=options.read_only or options.hardened,
         volatile=options.auto_remove,
         host_binds=base.host_binds,
+        size_bytes=_storage(options),
     )
     plan = RunPlan(
         container_id=container_id,
@@ -102,6 +104,7 @@ def compose(
         stop_signal=signal_name(options.stop_signal or config.stop_signal or "SIGTERM"),
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
         lifecycle=lifecycle(options, config),
+        oom_score_adj=_oom_score(options),
     )
     return system_containers.adapted(plan, options, config)
 
@@ -221,6 +224,19 @@ def _process(options: ContainerOptions, config: ExecutionConfig, container_id: s
         log_refusals="seccomp-log" in options.security_options,
         idle=options.idle,
     )
+
+
+def _storage(options: ContainerOptions) -> int:
+    if options.storage_bytes and options.storage_bytes < SMALLEST_BYTES:
+        why = f"the smallest is {SMALLEST_BYTES >> 20} MiB"
+        raise InvalidInput(f"the writable layer cannot be of {options.storage_bytes} bytes", why, "give --storage-opt size= a larger one")
+    return options.storage_bytes
+
+
+def _oom_score(options: ContainerOptions) -> int | None:
+    if options.oom_score_adj is not None and not -1000 <= options.oom_score_adj <= 1000:
+        raise InvalidInput(f"invalid value {options.oom_score_adj}, range for oom score adj is [-1000, 1000]")
+    return options.oom_score_adj
 
 
 def _no_new_privileges(options: ContainerOptions) -> bool:

@@ -98,9 +98,11 @@ def usage_of(engine: Engine) -> Usage:
 
 def container_sizes(home: Path, database: Database, plan: RunPlan) -> tuple[int, int]:
     """Docker's ``SizeRw`` and ``SizeRootFs``: bytes of the files in the writable layer, and of those with the layers below."""
+    from bulle.isolation import sized_layer
+
     writable = 0
-    for parent, _, names in os.walk(f"{plan.root.writable_host_path}/upper"):
-        for name in names:
+    with sized_layer.upper(plan) as upper:
+        for parent, name in ((parent, name) for parent, _, names in os.walk(upper) for name in names):
             with suppress(FileNotFoundError):  # the container goes on, and removes files
                 status = os.lstat(f"{parent}/{name}")
                 writable += status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -82,7 +82,11 @@ class Channel:
 
     def receive_report(self) -> tuple[Report, int] | None:
         """Driver: the next report with its descriptor (-1 without), or None at the end; an error report is raised as what it names."""
-        message, descriptors, _flags, _address = socket.recv_fds(self.end, _MESSAGE_BYTES, 1)
+        try:
+            message, descriptors, _flags, _address = socket.recv_fds(self.end, _MESSAGE_BYTES, 1)
+        except ConnectionResetError:
+            # The child ended before it took what was sent to it. The kernel says so once; what the child said before is still there.
+            message, descriptors, _flags, _address = socket.recv_fds(self.end, _MESSAGE_BYTES, 1)
         if not message:
             return None
         report = msgspec.json.decode(message, type=Report)

@@ -33,6 +33,7 @@ class Feature(enum.Enum):
     TERMINAL = "terminal"
     EXECUTE = "exec"
     INIT = "init process (--init)"
+    STORAGE_LIMIT = "limit on the size of the writable layer"
     SYSTEM = "control group version 2 for an init system (--systemd)"
     PAUSE = "way to pause its processes"
     IO_LIMIT = "limit on input and output"
@@ -159,6 +160,7 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.TERMINAL, plan.process.terminal),
         (Feature.INIT, plan.process.init or plan.process.idle),
         (Feature.SYSTEM, plan.systemd),
+        (Feature.STORAGE_LIMIT, plan.root.size_bytes > 0),
     ]
 
 

@@ -52,6 +52,7 @@ class Kit:
     stdio: Stdio
     new_group: bool
     withheld: frozenset[str] = frozenset()
+    oom_score_adj: int | None = None
 
     @classmethod
     def to_start(cls, plan: RunPlan, stdio: Stdio, cache_directory: Path | None, *, own_processes: bool) -> Kit:
@@ -70,7 +71,7 @@ class Kit:
         try:
             if plan.systemd:
                 group.delegate(*_root_ids(plan))
-            return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True, withheld)
+            return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True, withheld, plan.oom_score_adj)
         except BaseException:
             group.close()
             group.remove()
@@ -84,7 +85,7 @@ class Kit:
             group.enter_delegated()
         ruled = "devices" in group.controllers or "" in group.controllers
         withheld = _DEVICE_CAPABILITIES if _makes_devices(plan) and not ruled else frozenset[str]()
-        return cls(group, *_programs(plan, wanted, cache_directory), stdio, False, withheld)
+        return cls(group, *_programs(plan, wanted, cache_directory), stdio, False, withheld, plan.oom_score_adj)
 
     def for_child(self) -> ChildKit:
         """The child's part of it."""
@@ -175,9 +176,27 @@ def fork(kit: Kit, flags: int, child: Callable[[Channel], None]) -> tuple[Worklo
             ours.close()
             begin_session()
             kit.group.attach_self()
+            if kit.oom_score_adj is not None:
+                _set_oom_score(kit.oom_score_adj)
             child(theirs)
     theirs.close()
     return Workload(pid, pidfd), ours
+
+
+def _set_oom_score(wanted: int) -> None:
+    """How willingly the kernel ends this process, and what it will start, when memory runs out. proc_pid_oom_score_adj(5)"""
+    descriptor = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        own = int(os.read(descriptor, 16))
+        os.pwrite(descriptor, b"%d" % wanted, 0)
+    except PermissionError:
+        raise Unavailable(
+            f"--oom-score-adj {wanted} cannot be set",
+            f"the engine's own is {own}, and less needs the capability CAP_SYS_RESOURCE, which it does not have",
+            f"use a value from {own} to 1000",
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from bulle.errors import BulleError, Unavailable
-from bulle.isolation import inside, rootless
+from bulle.isolation import inside, rootless, sized_layer
 from bulle.isolation.root_filesystem import OVERLAY_OPTIONS, detached_mounts
 from bulle.linux import mount, namespaces, process, user_namespace
 from bulle.linux.fork import fork
@@ -104,6 +104,8 @@ def merged_view(plan: RunPlan, mount_layers: Callable[[], None], *, rootless_use
         return os.open(copy, _ROOT_FLAGS)
     _own_mounts()
     mount_layers()
+    if plan.root.size_bytes:
+        sized_layer.attach(plan)
     return view_of([layer.host_path for layer in plan.root.layers] + [f"{plan.root.writable_host_path}/upper"], rootless_user=rootless_user)
 
 
@@ -145,6 +147,8 @@ def require_writable_layer(plan: RunPlan, pid: int) -> None:
 
     An overlay has the size of the file system that its upper directory is on. statfs(2)
     """
+    if plan.root.size_bytes:
+        return  # never in memory
     try:
         shown, kept = (os.statvfs(path) for path in (f"/proc/{pid}/root", f"{plan.root.writable_host_path}/upper"))
     except OSError:

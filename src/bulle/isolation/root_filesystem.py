@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bulle.errors import BulleError, InvalidInput, NotFound, Unavailable
+from bulle.isolation import sized_layer
 from bulle.linux import libc, mount, process
 from bulle.model.run_plan import Mount, RunPlan
 
@@ -83,9 +84,8 @@ def detached_mounts(plan: RunPlan, user_namespace_fd: int | None) -> DetachedMou
     return mounts
 
 
-def match_root(plan: RunPlan) -> None:
+def match_root(plan: RunPlan, upper: str) -> None:
     """Give the upper directory the mode and owner of the topmost layer's root: it is the upper's that overlay shows for ``/``."""
-    upper = f"{plan.root.writable_host_path}/upper"
     wanted, found = os.stat(plan.root.layers[-1].host_path), os.stat(upper)
     if (wanted.st_uid, wanted.st_gid) != (found.st_uid, found.st_gid):
         os.chown(upper, wanted.st_uid, wanted.st_gid)
@@ -130,11 +130,17 @@ def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> 
         lowers = [_layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
         if not lowers:
             raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
-        match_root(plan)
+        writable: str | int = plan.root.writable_host_path
+        if plan.root.size_bytes:
+            writable = sized_layer.detached(plan)
+            stack.callback(os.close, writable)
+        match_root(plan, f"/proc/self/fd/{writable}/upper" if isinstance(writable, int) else f"{writable}/upper")
         with _acting_as_container_root(plan if user_namespace_fd is not None else None):
             try:
-                return _overlay_on(stack, plan, lowers, plan.root.writable_host_path, user_namespace_fd)
+                return _overlay_on(stack, plan, lowers, writable, user_namespace_fd)
             except OSError as error:
+                if plan.root.size_bytes:
+                    raise BulleError("the root filesystem could not be mounted", str(error), "see `bulle doctor`") from error
                 # EINVAL: no idmap, no xattrs or no O_TMPFILE there (overlay on overlay, NFS, FUSE); a plain error is not hidden.
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                     raise

@@ -34,7 +34,7 @@ def _overlay(plan: RunPlan) -> int:
     if not plan.root.layers:
         raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
     with suppress(PermissionError):  # an owner that is not mapped
-        match_root(plan)
+        match_root(plan, f"{plan.root.writable_host_path}/upper")
     context = mount.fsopen("overlay")
     try:
         mount.fsconfig_set_string(context, "source", "overlay")

@@ -87,6 +87,9 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     cpuset_mems: str = ""
     blkio_weight: int = 0
     device_limits: tuple[DeviceLimit, ...] = ()
+    storage_bytes: int = 0
+    """How large the writable layer may become; 0 for no limit."""
+    oom_score_adj: int | None = None
 
 
 class LimitChanges(msgspec.Struct, frozen=True, kw_only=True):

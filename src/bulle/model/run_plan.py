@@ -40,7 +40,7 @@ class RootFilesystem(msgspec.Struct, frozen=True):
     """The container's ``/``: read-only layers (lowest first), and a directory of the host that holds ``upper`` and ``work``.
 
     ``host_binds`` are directories of the host shown read-only at the same path (the built-in ``host`` image shows ``/usr``). ``volatile`` skips the
-    sync at unmount (for containers that are removed when they exit).
+    sync at unmount (for containers that are removed when they exit). With ``size_bytes`` the two are in a file system of that size, in a file there.
     """
 
     layers: tuple[LayerMount, ...]
@@ -48,6 +48,7 @@ class RootFilesystem(msgspec.Struct, frozen=True):
     read_only: bool = False
     volatile: bool = False
     host_binds: tuple[str, ...] = ()
+    size_bytes: int = 0
 
     @property
     def lower_host_paths(self) -> list[str]:
@@ -174,7 +175,8 @@ class RunPlan(msgspec.Struct, frozen=True):
 
     ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files). ``volume_layers`` are layers that
     binds among ``mounts`` show parts of: they must stand at their ``host_path`` before it starts. ``systemd`` makes it a system container: the
-    command is an init, which manages control groups of its own below the container's.
+    command is an init, which manages control groups of its own below the container's. ``oom_score_adj`` is how willingly the kernel ends its
+    processes when memory runs out (-1000 to 1000; None: as the engine itself).
     """
 
     container_id: str
@@ -194,6 +196,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     lifecycle: Lifecycle = Lifecycle()
     log: LogSettings = LogSettings()
     systemd: bool = False
+    oom_score_adj: int | None = None
 
     def describe(self) -> str:
         """The plan as indented JSON, the form that ``--dry-run`` prints."""

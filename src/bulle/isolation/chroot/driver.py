@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from bulle.errors import BulleError
-from bulle.isolation import execution, inside, launch, root_filesystem
+from bulle.isolation import execution, inside, launch, root_filesystem, sized_layer
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import available
 from bulle.isolation.driver import Feature, Probe, Stdio, Workload
@@ -186,6 +186,8 @@ def _probe() -> Probe:
         notes.append("no right to mount: the root is a copy of the image, without /proc, /dev and volumes")
         return Probe(True, features=frozenset({Feature.EXECUTE} | limits), notes=tuple(notes))
     mounts = {Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT}
+    if sized_layer.available():
+        mounts.add(Feature.STORAGE_LIMIT)
     return Probe(True, features=frozenset(always | mounts | limits), notes=tuple(notes))
 
 

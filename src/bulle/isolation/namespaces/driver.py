@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from bulle.errors import BulleError
-from bulle.isolation import delegated_group, execution, inside, launch, root_filesystem, rootless
+from bulle.isolation import delegated_group, execution, inside, launch, root_filesystem, rootless, sized_layer
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import available, layout
 from bulle.isolation.driver import Feature, Probe, Stdio, Workload
@@ -57,10 +57,11 @@ class NamespaceDriver(GroupedDriver):
 
         def begin() -> tuple[Workload, Channel]:
             taken = shell.take_shell()
+            fits = not sibling and namespace_flags(plan) == SHELL_FLAGS and plan.oom_score_adj is None
             if taken is not None:
-                if not sibling and namespace_flags(plan) == SHELL_FLAGS and shell.send_errand(taken, plan, kit):
+                if fits and shell.send_errand(taken, plan, kit):
                     return taken.workload, taken.channel
-                if sibling or namespace_flags(plan) != SHELL_FLAGS:
+                if not fits:
                     shell.discard(taken)
             return launch.fork(kit, flags, lambda channel: _child(plan, channel, kit.for_child()))
 
@@ -187,6 +188,8 @@ def _probe() -> Probe:
         features.add(Feature.SYSTEM)
     else:
         notes.append(f"no system containers (--systemd): {missing}")
+    if sized_layer.available():
+        features.add(Feature.STORAGE_LIMIT)
     return Probe(True, features=frozenset(features), notes=tuple(notes))
 
 
