@@ -137,6 +137,7 @@ class Container:
     orphaned: bool = False
     changes: LimitChanges | None = None
     paused: bool = False
+    ports: dict[str, list[dict[str, str]] | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     stopped_with: tuple[int | None, str] | None = None
 
@@ -219,6 +220,7 @@ class Container:
             "Name": f"/{self.name}",
             "State": {"Status": self.now.status, "Running": self.now.status == "running", "ExitCode": self.now.exit_code, "Pid": self.now.pid},
             "Config": {"Image": self.image, "Labels": dict(self.options.labels), "Env": list(self.options.environment), "Entrypoint": None},
+            "NetworkSettings": {"Ports": self.ports},
             "Mounts": [{"Source": one.host_path, "Destination": one.container_path, "RW": not one.read_only} for one in self.options.volumes],
         }
 

@@ -388,6 +388,19 @@ class TestLife:
         assert cli("rm", "-f", "a") == ""
         cli("rm", "a", code=1)
 
+    def test_port(self, cli: CommandLine) -> None:
+        cli("run", "-d", "--name", "a", "img", "sleep")
+        assert cli("port", "a") == ""
+        cli("port", "a", "80", code=1)
+        assert cli.err == "bulle: no public port '80' published for a\n"
+        for wrong in ("web", "0", "70000", "80/icmp"):
+            cli("port", "a", wrong, code=1)
+            assert f"invalid port '{wrong}'" in cli.err
+        places = [{"HostIp": "127.0.0.1", "HostPort": "8080"}, {"HostIp": "::1", "HostPort": "8080"}]
+        cli.engine.containers.get("a").ports = {"80/tcp": places, "53/udp": None}
+        assert cli("port", "a") == "80/tcp -> 127.0.0.1:8080\n80/tcp -> ::1:8080\n"
+        assert cli("container", "port", "a", "80/tcp") == "127.0.0.1:8080\n::1:8080\n"
+
     def test_kill(self, cli: CommandLine) -> None:
         cli("run", "-d", "--name", "a", "img", "sleep")
         cli("kill", "-s", "SIGUSR1", "a")

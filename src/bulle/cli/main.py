@@ -42,6 +42,7 @@ CONTAINER_VERBS = {
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
     "pause": "pausing:pause",
+    "port": "ports:port",
     "rename": "renaming:rename",
     "restart": "restarting:restart",
     "rm": "lifecycle:remove",
