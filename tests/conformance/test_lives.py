@@ -272,16 +272,16 @@ def test_it_is_asked_before_it_is_killed(place: Machine, level: Level) -> None:
 
 
 def test_who_does_nothing_is_ended(place: Machine, level: Level) -> None:
-    script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done; sleep 1000"
-    with place.running(level, "sh", "-c", script, idle_timeout_s=0.6, stop_timeout_s=0) as container:
+    script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.5; done; sleep 1000"
+    with place.running(level, "sh", "-c", script, idle_timeout_s=2, stop_timeout_s=0) as container:
         assert container.wait() == 137
         assert words(container) == ["1", "2", "3", "4", "5", "6"], "not while it said something"
-        assert why(container) == "was ended because it did nothing for 0.6 s (--idle-timeout)"
+        assert why(container) == "was ended because it did nothing for 2 s (--idle-timeout)"
 
 
 def test_who_works_in_silence_is_not_ended(place: Machine, level: Level) -> None:
-    with place.running(level, "sh", "-c", "while :; do :; done", idle_timeout_s=0.3, stop_timeout_s=0) as container:
-        time.sleep(1)
+    with place.running(level, "sh", "-c", "while :; do :; done", idle_timeout_s=1, stop_timeout_s=0) as container:
+        time.sleep(2)
         assert container.state().status == "running"
 
 
