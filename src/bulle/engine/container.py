@@ -22,10 +22,10 @@ from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.inspection import container_document
 from bulle.engine.starting import Order
-from bulle.engine.watching import needs_watching
 from bulle.errors import BulleError, Conflict, InvalidInput
 from bulle.linux import process
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
+from bulle.model.lifecycle import Lifecycle
 from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
 from bulle.monitor.log_reading import Choice
@@ -119,7 +119,7 @@ class Container:
 
     def start_here(self, *, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attached:
         """Start it in the foreground of this command: where the spawner holds this process's leash, this process is its monitor meanwhile."""
-        if child.own_leash is None or needs_watching(self.plan.lifecycle) or current_state(self.directory).active:
+        if child.own_leash is None or self.plan.lifecycle != Lifecycle() or current_state(self.directory).active:
             attachment = self.start(attach=True, stdin=stdin, rows=rows, columns=columns)
             assert attachment is not None
             return attachment
@@ -282,7 +282,7 @@ class Container:
     @property
     def log(self) -> ContainerLog:
         """What it wrote, line by line or as text. Raises Unavailable where nothing is kept."""
-        return ContainerLog(self.plan, self.name, lambda: self.state().status in ("running", "restarting"))
+        return ContainerLog(self.plan, self.name, lambda: self.state().active)
 
     def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
         """Run one more command in it; returns the connection that carries its streams and its exit code, None with ``detach``."""

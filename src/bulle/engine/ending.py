@@ -37,9 +37,9 @@ def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, st
         delay_s = record_end(order, driver, watch, status, error)
     else:
         publish_container(order.plan.state_host_path, "die", exitCode=str(code))
-    if removed and not order.attach:
-        removal.forget(Database(Path(order.home)), order.plan)
-        forgotten = True
+        if not order.attach:
+            removal.forget(Database(Path(order.home)), order.plan)
+            forgotten = True
     if watch is not None:
         watch.finish_clients(finished)
         # Who waits for a run frees the name itself (its database is open, ours is not): we only do it for one that is gone.

@@ -24,7 +24,7 @@ from bulle.engine.drivers import LEVELS, driver_for
 from bulle.engine.ending import finish, stay_ended
 from bulle.engine.executing import execute, send
 from bulle.engine.starting import Order, begin, kept_status_of, take_lock
-from bulle.engine.watching import equip, needs_watching
+from bulle.engine.watching import equip
 from bulle.errors import BulleError, from_parts, to_parts
 from bulle.isolation import seccomp_profile
 from bulle.isolation.driver import Driver
@@ -231,7 +231,7 @@ def _start_for_parent(order: Order, answer: socket.socket | None, parent: socket
         return
     workload, streams = started.workload, started.streams
     words = (_HAS_TERMINAL if workload.terminal >= 0 else 0) | (_HAS_STDIN if streams.stdin >= 0 else 0)
-    words |= _HAS_MORE if needs_watching(order.plan.lifecycle) else 0
+    words |= _HAS_MORE if order.plan.lifecycle.watched else 0
     outputs = [workload.terminal] if workload.terminal >= 0 else [streams.stdout, streams.stderr, *([streams.stdin] if streams.stdin >= 0 else [])]
     if answer is not None:
         send(answer, event("started", pid=workload.pid, notes=tuple(workload.notes)))

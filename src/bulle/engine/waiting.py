@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from bulle.errors import InvalidInput, NotFound
-from bulle.model.container import ContainerState
 from bulle.monitor import Attachment
 
 if TYPE_CHECKING:
@@ -35,11 +34,11 @@ def wait_for(container: Container, condition: Condition, exists: Callable[[], bo
     first, told = state, None
     code = state.exit_code if state.finished_at_ns else None
     while True:
-        if condition == "not-running" and not _is_active(state):
+        if condition == "not-running" and not state.active:
             return code or 0
         if condition == "next-exit" and (told is not None or state.finished_at_ns > first.finished_at_ns):
             return code or 0
-        if _is_active(state) and (told := _end(container, condition)) is not None:
+        if state.active and (told := _end(container, condition)) is not None:
             code = told
             if condition != "removed" and container.options.auto_remove:
                 return code  # it is removed now, and not started again
@@ -48,17 +47,12 @@ def wait_for(container: Container, condition: Condition, exists: Callable[[], bo
                 raise NotFound(f"container {container.name} was removed", "what was waited for cannot come any more", "")
             return code or 0
         if told is None or condition == "removed":
-            time.sleep(_SOON_S if _is_active(state) else _IDLE_S)
+            time.sleep(_SOON_S if state.active else _IDLE_S)
         elif condition == "not-running":
             time.sleep(_AT_ONCE_S)  # its monitor is about to write whether that was all
         state = container.state()
-        if not _is_active(state) and state.finished_at_ns:
+        if not state.active and state.finished_at_ns:
             code = state.exit_code
-
-
-def _is_active(state: ContainerState) -> bool:
-    """Whether it runs, or is about to be started again."""
-    return state.status in ("running", "restarting")
 
 
 def _end(container: Container, condition: Condition) -> int | None:

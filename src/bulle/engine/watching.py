@@ -19,7 +19,7 @@ from bulle.engine.starting import Order
 from bulle.isolation.driver import Driver
 from bulle.linux.fork import fork
 from bulle.model.container import ExecOptions
-from bulle.model.lifecycle import Health, Lifecycle
+from bulle.model.lifecycle import Health
 from bulle.monitor import Attachment
 from bulle.monitor.health import HealthMonitor
 from bulle.monitor.limits import Ender, IdleLimit, TimeLimit
@@ -28,18 +28,13 @@ from bulle.monitor.supervisor import Supervisor
 from bulle.records.events import publish_container
 
 
-def needs_watching(lifecycle: Lifecycle) -> bool:
-    """Whether there is anything to do for its monitor besides passing on."""
-    return lifecycle != Lifecycle()
-
-
 def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Sequence[int]) -> None:
     """Give the loop the watchdogs that the plan wants. ``kept`` are descriptors of the monitor that no child of it may keep open."""
     plan = order.plan
     lifecycle = plan.lifecycle
-    state = read_state(plan.state_host_path)
-    if not (lifecycle.health or lifecycle.timeout_s or lifecycle.idle_timeout_s):
+    if not lifecycle.watched:
         return
+    state = read_state(plan.state_host_path)
     number = planning.signal_number(plan.stop_signal)
     ender = watch.ender = Ender(pidfd, number, plan.stop_timeout_s, lambda: pausing.resume(Path(order.home), plan))
     watch.watchdogs.append(ender)

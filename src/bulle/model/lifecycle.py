@@ -40,6 +40,11 @@ class Lifecycle(msgspec.Struct, frozen=True):
     timeout_s: float = 0
     idle_timeout_s: float = 0
 
+    @property
+    def watched(self) -> bool:
+        """Whether its monitor has something to do while it runs."""
+        return bool(self.health or self.timeout_s or self.idle_timeout_s)
+
 
 class Probe(msgspec.Struct, frozen=True):
     """One answer of a health check: times in nanoseconds since the epoch, the exit code (-1: it took too long), the beginning of what it wrote."""
