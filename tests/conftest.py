@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import leaks, places, tiers
-from bulle_testing.running import LEVELS, Level, Machine, usable
+from bulle_testing.running import LEVELS, Level, Machine, machine, usable
 
 pytest_plugins = ["bulle_testing.peers"]
 
@@ -101,6 +101,21 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 def level(request: pytest.FixtureRequest) -> Level:
     """Each isolation level that there is."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def module_machine(request: pytest.FixtureRequest, run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
+    """A home for all tests of a module, with busybox."""
+    with machine(run_directory, f"{request.path.parent.name}-{request.path.stem}") as made:
+        made.engine.images.load(busybox_image)
+        yield made
+
+
+@pytest.fixture
+def box(module_machine: Machine) -> Iterator[Machine]:
+    """The module's machine, for tests of what is the same at every level."""
+    yield module_machine
+    module_machine.close_test()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytest
 import bulle
 from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, Conflict, InvalidInput, NotFound, Unsupported
 from bulle.isolation.driver import Feature
-from bulle_testing.running import Level, Machine, Terminal, follow, machine, need_several_ids, usable, wait_for
+from bulle_testing.running import Level, Machine, Terminal, follow, need_several_ids, usable, wait_for
 
 DEFAULT_CAPABILITIES = 0x00000000A80425FB  # Docker's default set
 
@@ -28,13 +27,6 @@ DEFAULT_CAPABILITIES = 0x00000000A80425FB  # Docker's default set
 DEVICES = frozenset((
     "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero",
 ))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "drivers") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 @pytest.fixture

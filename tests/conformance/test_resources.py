@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,16 +18,9 @@ from bulle.isolation.control_group import ControlGroup, LayoutV1, layout
 from bulle.isolation.driver import Feature
 from bulle.linux import control_group as kernel
 from bulle.records.containers import ContainerRecords
-from bulle_testing.running import Level, Machine, Terminal, follow, machine, usable, wait_for
+from bulle_testing.running import Level, Machine, Terminal, follow, usable, wait_for
 
 COUNTS = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "resources") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 def count(container: bulle.Container) -> int:

@@ -18,16 +18,9 @@ import pytest
 import bulle
 from bulle.errors import InvalidInput, Unavailable, Unsupported
 from bulle.isolation.driver import Feature
-from bulle_testing.running import Level, Machine, follow, machine, usable, wait_for
+from bulle_testing.running import Level, Machine, follow, usable, wait_for
 
 SIZE = 64 << 20
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "storage") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 @pytest.fixture(autouse=True)

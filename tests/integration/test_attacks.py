@@ -44,13 +44,6 @@ def busybox_layer(busybox_rootfs: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "attacks") as place:
-        place.engine.images.load(busybox_image)
-        yield place
-
-
-@pytest.fixture(scope="module")
 def extracting_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
     """A home whose layers are extracted into directories: there a malicious archive meets the host's file system."""
     home = run_directory / "attacks-extracted"

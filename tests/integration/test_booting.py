@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -18,24 +17,10 @@ from bulle.linux import process
 from bulle.model.container import ContainerState
 from bulle.model.lifecycle import Intent, RestartPolicy
 from bulle_testing import places
-from bulle_testing.running import LEVELS, Level, Machine, machine, wait_for
+from bulle_testing.running import LEVELS, Level, Machine, wait_for
 
 BOX = LEVELS[0]
 LOOP = ("sh", "-c", "echo up; while :; do sleep 0.2; done")
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "booting") as place:
-        place.engine.images.load(busybox_image)
-        yield place
-
-
-@pytest.fixture
-def box(module_machine: Machine) -> Iterator[Machine]:
-    """The module's machine, for tests of what is the same at every level."""
-    yield module_machine
-    module_machine.close_test()
 
 
 def gone(pid: int) -> bool:

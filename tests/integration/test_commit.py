@@ -20,16 +20,9 @@ import pytest
 from bulle.engine.config_changes import apply_changes
 from bulle.errors import InvalidInput
 from bulle_testing.peers import Docker
-from bulle_testing.running import Level, Machine, machine, usable, wait_for
+from bulle_testing.running import Level, Machine, usable, wait_for
 
 DOCKER = pytest.mark.programs("dockerd", "docker", "containerd", "runc")
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "committing") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 @pytest.fixture

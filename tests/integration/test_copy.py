@@ -20,13 +20,6 @@ from bulle_testing.peers import Docker
 from bulle_testing.running import Level, Machine, machine, wait_for
 
 
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "copying") as place:
-        place.engine.images.load(busybox_image)
-        yield place
-
-
 @pytest.fixture(params=["running", "created", "stopped"])
 def container(request: pytest.FixtureRequest, place: Machine, level: Level) -> Iterator[bulle.Container]:
     """A container in each of the states in which files can be copied."""

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 import bulle
 from bulle_testing import places
-from bulle_testing.running import Level, Machine, alive, machine, wait_for
+from bulle_testing.running import Level, Machine, alive, wait_for
 
 COUNT = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
 DELAYS_MS = (0, 4, 12)
@@ -43,13 +41,6 @@ VERBS = ("create", "start", "exec", "logs", "stop", "rm")
 VICTIMS = ("spawner", "monitor", "init", "command", "client")
 # Who is not there yet while a container is being created.
 PAIRS = [(victim, verb) for victim in VICTIMS for verb in VERBS if verb != "create" or victim not in ("monitor", "init")]
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "crash-matrix") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 def numbers(container: bulle.Container) -> list[int]:

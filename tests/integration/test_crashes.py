@@ -11,7 +11,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -21,17 +20,10 @@ import pytest
 import bulle
 from bulle.isolation.driver import Feature
 from bulle_testing import places
-from bulle_testing.running import Level, Machine, Terminal, alive, follow, machine, usable, wait_for
+from bulle_testing.running import Level, Machine, Terminal, alive, follow, usable, wait_for
 
 # A container that counts until it is told to end, and says how.
 COUNT = "trap 'echo asked; exit 23' USR1; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "crashes") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 def kill_spawner(place: Machine) -> None:

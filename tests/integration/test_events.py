@@ -9,29 +9,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
 from bulle.errors import Conflict, InvalidInput, NotFound
-from bulle_testing.running import LEVELS, PATIENCE_S, Level, Machine, machine, wait_for
+from bulle_testing.running import LEVELS, PATIENCE_S, Level, Machine, wait_for
 
 BOX = LEVELS[0]
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "events") as place:
-        place.engine.images.load(busybox_image)
-        yield place
-
-
-@pytest.fixture
-def box(module_machine: Machine) -> Iterator[Machine]:
-    """The module's machine, for tests of what is the same at every level."""
-    yield module_machine
-    module_machine.close_test()
 
 
 class Since:

@@ -24,20 +24,6 @@ COUNT = 'i=0; while [ $i -lt {count} ]; do i=$((i+1)); echo "line $i of what a c
 SLOWLY = "for r in $(seq {rounds}); do seq $(( (r-1)*{each}+1 )) $(( r*{each} )); sleep 0.02; done"
 
 
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "logs") as place:
-        place.engine.images.load(busybox_image)
-        yield place
-
-
-@pytest.fixture
-def box(module_machine: Machine) -> Iterator[Machine]:
-    """The module's machine, for tests of what is the same at every level."""
-    yield module_machine
-    module_machine.close_test()
-
-
 @contextmanager
 def ended(place: Machine, level: Level, script: str, *log_options: str, **options: object) -> Iterator[bulle.Container]:
     """A container that ran to its end and is removed afterwards; with ``--log-opt`` as on the command line."""

@@ -20,7 +20,7 @@ import pytest
 
 import bulle
 from bulle_testing import places, tiers
-from bulle_testing.running import LEVELS, Machine, machine, wait_for
+from bulle_testing.running import LEVELS, Machine, wait_for
 
 BOX = LEVELS[0]
 
@@ -65,19 +65,6 @@ def fields(data: bytes) -> dict[str, bytes]:
         found[name.decode()] = value
         data = rest
     return found
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "journal") as place:
-        place.engine.images.load(busybox_image)
-        yield place
-
-
-@pytest.fixture
-def box(module_machine: Machine) -> Iterator[Machine]:
-    yield module_machine
-    module_machine.close_test()
 
 
 @pytest.fixture

@@ -5,23 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import bulle
 from bulle.errors import Conflict, InvalidInput, NotFound
-from bulle_testing.running import Level, Machine, machine, wait_for
+from bulle_testing.running import Level, Machine, wait_for
 
 LOOP = "trap 'exit 5' TERM; echo begun; while :; do sleep 0.02; done"
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "restarting") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 def begun(container: bulle.Container) -> int:

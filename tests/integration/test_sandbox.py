@@ -21,16 +21,9 @@ import bulle
 from bulle import aio
 from bulle.isolation.driver import Feature
 from bulle_testing import leaks, places
-from bulle_testing.running import LEVELS, Machine, machine, usable, wait_for
+from bulle_testing.running import LEVELS, Machine, usable, wait_for
 
 pytestmark = pytest.mark.user_namespaces
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    with machine(run_directory, "sandboxes") as place:
-        place.engine.images.load(busybox_image)
-        yield place
 
 
 @pytest.fixture
