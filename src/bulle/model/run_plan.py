@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from bulle.model.lifecycle import Lifecycle
+from bulle.model.network import Attachment, Egress, PortMapping
 
 
 class IdMapping(msgspec.Struct, frozen=True):
@@ -146,9 +147,22 @@ class Security(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """How the workload is attached to networks: ``none`` (loopback only) or ``host`` (the host's own). Bridges add attachments here."""
+    """How the workload is attached to networks.
 
-    mode: Literal["none", "host"] = "none"
+    ``none`` is loopback only, ``host`` the host's own, ``own`` a network namespace with one interface for each of ``attachments``, ``container`` that
+    of the running container with the id ``container_id``. ``ports`` are what it publishes; ``dns`` servers that are asked for other names instead of
+    the host's, ``search`` and ``dns_options`` stand in its resolv.conf; ``extra_hosts`` are lines of its /etc/hosts as ``(name, address)``.
+    """
+
+    mode: Literal["none", "host", "own", "container"] = "none"
+    attachments: tuple[Attachment, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    dns: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    egress: Egress = Egress()
+    container_id: str = ""
 
 
 class LogSettings(msgspec.Struct, frozen=True):
