@@ -278,10 +278,11 @@ def test_start_during_a_start_waits_for_it(place: Machine, level: Level, killed:
 
 def half_started(place: Machine, container: bulle.Container) -> tuple[subprocess.Popen[bytes], int]:
     """A command that starts it, and its first process, stopped while it is still what it was forked from."""
-    for _ in range(50):
+    for _ in range(100):
         command = place.start_command("start", container.name, stderr=subprocess.DEVNULL)
-        wait_for(lambda: container.state().pid, "its first process")
-        pid = container.state().pid
+        deadline = time.monotonic() + 30
+        while not (pid := container.state().pid) and time.monotonic() < deadline:
+            pass  # without a pause, since it is about a millisecond
         os.kill(pid, signal.SIGSTOP)
         wait_for(lambda pid=pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "its stop")
         if os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe"):

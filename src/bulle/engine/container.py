@@ -233,11 +233,12 @@ class Container:
             self._wait_while_restarting()
             with closing(self.attach(output=False)) as watch:
                 number = planning.signal_number(name)
-                self._send_signal(number)
-                if number != SIGKILL:
-                    if _ended(watch, patience if patience >= 0 else None):
-                        return
-                    self._send_signal(SIGKILL)
+                with suppress(Conflict):  # it has just ended: that is recorded now, and waited for
+                    self._send_signal(number)
+                    if number != SIGKILL:
+                        if _ended(watch, patience if patience >= 0 else None):
+                            return
+                        self._send_signal(SIGKILL)
                 if not _ended(watch, _STOP_MARGIN_S):
                     raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
         except Conflict:
@@ -393,8 +394,7 @@ def submit(order: Order) -> Attachment:
 
 def _ended(watch: Attachment, patience_s: float | None) -> bool:
     """Wait for the end on an attachment without output; False after the patience."""
-    try:
+    with suppress(TimeoutError):
         watch.wait_exit(patience_s)
-    except TimeoutError:
-        return False
-    return True
+        return True
+    return False
