@@ -42,12 +42,10 @@ class Streams:
         self._answer = answer
         self._connections: dict[_Connection, float] = {}  # since when it is idle, the longest first
         self._sweep_due = False
-        self._closed = False
         loop.watch(listener.fileno(), self._accept)
 
     def close(self) -> None:
         """Close the listening socket and every connection."""
-        self._closed = True
         self._loop.forget(self._listener.fileno())
         self._listener.close()
         for connection in list(self._connections):
@@ -142,7 +140,7 @@ class Streams:
             left_s = since + _IDLE_S - self._loop.now()
             if left_s <= 0:
                 self._end(connection)
-            elif not self._closed:
+            else:
                 self._sweep_due = True
                 self._loop.later(left_s, self._sweep)
                 break

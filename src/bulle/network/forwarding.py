@@ -1,7 +1,8 @@
 """Questions that are passed on to other name servers, from the network namespace of whoever runs the loop.
 
 Each has a socket of its own, with a port that the kernel chooses at random and connected to the server, and a random id; what comes back has to
-repeat the question (RFC 5452). The next server is asked when one is silent for a while, or says that it cannot; a late answer is still taken. Bounded in all and for each asker, and those who wait take turns, so that nobody's flood keeps others from being answered. Called by
+repeat the question (RFC 5452). The next server is asked when one is silent for a while, or says that it cannot; a late answer is still taken.
+Bounded in all and for each asker, and those who wait take turns, so that nobody's flood keeps others from being answered. Called by
 :mod:`bulle.network.dns`; knows no names and no rules.
 """
 
