@@ -34,6 +34,10 @@ class Loop:
         if self._callbacks.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
+    def now(self) -> float:
+        """The loop's clock: seconds since some moment."""
+        return time.monotonic()
+
     def later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call it once, after so many seconds."""
         heapq.heappush(self._moments, (time.monotonic() + delay_s, next(self._order), callback))
