@@ -10,6 +10,7 @@ demo=(
     ca-certificates:/etc/ssl/certs/ca-certificates.crt
     mmdebstrap:mmdebstrap         # bulle pull deb:bookworm
     uidmap:newuidmap              # id ranges for an ordinary user
+    nftables:nft                  # networks and published ports
 )
 tests=(
     busybox-static:@busybox umoci:umoci skopeo:skopeo docker-registry:docker-registry crun:crun runc:runc podman:podman

@@ -1,0 +1,184 @@
+"""The text of our rules: ``ruleset.nft`` beside this module, and what networks, containers and published ports are as elements of its sets.
+
+Pure text; :mod:`bulle.network.rules` keeps it standing.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bulle.model.network import Destination, Egress, PublishedPort
+from bulle.network import egress as ranges
+
+Elements = dict[tuple[str, str, str], str]
+"""What is in the sets and maps: family, set and key, to the value of a map (of a set: empty)."""
+
+_WITH_PORTS = "meta l4proto { tcp, udp, sctp }"
+
+
+class Link(NamedTuple):
+    """One interface of a container: the host's end of its veth, what it may send as, and addresses without a prefix."""
+
+    network_id: str
+    veth: str
+    mac: str
+    addresses: tuple[str, ...]
+
+
+@functools.cache
+def _template() -> str:
+    return Path(__file__).with_name("ruleset.nft").read_text()
+
+
+def static_text(table: str) -> str:
+    """Both tables, in place of whatever is called so, with what never changes. What translates IPv6 addresses is left out where there is no IPv6."""
+    text = _template()
+    if not os.path.exists("/proc/sys/net/ipv6"):
+        text = "\n".join(line for line in text.splitlines() if not line.endswith("# IPv6"))
+    text = re.sub(r"\bTABLE\b", table, text)
+    fixed: Elements = {("inet", "private4", network): "" for network in ranges.PRIVATE4}
+    fixed |= {("inet", "private6", network): "" for network in ranges.PRIVATE6}
+    fixed |= {("inet", "public6", network): "" for network in ranges.PUBLIC6}
+    return f"{removal(table)}{text}\n{added(table, fixed)}"
+
+
+def removal(table: str) -> str:
+    """Both tables go, if they are there."""
+    return "".join(f"table {family} {table} {{}}\ndelete table {family} {table}\n" for family in ("bridge", "inet"))
+
+
+def added(table: str, elements: Elements) -> str:
+    """Commands that add elements, one for each set."""
+    return _commands("add", table, ((key, f"{key[2]} : {value}" if value else key[2]) for key, value in elements.items()))
+
+
+def difference(table: str, before: Elements, after: Elements) -> str:
+    """Commands that make ``after`` out of ``before``."""
+    gone = ((key, key[2]) for key, value in before.items() if after.get(key) != value)
+    return _commands("delete", table, gone) + added(table, {key: value for key, value in after.items() if before.get(key) != value})
+
+
+def _commands(verb: str, table: str, elements: Iterable[tuple[tuple[str, str, str], str]]) -> str:
+    lists: dict[tuple[str, str], list[str]] = {}
+    for (family, name, _), text in elements:
+        lists.setdefault((family, name), []).append(text)
+    return "".join(f"{verb} element {family} {table} {name} {{ {', '.join(texts)} }}\n" for (family, name), texts in lists.items())
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
+
+
+def network_elements(device: str, subnets: Sequence[str], internal: bool) -> Elements:
+    """A bridge with its subnets."""
+    found: Elements = {("inet", "bridges", f'"{device}"'): "", ("inet", "same_bridge", f'"{device}" . "{device}"'): ""}
+    if internal:
+        found["inet", "internal", f'"{device}"'] = ""
+    for subnet in subnets:
+        found["inet", f"networks{_version(subnet)}", f'"{device}" . {subnet}'] = ""
+        if not internal:
+            found["inet", f"masqueraded{_version(subnet)}", subnet] = ""
+    return found
+
+
+def link_local(mac: str) -> str:
+    """The IPv6 address that an interface gives itself. RFC 4291, appendix A"""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]))
+
+
+def member_elements(links: Sequence[tuple[str, Link]], egress: Egress, list_name: str) -> Elements:
+    """A container's interfaces, each with its bridge: what it may send, and by which chain. ``list_name`` is its chain in mode ``allow``."""
+    found: Elements = {}
+    for device, (_, veth, mac, given) in links:
+        found["bridge", "members", f'"{veth}"'] = ""
+        addresses = list(given)
+        if any(_version(address) == 6 for address in given):
+            addresses.append(link_local(mac))
+            found["bridge", "speaks6", f'"{veth}" . {mac}'] = ""
+        for address in addresses:
+            version = _version(address)
+            found["bridge", f"own{version}", f'"{veth}" . {mac} . {address}'] = ""
+            if version == 6:
+                found["bridge", "neighbour6", f'"{veth}" . {mac} . {int(ipaddress.IPv6Address(address)):#034x}'] = ""
+            if egress.mode != "all":
+                found["inet", f"limited{version}", f'"{device}" . {address}'] = f"goto egress_{'listed' if list_name else egress.mode}"
+                found["inet", f"lists{version}", f'"{device}" . {address}'] = f"goto {list_name or 'refuse'}"
+    return found
+
+
+def port_elements(ports: Sequence[tuple[PublishedPort, str]]) -> Elements:
+    """Published ports; without those whose two addresses are of different families, and ::1, from which nothing can be routed."""
+    found: Elements = {}
+    for port, target in ports:
+        version = _version(target)
+        if _version(port.host_address) != version or port.host_address == "::1":
+            continue
+        if port.host_address in ("0.0.0.0", "::"):
+            name, key = f"everywhere{version}", f"{port.protocol} . {port.host_port}"
+        else:
+            name, key = f"published{version}", f"{port.protocol} . {port.host_address} . {port.host_port}"
+        found["inet", name, key] = f"{target} . {port.container_port}"
+    return found
+
+
+def list_name_of(container_id: str) -> str:
+    """The chain of a container in mode ``allow``; its sets of resolved names have a suffix."""
+    return "list_" + re.sub(r"[^0-9A-Za-z]", "_", container_id)[:32]
+
+
+def named_set(list_name: str, address: str, port: int) -> str:
+    """The set that such an address of an allowed name stands in."""
+    return f"{list_name}_{'ported' if port else 'any'}{_version(address)}"
+
+
+def list_text(table: str, list_name: str, destinations: Sequence[Destination]) -> str:
+    """The chain of what one container may reach, made or made anew: its CIDRs, then the addresses that its names were found to have."""
+    chain = f"inet {table} {list_name}"
+    lines = [f"add chain {chain}", f"flush chain {chain}"]
+    rules = []
+    for version, protocol in ((4, "ip"), (6, "ip6")):
+        ported, free = _ranges_of(destinations, version)
+        if free:
+            rules.append(f"{protocol} daddr {{ {', '.join(free)} }} accept")
+        if ported:
+            rules.append(f"{_WITH_PORTS} {protocol} daddr . th dport {{ {', '.join(ported)} }} accept")
+    if any(ranges.is_name(destination.target) for destination in destinations):
+        # A name may say anything, so also that it is this host.
+        rules.append("fib daddr type { local, broadcast, anycast, multicast } goto refuse")
+        for version, protocol in ((4, "ip"), (6, "ip6")):
+            rules.append(f"{protocol} daddr @{list_name}_any{version} accept")
+            rules.append(f"{_WITH_PORTS} {protocol} daddr . th dport @{list_name}_ported{version} accept")
+            for name, kind in ((f"any{version}", ""), (f"ported{version}", " . inet_service")):
+                full = f"inet {table} {list_name}_{name}"
+                lines += [f"add set {full} {{ type ipv{version}_addr{kind}; flags timeout; }}", f"flush set {full}"]
+    lines += [f"add rule {chain} {rule}" for rule in [*rules, "goto refuse"]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def list_removal(table: str, list_name: str, destinations: Sequence[Destination]) -> str:
+    """The chain and its sets go; nothing leads there any more."""
+    text = f"flush chain inet {table} {list_name}\ndelete chain inet {table} {list_name}\n"
+    if any(ranges.is_name(destination.target) for destination in destinations):
+        text += "".join(f"delete set inet {table} {list_name}_{name}\n" for name in ("any4", "ported4", "any6", "ported6"))
+    return text
+
+
+def _ranges_of(destinations: Sequence[Destination], version: int) -> tuple[list[str], list[str]]:
+    """The CIDRs of a list as elements, with ports and without; nft takes none that overlap."""
+    by_port: dict[int, list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
+    for destination in destinations:
+        if not ranges.is_name(destination.target):
+            network = ipaddress.ip_network(destination.target)
+            if network.version == version:
+                for port in destination.ports or (0,):
+                    by_port.setdefault(port, []).append(network)
+    collapsed = {port: [str(network) for network in ipaddress.collapse_addresses(networks)] for port, networks in by_port.items()}  # type: ignore[type-var]
+    free = collapsed.pop(0, [])
+    return [f"{network} . {port}" for port, networks in sorted(collapsed.items()) for network in networks], free
