@@ -6,6 +6,7 @@ The shared parts live in ``bulle_testing/``. A test that needs Bulle takes ``hom
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -26,6 +27,7 @@ _failed = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare this process before any test."""
     leaks.become_subreaper()
+    os.environ.update(places.QUIET_NETWORK)  # for the library, in this process
     # A shell starts what it runs in the background with these ignored; what the tests start would inherit that.
     for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:

@@ -41,7 +41,16 @@ def run_start(argv: list[str], descriptors: list[int], leash: Leash | None) -> i
     return start(argv, descriptors, leash)
 
 
-ENTRIES: dict[str, Entry] = {"command": run_command, "monitor": run_monitor, "execute": run_monitor, "start": run_start}
+def run_keeper(argv: list[str], descriptors: list[int], leash: Leash | None) -> int:
+    """The entry ``keeper``."""
+    from bulle.engine.keeping import main as keep
+
+    return keep(argv, descriptors, leash)
+
+
+ENTRIES: dict[str, Entry] = {
+    "command": run_command, "monitor": run_monitor, "execute": run_monitor, "start": run_start, "keeper": run_keeper,
+}  # fmt: skip
 
 
 def configure(home: str) -> Configuration:

@@ -20,6 +20,7 @@ from typing import Any
 from bulle.engine.booting import Outcome as Booted
 from bulle.errors import CommandNotFound, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
+from bulle.model.network import PublishedPort
 from bulle.model.reference import Reference
 from bulle.model.run_plan import Network, Process, RootFilesystem, RunPlan
 from bulle.monitor.log_reading import Choice
@@ -138,6 +139,7 @@ class Container:
     changes: LimitChanges | None = None
     paused: bool = False
     ports: dict[str, list[dict[str, str]] | None] = field(default_factory=dict)
+    published: tuple[PublishedPort, ...] = ()
     notes: tuple[str, ...] = ()
     stopped_with: tuple[int | None, str] | None = None
 
@@ -213,6 +215,9 @@ class Container:
 
     def top(self, arguments: Any) -> tuple[list[str], list[list[str]]]:
         return ["PID", "CMD"], [["4711", " ".join(self.plan.process.arguments)]]
+
+    def published_ports(self) -> tuple[PublishedPort, ...]:
+        return self.published
 
     def inspect(self, *, sizes: bool = False) -> dict[str, Any]:
         return {

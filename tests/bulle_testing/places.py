@@ -22,6 +22,8 @@ from pathlib import Path
 from bulle_testing import leaks, tiers
 
 SOURCE = Path(__file__).resolve().parents[2]
+# Most tests are of something else than networks: their containers have none unless they ask, and what networks need goes as soon as it is not needed.
+QUIET_NETWORK = {"BULLE_NETWORK": "none", "BULLE_KEEPER_IDLE_S": "0.05"}
 
 
 def run_directory() -> Path:
@@ -46,7 +48,7 @@ def command_line() -> list[str]:
 def environment(home: Path) -> dict[str, str]:
     """The environment of a command in a test: the caller's, with this home and no surprises."""
     chosen = {name: value for name, value in os.environ.items() if not name.startswith("BULLE_")}
-    chosen |= {"BULLE_HOME": str(home), "LC_ALL": "C.UTF-8"}
+    chosen |= {"BULLE_HOME": str(home), "LC_ALL": "C.UTF-8", **QUIET_NETWORK}
     if not (Path(sysconfig.get_path("scripts")) / "bulle").exists():
         chosen["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE / "src"), os.environ.get("PYTHONPATH")]))
     return chosen
@@ -54,25 +56,26 @@ def environment(home: Path) -> dict[str, str]:
 
 def spawner_pid(home: Path) -> int:
     """The pid of the spawner that listens in this home (0: none), told by the kernel."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-        try:
-            directory = os.open(home / "run", os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            return 0
-        try:
-            connection.connect(f"/proc/self/fd/{directory}/spawner.sock")
-        except OSError:
-            # A socket of another type, or nobody listening.
-            return _seqpacket_pid(directory)
-        finally:
-            os.close(directory)
-        return _peer(connection)
+    return _listener_pid(home, "spawner.sock")
 
 
-def _seqpacket_pid(directory: int) -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection, suppress(OSError):
-        connection.connect(f"/proc/self/fd/{directory}/spawner.sock")
-        return _peer(connection)
+def keeper_pid(home: Path) -> int:
+    """The pid of the keeper of this home's networks (0: none), told by the kernel."""
+    return _listener_pid(home, "keeper.sock")
+
+
+def _listener_pid(home: Path, name: str) -> int:
+    try:
+        directory = os.open(home / "run", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+            with socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC) as connection, suppress(OSError):
+                connection.connect(f"/proc/self/fd/{directory}/{name}")
+                return _peer(connection)
+    finally:
+        os.close(directory)
     return 0
 
 
@@ -91,11 +94,11 @@ def close_home(home: Path) -> list[str]:
             listed = subprocess.run([*command_line(), "ps", "-aq"], env=environment(home), capture_output=True, text=True, timeout=60)
             if names := listed.stdout.split():
                 subprocess.run([*command_line(), "rm", "-f", *names], env=environment(home), capture_output=True, timeout=120)
-    pid = spawner_pid(home)
-    if pid > 0 and pid != os.getpid():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        _wait_gone(pid, 5)
+    for pid in (keeper_pid(home), spawner_pid(home)):
+        if pid > 0 and pid != os.getpid():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            _wait_gone(pid, 5)
     left = mounts_below(home)
     remove_tree(home)
     return left

@@ -398,8 +398,8 @@ class TestLife:
             assert f"invalid port '{wrong}'" in cli.err
         places = [{"HostIp": "127.0.0.1", "HostPort": "8080"}, {"HostIp": "::1", "HostPort": "8080"}]
         cli.engine.containers.get("a").ports = {"80/tcp": places, "53/udp": None}
-        assert cli("port", "a") == "80/tcp -> 127.0.0.1:8080\n80/tcp -> ::1:8080\n"
-        assert cli("container", "port", "a", "80/tcp") == "127.0.0.1:8080\n::1:8080\n"
+        assert cli("port", "a") == "80/tcp -> 127.0.0.1:8080\n80/tcp -> [::1]:8080\n"
+        assert cli("container", "port", "a", "80/tcp") == "127.0.0.1:8080\n[::1]:8080\n"
 
     def test_kill(self, cli: CommandLine) -> None:
         cli("run", "-d", "--name", "a", "img", "sleep")

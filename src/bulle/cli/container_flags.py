@@ -15,6 +15,7 @@ import click
 
 from bulle.cli import human
 from bulle.cli.limit_flags import LIMIT_FLAGS, limits_from
+from bulle.cli.network_flags import NETWORK_FLAGS, network_options_from
 from bulle.cli.option_types import Choice, Duration, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
 from bulle.cli.verb import WrongValue
 from bulle.errors import InvalidInput, NotFound
@@ -30,7 +31,6 @@ _LIMITS = frozenset(
 )
 
 _ISOLATION = Suggestion("level", "container", "chroot")
-_NETWORK = Suggestion("network", "none", "host")
 _CAPABILITY = Text("capability")
 _RESTART = Suggestion("policy", "no", "on-failure", "always", "unless-stopped")
 _ON_FAILURE = Choice("none", "restart", "stop", "kill")
@@ -55,7 +55,7 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--hardened", is_flag=True, help="No capabilities, no new privileges, read-only root"),
     click.option("--userns", type=Suggestion("string", "host"), help="User namespace to use (host: the host's own)"),
     click.option("--isolation", type=_ISOLATION, help="How strongly to isolate (container, chroot)"),
-    click.option("--network", "--net", type=_NETWORK, help="Connect a container to a network (none, host)"),
+    *NETWORK_FLAGS,
     click.option("-m", "--memory", type=Size(), help="Memory limit"),
     click.option("--memory-swap", type=Size(unlimited=True), help="Swap limit equal to memory plus swap: '-1' to enable unlimited swap"),
     click.option("--cpus", type=NanoCpus(), help="Number of CPUs"),
@@ -133,7 +133,7 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         read_only=flags["read_only"],
         hostname=flags["hostname"] or "",
         isolation=flags["isolation"] or "",
-        network=flags["network"] or "",
+        **network_options_from(flags),
         user_namespace=flags["userns"] or "",
         privileged=flags["privileged"],
         hardened=flags["hardened"],

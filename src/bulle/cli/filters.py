@@ -16,6 +16,7 @@ from bulle.model.reference import Reference
 
 if TYPE_CHECKING:
     from bulle.engine import Container, Engine, Image
+    from bulle.model.run_plan import Network
 
 CONTAINER_KEYS = ("ancestor", "before", "exited", "health", "id", "isolation", "label", "name", "network", "since", "status", "volume")
 IMAGE_KEYS = ("before", "dangling", "label", "reference", "since", "until")
@@ -115,10 +116,17 @@ def _simple_test(key: str, values: Sequence[str]) -> Callable[[Container], bool]
     if key == "label":
         return lambda container: has_labels(container.options.labels, values)
     if key == "network":
-        return lambda container: container.plan.network.mode in values
+        return lambda container: any(_is_on(container.plan.network, value) for value in values)
     if key == "isolation":
         return lambda container: container.plan.isolation in values
     return lambda container: any(path in values for one in container.options.volumes for path in (one.host_path, one.container_path))
+
+
+def _is_on(network: Network, wanted: str) -> bool:
+    """Whether it is on the network of that name or id, or shares the ``host``'s, or has ``none``."""
+    if network.mode != "own":
+        return network.mode == wanted
+    return any(one.network == wanted or one.network_id.startswith(wanted) for one in network.attachments)
 
 
 def _check_words(key: str, values: Sequence[str], words: Sequence[str]) -> None:

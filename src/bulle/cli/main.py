@@ -82,6 +82,7 @@ VERBS = {
     "login": "login:login",
     "logout": "login:logout",
     "manifest": "main:manifest",
+    "network": "main:network",
     "ps": "processes:ps",
     "rmi": "images:remove",
     "search": "image_search:search",
@@ -131,6 +132,21 @@ manifest = VerbGroup(
         "rm": "manifests:delete",
     },
     hidden=("list",),
+)
+network = VerbGroup(
+    "network",
+    help="Manage networks.",
+    verbs={
+        "connect": "networks:connect",
+        "create": "networks:create",
+        "disconnect": "networks:disconnect",
+        "inspect": "networks:inspect",
+        **dict.fromkeys(("ls", "list"), "networks:ls"),
+        "prune": "networks:prune",
+        **dict.fromkeys(("rm", "remove"), "networks:remove"),
+        "rules": "networks:rules",
+    },
+    hidden=("list", "remove"),
 )
 system = VerbGroup(
     "system",

@@ -194,6 +194,15 @@ def complete_containers(ctx: click.Context, param: click.Parameter, incomplete: 
         return []  # a shell that completes a word is no place for messages
 
 
+def complete_networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of all networks."""
+    session = ctx.find_object(Session)
+    try:
+        return _matching((one.name for one in session.engine.networks.list()), incomplete) if session else []
+    except (BulleError, OSError):
+        return []
+
+
 def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names of all images, as a user would write them."""
     from bulle.model.reference import Reference

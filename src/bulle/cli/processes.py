@@ -53,6 +53,16 @@ def _identity(text: str) -> str:
     return text
 
 
+def _ports(container: Container) -> str:
+    """What it publishes, as Docker writes it; ports of one address that follow each other as a range."""
+    standing = sorted(container.published_ports(), key=lambda one: (one.container_port, one.protocol, one.host_address))
+    texts = []
+    for port in standing:
+        address = f"[{port.host_address}]" if ":" in port.host_address else port.host_address
+        texts.append(f"{address}:{port.host_port}->{port.container_port}/{port.protocol}")
+    return ", ".join(texts)
+
+
 def _size(container: Container) -> str:
     own, whole = container.sizes()
     return f"{human.size(own)} (virtual {human.size(whole)})"
@@ -72,13 +82,13 @@ def listing(*, truncate: bool, sizes: bool = False) -> Listing[Container]:
             "Command": ("COMMAND", lambda one: quote(cut(_COMMAND_WIDTH)(_command(one)))),
             "CreatedAt": ("CREATED AT", lambda one: human.timestamp(one.created_at_ns)),
             "RunningFor": ("CREATED", lambda one: human.ago(one.created_at_ns)),
-            "Ports": ("PORTS", lambda one: ""),
+            "Ports": ("PORTS", _ports),
             "State": ("STATE", filters.shown_status),
             "Status": ("STATUS", lambda one: status_of(one.state(), paused=one.is_paused())),
             "Labels": ("LABELS", _labels),
             "Mounts": ("MOUNTS", lambda one: ",".join(map(cut(15), _mounts(one)))),
             "LocalVolumes": ("LOCAL VOLUMES", lambda one: "0"),
-            "Networks": ("NETWORKS", lambda one: one.plan.network.mode),
+            "Networks": ("NETWORKS", lambda one: ",".join(one.plan.network.names)),
             "Size": ("SIZE", _size if sizes else lambda one: "0B"),
             "Isolation": ("ISOLATION", lambda one: one.plan.isolation),
         },

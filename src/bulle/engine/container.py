@@ -16,23 +16,25 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import names, pausing, planning, removal, supervisor
+from bulle.engine import pausing, planning, removal, supervisor
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.inspection import container_document
+from bulle.engine.network_inspection import standing_ports
 from bulle.engine.starting import Order
 from bulle.errors import BulleError, Conflict, InvalidInput
 from bulle.linux import process
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.lifecycle import Lifecycle
+from bulle.model.network import PublishedPort
 from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
 from bulle.monitor.log_reading import Choice
 from bulle.monitor.state import look, read_state
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
-from bulle.records.events import container_attributes, describe_container, publish, publish_container
+from bulle.records.events import container_attributes, publish, publish_container
 from bulle.spawner import child, client
 
 if TYPE_CHECKING:
@@ -215,15 +217,9 @@ class Container:
 
     def rename(self, name: str) -> None:
         """Give it another name, also while it runs; its host name stays. Raises InvalidInput, Conflict, NotFound."""
-        names.check(name)
-        if name == self.name:
-            raise InvalidInput("Renaming a container with the same name as its current name", "", "choose another")
-        ContainerRecords(self._database).rename(self.id, name)
-        before, self.name = self.name, name
-        attributes = container_attributes(self.directory)
-        if attributes is not None:
-            describe_container(self.directory, {**attributes, "name": name})
-            publish_container(self.directory, "rename", oldName=f"/{before}")
+        from bulle.engine.renaming import rename
+
+        rename(self._home, self._database, self, name)
 
     def _end(self, timeout_s: int | None, signal: str, verb: str) -> None:
         name = planning.signal_name(signal or self.plan.stop_signal)
@@ -330,6 +326,10 @@ class Container:
         from bulle.engine.why import explain
 
         return [explain(self.name, self.plan, end) for end in reversed(ends.read(self.directory))]
+
+    def published_ports(self) -> tuple[PublishedPort, ...]:
+        """The ports of the host that lead to it now; none unless it runs."""
+        return standing_ports(self.record, self.state())
 
     def inspect(self, *, sizes: bool = False) -> dict[str, object]:
         """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""

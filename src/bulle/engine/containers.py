@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bulle.engine import identities, names, planning
+from msgspec.structs import replace
+
+from bulle.engine import identities, names, networking, planning
 from bulle.engine.container import Container
 from bulle.engine.directories import make_directory
 from bulle.engine.drivers import driver_for
@@ -24,10 +26,12 @@ from bulle.model.run_plan import RunPlan
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
 from bulle.records.events import describe_container, publish
+from bulle.records.networks import NetworkRecords
 from bulle.store import Store
 
 if TYPE_CHECKING:
     import builtins
+    from sqlite3 import Connection
 
     from bulle.engine.measuring import ContainerStatistics
     from bulle.engine.pruning import Pruned, PruneFilter
@@ -40,6 +44,7 @@ class Containers:
         self._home = home
         self._database = database
         self._records = ContainerRecords(database)
+        self._networks = NetworkRecords(database)
         self._store = store
         self._images = images
 
@@ -59,11 +64,16 @@ class Containers:
         if options.name:
             names.check(options.name)
 
-        def build(taken: set[int]) -> ContainerRecord:
+        options = self._with_shared_network(options)
+
+        def build(taken: set[int], connection: Connection) -> ContainerRecord:
             own = planning.has_own_users(options)
             first = identities.free_range(self._home, taken) if own and os.geteuid() == 0 else None
             name = options.name or names.random_name()
             plan = self._compose(options, base, identifier, first, name)
+            network = networking.attach(connection, self._networks, identifier, options, plan.network)
+            if network is not plan.network:
+                plan = replace(plan, network=network)
             return ContainerRecord.of(identifier, name, base.image_id, time.time_ns(), first, kept, plan)
 
         record = self._insert(build, bool(options.name))
@@ -86,7 +96,16 @@ class Containers:
     def plan(self, options: ContainerOptions) -> RunPlan:
         """What ``create`` and ``start`` would do, without doing it."""
         base = self._base(options)
-        return self._compose(options, base, "0" * 64, identities.free_range(self._home, ()), options.name)
+        options = self._with_shared_network(options)
+        plan = self._compose(options, base, "0" * 64, identities.free_range(self._home, ()), options.name)
+        if plan.network.mode != "own":
+            return plan
+        connection = self._database.connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            return replace(plan, network=networking.attach(connection, self._networks, plan.container_id, options, plan.network))
+        finally:
+            connection.execute("ROLLBACK")
 
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
@@ -112,6 +131,11 @@ class Containers:
     def _base(self, options: ContainerOptions) -> Base:
         image = self._images.for_run(options.image, options.pull, options.platform)
         return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds)
+
+    def _with_shared_network(self, options: ContainerOptions) -> ContainerOptions:
+        """With the id of the container whose network is shared in place of its name."""
+        kind, colon, name = options.network.partition(":")
+        return replace(options, network=f"container:{self._records.find(name).id}") if kind == "container" and colon else options
 
     def _insert(self, build: object, named: bool) -> ContainerRecord:
         for _ in range(20):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from bulle.isolation.root_filesystem import identity_files
 from bulle.model.run_plan import RunPlan
+from bulle.network.devices import NAME_SERVER
+from bulle.network.resolver_configuration import host_search, resolver_text
 
 HOSTS = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -31,8 +33,15 @@ def make_directory(plan: RunPlan) -> None:
     else:
         for path in (f"{writable}/upper", f"{writable}/work"):
             os.mkdir(path, 0o755)
-    for path in identity_files(plan):
+    for path in identity_files(plan) if plan.network.mode != "container" else ():
         _write(path, _identity_text(os.path.basename(path), plan))
+
+
+def write_hosts(plan: RunPlan) -> None:
+    """Write /etc/hosts anew, for a container whose networks changed: in place, since a running one sees this very file."""
+    with open(f"{plan.state_host_path}/hosts", "r+b") as file:
+        file.write(hosts_text(plan).encode())
+        file.truncate()
 
 
 def _identity_text(name: str, plan: RunPlan) -> str:
@@ -44,7 +53,24 @@ def _identity_text(name: str, plan: RunPlan) -> str:
             return Path(f"/etc/{name}").read_text()
         except OSError:
             return ""
-    return HOSTS
+    if name == "resolv.conf":
+        network = plan.network
+        server = NAME_SERVER if network.mode == "own" else ""
+        return resolver_text(server, network.search or host_search(), network.dns_options)
+    return hosts_text(plan)
+
+
+def hosts_text(plan: RunPlan) -> str:
+    """/etc/hosts as Docker writes it: the container itself on each of its networks, and what was asked for."""
+    lines = [HOSTS]
+    gateways = [gateway for attachment in plan.network.attachments for gateway in attachment.gateways]
+    for name, address in plan.network.extra_hosts:
+        if address == "host-gateway":
+            address = gateways[0] if gateways else "127.0.0.1"
+        lines.append(f"{address}\t{name}\n")
+    names = "\t".join(dict.fromkeys((plan.hostname, plan.hostname.partition(".")[0])))
+    lines += [f"{cidr.partition('/')[0]}\t{names}\n" for attachment in plan.network.attachments for cidr in attachment.addresses]
+    return "".join(lines)
 
 
 def _write(path: str, text: str) -> None:

@@ -14,6 +14,7 @@ from bulle.engine.containers import Containers
 from bulle.engine.home import default_home, prepare_home
 from bulle.engine.images import Images
 from bulle.engine.indexes import Indexes
+from bulle.engine.networks import Networks
 from bulle.engine.registries import Registries
 from bulle.records.database import Database
 from bulle.store import Store
@@ -40,6 +41,7 @@ class Engine:
         self.indexes = Indexes(self.database, self.store, self.images)
         self.artifacts = Artifacts(self.store, self.images)
         self.registries = Registries()
+        self.networks = Networks(self.home, self.database)
         self.containers = Containers(self.home, self.database, self.store, self.images)
 
     def __enter__(self) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bulle.engine.lifecycle import restart_policy
+from bulle.engine.network_inspection import network_host_config, network_settings
 from bulle.model.container import ContainerState
 from bulle.model.lifecycle import Health, HealthCheck
 from bulle.model.reference import Reference
@@ -61,7 +62,7 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
             "StopTimeout": plan.stop_timeout_s,
         }
         | ({"Healthcheck": _health_check(plan.lifecycle.health)} if plan.lifecycle.health else {}),
-        "NetworkSettings": {"Networks": {plan.network.mode: {}}, "Ports": {}, "IPAddress": "", "Gateway": "", "MacAddress": ""},
+        "NetworkSettings": network_settings(record, state),
     }
 
 
@@ -144,7 +145,7 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
     return {
         "Binds": [f"{mount.host_path}:{mount.container_path}{':ro' if mount.read_only else ''}" for mount in plan.mounts if mount.kind == "bind"]
         or None,
-        "NetworkMode": plan.network.mode,
+        **network_host_config(record),
         "AutoRemove": options.auto_remove,
         "RestartPolicy": {"Name": policy.name, "MaximumRetryCount": policy.retries},
         "Timeout": options.timeout_s,

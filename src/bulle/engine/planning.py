@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from bulle.engine import system_containers
 from bulle.engine.lifecycle import lifecycle
+from bulle.engine.networking import network_of
 from bulle.errors import InvalidInput, NotFound, Unsupported
 from bulle.isolation.control_group_settings import check
 from bulle.isolation.driver import Feature
@@ -28,7 +29,6 @@ from bulle.model.run_plan import (
     IdMapping,
     LayerMount,
     Mount,
-    Network,
     Process,
     Resources,
     RootFilesystem,
@@ -99,7 +99,7 @@ def compose(
         volume_layers=base.volume_layers,
         resources=resources(options),
         security=_security(options, own_users, id_mappings, group_mappings),
-        network=_network(options, isolation),
+        network=network_of(options, config),
         shm_bytes=options.shm_bytes or 64 << 20,
         stop_signal=signal_name(options.stop_signal or config.stop_signal or "SIGTERM"),
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
@@ -334,14 +334,3 @@ def resources(options: ContainerOptions) -> Resources:
     )
     check(found)
     return found
-
-
-def _network(options: ContainerOptions, isolation: str) -> Network:
-    wanted = options.network or ("host" if isolation == "chroot" else "none")
-    if isolation == "chroot" and wanted != "host":
-        raise Unsupported(Feature.OWN_NETWORK.value, "chroot", "use --isolation container, or --network host")
-    if wanted == "none":
-        return Network("none")
-    if wanted == "host":
-        return Network("host")
-    raise Unsupported(f"network {wanted!r}", isolation, "use none or host: bridges are not there yet")

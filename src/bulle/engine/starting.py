@@ -10,11 +10,12 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from bulle.engine import removal
+from bulle.engine import keeping, removal
 from bulle.engine.drivers import driver_for
 from bulle.errors import BulleError, Conflict, StorageFull
 from bulle.isolation.driver import Driver, Stdio, Workload
@@ -79,17 +80,16 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: 
     ``lock`` is that of a monitor which starts it again. Raises BulleError; then a first start is recorded as failed, or what it was to start is gone
     if it was to be removed.
     """
-    plan, home = order.plan, Path(order.home)
+    home, again = Path(order.home), lock >= 0
+    plan = keeping.with_changed_network(home, order.plan) if again else order.plan
     directory = plan.state_host_path
-    again = lock >= 0
     before = read_state(directory) if again else ContainerState()
     if not again:
         lock = take_lock(directory, _PREDECESSOR_PATIENCE_S)
         if lock < 0:
             raise Conflict("the container is being started by somebody else", "", "wait a moment")
         ends.forget_intent(directory)
-    driver = driver_for(plan.isolation, home)
-    opened: list[int] = []
+    driver, opened = driver_for(plan.isolation, home), list[int]()
 
     def meanwhile(workload: Workload) -> None:
         """What can be done while the container sets itself up: its log, its socket, its state."""
@@ -115,7 +115,8 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: 
         Store(home, Database(home)).layers.mount((*plan.root.layers, *plan.volume_layers))
         streams, stdio = (Streams(), no_stdio()) if plan.process.terminal else make_fifos(directory, owner_of_streams(plan), order.interactive)
         try:
-            workload = driver.start(plan, stdio, sibling=for_parent, meanwhile=meanwhile)
+            with keeping.standing_in_shared_network(plan):
+                workload = driver.start(plan, stdio, sibling=for_parent, meanwhile=meanwhile, connect=partial(keeping.register, home, plan))
         finally:
             close_stdio(stdio)
     except (BulleError, OSError) as error:
@@ -127,9 +128,8 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: 
     if workload.terminal >= 0:
         os.set_blocking(workload.terminal, False)
     if leash is not None:
-        for kept in (workload.terminal, streams.stdout, streams.stderr, streams.stdin):
-            if kept >= 0:
-                leash.hold(kept)
+        for kept in filter(lambda held: held >= 0, (workload.terminal, streams.stdout, streams.stderr, streams.stdin)):
+            leash.hold(kept)
     log, listener = opened
     publish_container(directory, "start")
     return Watch(order, driver, workload, streams, log, listener, lock)

@@ -22,6 +22,7 @@ class Feature(enum.Enum):
 
     OWN_PROCESSES = "process tree of its own"
     OWN_NETWORK = "network of its own"
+    NETWORKS = "networks with others"
     OWN_USERS = "user namespace of its own"
     OWN_HOSTNAME = "hostname of its own"
     VOLUMES = "volumes"
@@ -87,11 +88,21 @@ class Driver(ABC):
         """Find out, by trying, what this machine allows this user; cheap to call again (cached per process)."""
 
     @abstractmethod
-    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False, meanwhile: Callable[[Workload], None] | None = None) -> Workload:
+    def start(
+        self,
+        plan: RunPlan,
+        stdio: Stdio,
+        *,
+        sibling: bool = False,
+        meanwhile: Callable[[Workload], None] | None = None,
+        connect: Callable[[int], None] | None = None,
+    ) -> Workload:
         """Realise the plan; returns once the command has been executed.
 
         With ``sibling`` the workload becomes a child of the calling process's parent, which then reaps it. ``meanwhile`` is called once its first
-        process exists (``pid`` and ``pidfd`` are known) and sets itself up; the start may still fail after that.
+        process exists (``pid`` and ``pidfd`` are known) and sets itself up; the start may still fail after that. For a plan with a network of its
+        ``own``, ``connect`` is called with the pid of a process in that network, which waits until it has returned; for one that shares a
+        ``container``'s, the calling process must stand in that.
 
         Raises CommandNotFound, CommandNotExecutable, Unsupported, Unavailable or BulleError; then nothing is left behind.
         """
@@ -150,6 +161,7 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
     """Which features a plan needs, in the order in which an error should name them."""
     resources = plan.resources
     return [
+        (Feature.NETWORKS, plan.network.mode in ("own", "container")),
         (Feature.VOLUMES, any(mount.kind == "bind" for mount in plan.mounts)),
         (Feature.TMPFS, any(mount.kind == "tmpfs" for mount in plan.mounts)),
         (Feature.READ_ONLY_ROOT, plan.root.read_only),

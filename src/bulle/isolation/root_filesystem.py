@@ -61,9 +61,12 @@ def identity_files(plan: RunPlan) -> list[str]:
     names = ["hosts"]
     if plan.isolation != "chroot":
         names.append("hostname")
-    if plan.network.mode == "host":
+    if plan.network.mode != "none":
         names.append("resolv.conf")
-    return [f"{plan.state_host_path}/{name}" for name in names]
+    directory = plan.state_host_path
+    if plan.network.mode == "container":  # whoever shares a network shares its names
+        directory = f"{os.path.dirname(directory)}/{plan.network.container_id}"
+    return [f"{directory}/{name}" for name in names]
 
 
 def detached_mounts(plan: RunPlan, user_namespace_fd: int | None) -> DetachedMounts:

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from bulle.model.lifecycle import Health
+from bulle.model.network import NetworkOption, PortMapping
 from bulle.model.run_plan import DeviceLimit, ResourceLimit
 
 Status = Literal["created", "running", "restarting", "exited", "dead", "removing"]
@@ -90,6 +91,19 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     storage_bytes: int = 0
     """How large the writable layer may become; 0 for no limit."""
     oom_score_adj: int | None = None
+    networks: tuple[NetworkOption, ...] = ()
+    """The networks that it is on, where more is to be said of them than the name in ``network``, or there are several."""
+    ports: tuple[PortMapping, ...] = ()
+    publish_all: bool = False
+    expose: tuple[str, ...] = ()
+    """Ports such as ``80/tcp`` that are published by ``publish_all``, beside the image's."""
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    """Names and addresses for /etc/hosts; the address ``host-gateway`` is the host's on the container's first network."""
+    egress: str = ""
+    """``none``, ``internet``, ``allow:LIST`` or ``all``; empty for what the network says."""
 
 
 class LimitChanges(msgspec.Struct, frozen=True, kw_only=True):

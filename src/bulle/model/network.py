@@ -19,13 +19,15 @@ DEFAULT_NETWORK = "bridge"
 class PortMapping(msgspec.Struct, frozen=True):
     """One ``-p``: a port of the host that leads to a port of the container.
 
-    ``host_address`` is where it is published (empty: the configured address, loopback unless changed); ``host_port`` 0 takes any free one.
+    ``host_addresses`` are where it is published, at the same port of each (none: where the configuration says). ``host_port`` 0 takes any that is
+    free, ``last_host_port`` the first that is free from ``host_port`` on.
     """
 
     container_port: int
     protocol: Protocol = "tcp"
-    host_address: str = ""
+    host_addresses: tuple[str, ...] = ()
     host_port: int = 0
+    last_host_port: int = 0
 
 
 class PublishedPort(msgspec.Struct, frozen=True):

@@ -164,6 +164,11 @@ class Network(msgspec.Struct, frozen=True):
     egress: Egress = Egress()
     container_id: str = ""
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its networks."""
+        return [attachment.network for attachment in self.attachments] if self.mode == "own" else [self.mode]
+
 
 class LogSettings(msgspec.Struct, frozen=True):
     """Where the output is kept, and how much of it.

@@ -11,7 +11,7 @@ import msgspec
 
 from bulle.errors import Conflict, NotFound
 from bulle.model.container import ContainerOptions
-from bulle.model.run_plan import RunPlan
+from bulle.model.run_plan import Network, RunPlan
 from bulle.records.database import Database
 
 _COLUMNS = "id, name, image_id, created_at_ns, id_range, options, plan"
@@ -60,11 +60,11 @@ class ContainerRecords:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, build: Callable[[set[int]], ContainerRecord]) -> ContainerRecord:
+    def create(self, build: Callable[[set[int], sqlite3.Connection], ContainerRecord]) -> ContainerRecord:
         """Insert the record that ``build`` makes from the id ranges that are taken, in one transaction; Conflict for a name that is taken."""
         with self._database.transaction() as connection:
             taken = {row[0] for row in connection.execute("SELECT id_range FROM container WHERE id_range IS NOT NULL")}
-            record = build(taken)
+            record = build(taken, connection)
             try:
                 connection.execute(
                     f"INSERT INTO container ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -130,6 +130,15 @@ class ContainerRecords:
         if not changed:
             raise Conflict(f"container {found.name} was changed by another command at the same moment", "", "do it again")
         return found
+
+    def change_network(self, connection: sqlite3.Connection, record: ContainerRecord, network: Network) -> ContainerRecord:
+        """Replace the network part of the plan, in the caller's transaction. Raises Conflict when somebody else changed the container meanwhile."""
+        plan = msgspec.structs.replace(record.plan, network=network)
+        content = msgspec.json.encode(plan)
+        done = connection.execute("UPDATE container SET plan = ? WHERE id = ? AND plan = ?", (content, record.id, record.plan_json))
+        if not done.rowcount:
+            raise Conflict(f"container {record.name} was changed by another command at the same moment", "", "do it again")
+        return ContainerRecord.of(record.id, record.name, record.image_id, record.created_at_ns, record.id_range, record.options, plan)
 
     def exists(self, container_id: str) -> bool:
         """Whether the container is still known."""

@@ -123,7 +123,29 @@ CREATE TABLE blob_source (              -- which repositories are known to hold 
 ) STRICT, WITHOUT ROWID;
 """
 
-SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES)
+NETWORKS = """
+CREATE TABLE network (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    created_at_ns INTEGER NOT NULL,
+    device TEXT NOT NULL,               -- its bridge, or the parent of its macvlans
+    config BLOB NOT NULL,               -- NetworkConfig as JSON
+    last_ipv4 INTEGER NOT NULL DEFAULT 0, -- which address of the range was given last
+    last_ipv6 INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE endpoint (                 -- a container's place on a network, for its whole life
+    network_id TEXT NOT NULL REFERENCES network(id),
+    container_id TEXT NOT NULL REFERENCES container(id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
+    ipv4 TEXT,
+    ipv6 TEXT,
+    PRIMARY KEY (network_id, container_id),
+    UNIQUE (network_id, ipv4),
+    UNIQUE (network_id, ipv6)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX endpoint_container ON endpoint(container_id);
+"""
+
+SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 

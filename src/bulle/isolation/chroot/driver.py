@@ -42,7 +42,15 @@ class ChrootDriver(GroupedDriver):
         """What this user may do: mounts, a bare chroot, or nothing."""
         return _probe()
 
-    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False, meanwhile: Callable[[Workload], None] | None = None) -> Workload:
+    def start(
+        self,
+        plan: RunPlan,
+        stdio: Stdio,
+        *,
+        sibling: bool = False,
+        meanwhile: Callable[[Workload], None] | None = None,
+        connect: Callable[[int], None] | None = None,
+    ) -> Workload:
         """A mount namespace with the overlay, or a copy; see :class:`Driver`."""
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=False)
         parent = CLONE_PARENT if sibling else 0

@@ -32,8 +32,13 @@ SHELL_FLAGS = _ALWAYS | CLONE_NEWUSER | CLONE_NEWNET
 def namespace_flags(plan: RunPlan) -> int:
     """The namespaces that the workload has of its own, but for that of control groups, which it makes once it sits in its group."""
     own_users = CLONE_NEWUSER if plan.security.user_namespace == "own" else 0
-    own_network = CLONE_NEWNET if plan.network.mode != "host" else 0
+    own_network = CLONE_NEWNET if has_own_network(plan) else 0
     return _ALWAYS | own_users | own_network
+
+
+def has_own_network(plan: RunPlan) -> bool:
+    """Whether it gets a network namespace, and not the host's or another container's."""
+    return plan.network.mode in ("none", "own")
 
 
 class NamespaceDriver(GroupedDriver):
@@ -49,7 +54,15 @@ class NamespaceDriver(GroupedDriver):
         """Whether this user can make the namespaces, by making them once in a child."""
         return _probe()
 
-    def start(self, plan: RunPlan, stdio: Stdio, *, sibling: bool = False, meanwhile: Callable[[Workload], None] | None = None) -> Workload:
+    def start(
+        self,
+        plan: RunPlan,
+        stdio: Stdio,
+        *,
+        sibling: bool = False,
+        meanwhile: Callable[[Workload], None] | None = None,
+        connect: Callable[[int], None] | None = None,
+    ) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=True)
         # The child makes its network namespace itself, which takes long, while its mounts are made here.
@@ -65,7 +78,7 @@ class NamespaceDriver(GroupedDriver):
                     shell.discard(taken)
             return launch.fork(kit, flags, lambda channel: _child(plan, channel, kit.for_child()))
 
-        return launch.start(kit, begin, lambda workload, channel: _prepare(plan, workload, channel), meanwhile)
+        return launch.start(kit, begin, lambda workload, channel: _prepare(plan, workload, channel, connect), meanwhile)
 
     @staticmethod
     def open_shell() -> None:
@@ -110,8 +123,8 @@ def processes_in_namespaces(pids: Sequence[int]) -> dict[int, list[int]]:
     return found
 
 
-def _prepare(plan: RunPlan, workload: Workload, channel: Channel) -> None:
-    """What only the parent can do: id maps, and mounts that the child's own namespace may not make."""
+def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Callable[[int], None] | None) -> None:
+    """What only the parent can do: id maps, mounts that the child's own namespace may not make, and its network."""
     user_namespace_fd = None
     if plan.security.user_namespace == "own":
         user_namespace.write_maps(workload.pid, plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
@@ -125,14 +138,18 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel) -> None:
         if user_namespace_fd is not None:
             os.close(user_namespace_fd)
     workload.notes += mounts.notes
-    with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
-        channel.send_descriptors(mounts.descriptors())
-    mounts.close()
+    try:
+        if plan.network.mode == "own" and connect is not None and channel.receive_report() is not None:  # it stands in its network namespace
+            connect(workload.pid)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
+            channel.send_descriptors(mounts.descriptors())
+    finally:
+        mounts.close()
 
 
 def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     """In the new namespaces, still with the engine's memory: everything until execve."""
-    if plan.network.mode != "host":
+    if has_own_network(plan):
         namespaces.unshare(CLONE_NEWNET)
         loopback.bring_up()
     mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
@@ -141,6 +158,8 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
 
 def _enter(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     """From the bare namespaces to the command."""
+    if plan.network.mode == "own":
+        channel.report("network")
     namespaces.unshare(CLONE_NEWCGROUP)
     descriptors = channel.receive_descriptors()
     launch.hide()
@@ -149,7 +168,7 @@ def _enter(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     if not descriptors:
         descriptors = rootless.detached_mounts(plan).descriptors()
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
-    dev = inside.enter_root(plan, mounts, plan.network.mode != "host", own_ipc=True, controllers=kit.controllers)
+    dev = inside.enter_root(plan, mounts, has_own_network(plan), own_ipc=True, controllers=kit.controllers)
     socket.sethostname(plan.hostname)
     execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
 
@@ -158,7 +177,8 @@ def _join(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.ChildKit
     """The process in between: enters the namespaces and forks the one that the pid namespace counts, as a child of our own parent."""
     launch.hide()
     try:
-        namespaces.setns(pidfd, namespace_flags(plan) | CLONE_NEWCGROUP)
+        others = CLONE_NEWNET if plan.network.mode == "container" else 0
+        namespaces.setns(pidfd, namespace_flags(plan) | others | CLONE_NEWCGROUP)
     except OSError as error:
         raise BulleError("the container's namespaces cannot be joined", os.strerror(error.errno or 0), "is it still running?") from error
     if plan.security.user_namespace == "own":
@@ -184,6 +204,8 @@ def _probe() -> Probe:
     controllers, why = available()
     notes = [f"no limits on resources: {why}"] if why else []
     features |= features_of(controllers)
+    if os.geteuid() == 0:
+        features.add(Feature.NETWORKS)
     if not (missing := delegated_group.unavailable(layout())):
         features.add(Feature.SYSTEM)
     else:

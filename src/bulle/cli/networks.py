@@ -1,0 +1,217 @@
+"""``bulle network``: networks, and who is on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from bulle.cli import filters, human
+from bulle.cli.cleaning import _FORCE, _chosen, _confirmed, _filter
+from bulle.cli.inspection import _FORMAT, _inspect_all
+from bulle.cli.network_flags import check_option
+from bulle.cli.option_types import Suggestion, Text, complete_containers, complete_networks
+from bulle.cli.processes import FORMAT_HELP, SHORT_ID
+from bulle.cli.session import Session, note, write
+from bulle.cli.table import Listing, render
+from bulle.cli.verb import verb
+from bulle.errors import InvalidInput
+from bulle.model.network import NetworkConfig, NetworkOption
+
+if TYPE_CHECKING:
+    from bulle.engine import Engine
+    from bulle.records.networks import NetworkRecord
+
+_KEYS = ("dangling", "driver", "id", "label", "name", "scope", "type")
+_PREDEFINED = ("bridge", "host", "none")
+
+
+@verb("create", "NETWORK")
+@click.argument("name")
+@click.option("-d", "--driver", type=Suggestion("string", "bridge", "macvlan"), default="bridge", help="Driver of the network (bridge, macvlan)")
+@click.option("--subnet", multiple=True, type=Text("list"), help="Subnet in CIDR format that represents a network segment")
+@click.option("--gateway", multiple=True, type=Text("list"), help="IPv4 or IPv6 Gateway for the master subnet")
+@click.option("--ip-range", multiple=True, type=Text("list"), help="Allocate container ip from a sub-range")
+@click.option("--internal", is_flag=True, help="Restrict external access to the network")
+@click.option("--ipv6", is_flag=True, help="Enable IPv6 networking")
+@click.option("--dns", multiple=True, type=Text("list"), help="DNS servers that are asked for its containers, instead of the host's")
+@click.option("--egress", type=Text("rule"), help="What its containers may reach outside of it (none, internet, allow:LIST, all)")
+@click.option("--label", multiple=True, type=Text("list"), help="Set metadata on a network")
+@click.option("-o", "--opt", multiple=True, type=Text("list"), help="Set driver specific options (com.docker.network.driver.mtu=, parent=)")
+@click.option("--attachable", is_flag=True, hidden=True, help="Every network is")
+@click.pass_obj
+def create(
+    session: Session, name: str, driver: str, subnet: Sequence[str], gateway: Sequence[str], ip_range: Sequence[str], internal: bool, ipv6: bool,
+    dns: Sequence[str], egress: str | None, label: Sequence[str], opt: Sequence[str], attachable: bool,
+) -> int:  # fmt: skip
+    """Create a network."""
+    from bulle.network.egress import parse_egress
+
+    if driver not in ("bridge", "macvlan", "host", "none", "null"):
+        raise InvalidInput(f"there is no network driver {driver!r}", "", "use bridge or macvlan")
+    options = dict(_pair(text) for text in opt)
+    mtu = options.get("com.docker.network.driver.mtu", options.get("mtu", "0"))
+    if not mtu.isdecimal() or (int(mtu) and not 68 <= int(mtu) <= 65535):
+        raise InvalidInput(f"invalid MTU: {mtu}", "", "it is a number from 68 to 65535")
+    config = NetworkConfig(
+        name=name,
+        driver="none" if driver == "null" else driver,  # type: ignore[arg-type]
+        subnets=tuple(subnet),
+        gateways=tuple(gateway),
+        ip_ranges=tuple(ip_range),
+        internal=internal or options.get("com.docker.network.internal") == "true",
+        ipv6=ipv6,
+        mtu=int(mtu),
+        parent=options.get("parent", ""),
+        dns=tuple(dns),
+        egress=parse_egress(egress or "all"),
+        labels=dict(_pair(text) for text in label),
+        options=options,
+    )
+    write(session.engine.networks.create(config).id + "\n")
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    if not key:
+        raise InvalidInput(f"invalid value {text!r}", "", "write KEY=VALUE")
+    return key, value
+
+
+def _listing(*, truncate: bool) -> Listing[NetworkRecord]:
+    return Listing(
+        fields={
+            "ID": ("NETWORK ID", lambda one: one.id[:SHORT_ID] if truncate else one.id),
+            "Name": ("NAME", lambda one: one.name),
+            "Driver": ("DRIVER", _driver),
+            "Scope": ("SCOPE", lambda one: "local"),
+            "CreatedAt": ("CREATED AT", lambda one: human.timestamp(one.created_at_ns)),
+            "IPv4": ("IPV4", lambda one: "true" if one.config.driver in ("bridge", "macvlan") else "false"),
+            "IPv6": ("IPV6", lambda one: "true" if one.config.ipv6 else "false"),
+            "Internal": ("INTERNAL", lambda one: "true" if one.config.internal else "false"),
+            "Labels": ("LABELS", lambda one: ",".join(f"{key}={value}" for key, value in one.config.labels.items())),
+            "Subnets": ("SUBNETS", lambda one: ",".join(one.config.subnets)),
+        },
+        columns=("ID", "Name", "Driver", "Scope"),
+        methods={"Label": ("LABEL", lambda one: lambda name: one.config.labels.get(name, ""))},
+    )
+
+
+def _driver(one: NetworkRecord) -> str:
+    return "null" if one.config.driver == "none" else one.config.driver
+
+
+@verb("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Only display network IDs")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate the output")
+@click.option("-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in _KEYS)), help="Provide filter values")
+@click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
+@click.pass_obj
+def ls(session: Session, quiet: bool, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
+    """List networks."""
+    tests = _tests(session.engine, filters.parse(wanted, _KEYS))
+    found = sorted((one for one in session.engine.networks.list() if all(test(one) for test in tests)), key=lambda one: one.name)
+    if quiet:
+        write("".join((one.id if no_trunc else one.id[:SHORT_ID]) + "\n" for one in found))
+    else:
+        write(render(_listing(truncate=not no_trunc), found, form))
+    return 0
+
+
+def _tests(engine: Engine, chosen: Mapping[str, list[str]]) -> list[Callable[[NetworkRecord], bool]]:
+    ways: dict[str, Callable[[list[str]], Callable[[NetworkRecord], bool]]] = {
+        "driver": lambda values: lambda one: _driver(one) in values,
+        "id": lambda values: lambda one: any(one.id.startswith(value) for value in values),
+        "name": lambda values: lambda one: any(value in one.name for value in values),
+        "label": lambda values: lambda one: filters.has_labels(one.config.labels, values),
+        "scope": lambda values: lambda _one: "local" in values,
+        "type": lambda values: lambda one: ("builtin" if one.name in _PREDEFINED else "custom") in values,
+        "dangling": lambda values: lambda one: (one.name not in _PREDEFINED and not engine.networks.endpoints(one)) == (values[-1] in ("true", "1")),
+    }
+    return [ways[key](values) for key, values in chosen.items()]
+
+
+@verb("inspect", "NETWORK [NETWORK...]")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_networks)
+@_FORMAT
+@click.option("-v", "--verbose", is_flag=True, hidden=True, help="There is no more to say")
+@click.pass_obj
+def inspect(session: Session, names: Sequence[str], form: str, verbose: bool) -> int:
+    """Display detailed information on one or more networks."""
+    from bulle.engine.network_inspection import network_document
+
+    return _inspect_all(names, form, lambda name: network_document(session.engine.networks, name))
+
+
+@verb("rm", "NETWORK [NETWORK...]")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_networks)
+@click.option("-f", "--force", is_flag=True, help="Do not error if the network does not exist")
+@click.pass_obj
+def remove(session: Session, names: Sequence[str], force: bool) -> int:
+    """Remove one or more networks."""
+    from bulle.errors import NotFound
+
+    def act(name: str) -> str | None:
+        try:
+            session.engine.networks.remove(name)
+        except NotFound:
+            if not force:
+                raise
+            return None
+        return name
+
+    return session.for_each(names, act)
+
+
+@verb("connect", "NETWORK CONTAINER")
+@click.argument("network", shell_complete=complete_networks)
+@click.argument("container", shell_complete=complete_containers)
+@click.option("--alias", multiple=True, type=Text("list"), help="Add network-scoped alias for the container")
+@click.option("--ip", type=Text(), help="IPv4 address (e.g., 172.30.100.104)")
+@click.option("--ip6", type=Text(), help="IPv6 address (e.g., 2001:db8::33)")
+@click.pass_obj
+def connect(session: Session, network: str, container: str, alias: Sequence[str], ip: str | None, ip6: str | None) -> int:
+    """Connect a container to a network."""
+    option = NetworkOption(network, ip or "", ip6 or "", "", tuple(alias))
+    check_option(option)
+    session.engine.networks.connect(network, session.engine.containers.get(container), option)
+    return 0
+
+
+@verb("disconnect", "NETWORK CONTAINER")
+@click.argument("network", shell_complete=complete_networks)
+@click.argument("container", shell_complete=complete_containers)
+@click.option("-f", "--force", is_flag=True, help="Force the container to disconnect from a network")
+@click.pass_obj
+def disconnect(session: Session, network: str, container: str, force: bool) -> int:
+    """Disconnect a container from a network."""
+    session.engine.networks.disconnect(network, session.engine.containers.get(container))
+    return 0
+
+
+@verb("prune")
+@_filter("label", "until")
+@_FORCE
+@click.pass_obj
+def prune(session: Session, wanted: Sequence[str], force: bool) -> int:
+    """Remove all unused networks."""
+    chosen = _chosen(wanted)
+    if not _confirmed(force, "This will remove all custom networks not used by at least one container."):
+        return 0
+    removed = session.engine.networks.prune(lambda one: chosen.takes(one.created_at_ns, one.config.labels))
+    if removed:
+        write("Deleted Networks:\n" + "".join(f"{name}\n" for name in removed) + "\n")
+    return 0
+
+
+@verb("rules")
+@click.pass_obj
+def rules(session: Session) -> int:
+    """Show the nftables rules that stand for the networks of this home."""
+    text = session.engine.networks.rules()
+    if not text:
+        note("no rules stand: no container with a network of its own runs")
+    write(text)
+    return 0

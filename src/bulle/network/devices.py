@@ -1,0 +1,150 @@
+"""Interfaces: the bridge of a network, and what a container has in its own network namespace. veth(4), network_namespaces(7)
+
+The keeper enters a container's namespace only to open sockets there: a socket belongs to the namespace in which it was opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_interface
+
+from bulle.errors import BulleError, Unavailable
+from bulle.linux import namespaces
+from bulle.linux.netlink import RouteSocket
+from bulle.model.network import Attachment
+
+NAME_SERVER = "127.0.0.11"
+_LOCAL_BIT, _GROUP_BIT = 0x02, 0x01
+
+
+def random_mac() -> str:
+    """A hardware address that no maker of hardware gives."""
+    first, *rest = secrets.token_bytes(6)
+    return bytes([(first | _LOCAL_BIT) & ~_GROUP_BIT, *rest]).hex(":")
+
+
+@contextmanager
+def inside(namespace_fd: int) -> Iterator[None]:
+    """Stand in a network namespace for a moment."""
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        namespaces.setns(namespace_fd, namespaces.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            namespaces.setns(here, namespaces.CLONE_NEWNET)
+    finally:
+        os.close(here)
+
+
+def make_bridge(device: str, mtu: int) -> bool:
+    """Have the bridge of a network stand; False where it did."""
+    with RouteSocket() as route:
+        try:
+            route.add_bridge(device, random_mac(), mtu)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EPERM):
+                mend = "load the kernel's module `bridge`, and run as root; or use --network none or host"
+                raise Unavailable("no bridge can be made for the network", os.strerror(error.errno), mend) from error
+            raise
+    return True
+
+
+def give_addresses(device: str, addresses: tuple[str, ...]) -> None:
+    """Give a device of the host addresses (CIDRs)."""
+    with RouteSocket() as route:
+        index = socket.if_nametoindex(device)
+        for address in addresses:
+            with suppress(FileExistsError):
+                route.add_address(index, address)
+
+
+def remove_bridge(device: str) -> None:
+    """Remove a bridge; harmless where there is none."""
+    with suppress(OSError), RouteSocket() as route:
+        route.delete_link(socket.if_nametoindex(device))
+
+
+def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bool, bool]) -> str:
+    """Make the interface in the container's namespace; returns its end on the host (empty for a macvlan).
+
+    ``default_route`` says for IPv4 and IPv6 whether everything else goes over it.
+    """
+    veth = ""
+    with RouteSocket() as route:
+        if attachment.driver == "macvlan":
+            _made(attachment, lambda: route.add_macvlan(attachment.device, namespace_fd, attachment.interface, attachment.mac, mtu=attachment.mtu))
+        else:
+            veth = f"bullev{secrets.token_hex(4)}"
+            _made(
+                attachment,
+                lambda: route.add_veth(veth, attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu),
+            )
+    with inside(namespace_fd):
+        route = RouteSocket()
+        index = socket.if_nametoindex(attachment.interface)
+    with route:
+        for address in attachment.addresses:
+            route.add_address(index, address)
+        route.set_up(index, link_local=any(":" in address for address in attachment.addresses))
+        for gateway in attachment.gateways:
+            version = ip_interface(gateway).version
+            if default_route[version == 6]:
+                with suppress(FileExistsError):
+                    route.add_default_route(gateway, index)
+    return veth
+
+
+def _made(attachment: Attachment, make: object) -> None:
+    try:
+        make()  # type: ignore[operator]
+    except OSError as error:
+        if error.errno == errno.ENODEV or isinstance(error, FileNotFoundError):
+            raise BulleError(f"network {attachment.network} has lost its device {attachment.device}", str(error.strerror), "make it anew") from error
+        reason = error.strerror or str(error)
+        raise BulleError(f"no interface could be made for network {attachment.network}", reason, "see `bulle doctor`") from error
+
+
+def detach(attachment: Attachment, namespace_fd: int) -> None:
+    """Remove an interface from a container's namespace; harmless where it is gone."""
+    with inside(namespace_fd):
+        route = RouteSocket()
+        with suppress(OSError):
+            index = socket.if_nametoindex(attachment.interface)
+            route.delete_link(index)
+        route.close()
+
+
+def host_ends(namespace_fd: int) -> dict[str, str]:
+    """The host's end of every veth in a namespace, by the interface's name inside."""
+    with inside(namespace_fd):
+        route = RouteSocket()
+    with route:
+        inner = route.links()
+    with RouteSocket() as here:
+        names = {index: name for name, (index, _peer, _mac) in here.links().items()}
+    return {name: names[peer] for name, (_index, peer, _mac) in inner.items() if name != "lo" and peer in names}
+
+
+def name_server_sockets(namespace_fd: int) -> tuple[socket.socket, socket.socket]:
+    """Where the keeper answers a container's questions about names: a datagram socket and a listener, inside its namespace."""
+    with inside(namespace_fd):
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        datagrams.bind((NAME_SERVER, 53))
+        listener.bind((NAME_SERVER, 53))
+        listener.listen(64)
+    except OSError as error:
+        datagrams.close()
+        listener.close()
+        raise BulleError("names cannot be answered inside the container", error.strerror or str(error), "see `bulle doctor`") from error
+    return datagrams, listener

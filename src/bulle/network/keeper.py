@@ -1,0 +1,298 @@
+"""The keeper: one process per home that makes the network of every container that starts, holds its ports and answers its names.
+
+It is asked over ``run/keeper.sock`` (:mod:`bulle.network.protocol`), one request after the other, so that nothing it does can race. It watches the
+first process of every container, and takes away what the kernel does not take by itself when that ends. Killed at any moment it loses nothing: the
+next one learns from the containers' state what runs, and makes everything that is not in the kernel anew. When nothing has run for a while it
+removes bridges and rules, and ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+import msgspec
+
+from bulle.errors import BulleError, NotFound, to_parts
+from bulle.linux import process
+from bulle.model.network import Attachment
+from bulle.model.run_plan import Network
+from bulle.network import devices, host_settings, protocol
+from bulle.network.dns import NameServer, View
+from bulle.network.loop import Loop
+from bulle.network.members import Member, read_ports
+from bulle.network.naming import table_name
+from bulle.network.protocol import Answer, Connect, Disconnect, Forget, Publish, Register, Rename, Request, Retract
+from bulle.network.resolver_configuration import host_servers
+from bulle.network.rules import Link, Rules
+from bulle.records.database import Database
+from bulle.records.networks import NetworkRecord, NetworkRecords
+
+IDLE_S = 30.0
+LOCK_NAME = "keeper.lock"
+
+
+class Keeper:
+    """See the module. ``running`` yields a :class:`Register` for every container of the home that runs."""
+
+    def __init__(self, home: Path, running: Callable[[], Iterable[Register]], idle_s: float = IDLE_S) -> None:
+        self._home = home
+        self._running = running
+        self._idle_s = idle_s
+        self._loop = Loop()
+        self._rules = Rules(table_name(home))
+        self._names = NameServer(self._loop, host_servers)
+        self._names.on_allowed = self._rules.allow
+        self._members: dict[str, Member] = {}
+        self._networks: dict[str, NetworkRecord] = {}
+        self._listener: socket.socket | None = None
+
+    def serve(self) -> None:
+        """Be the home's keeper until it is not needed; returns at once where another is."""
+        lock = os.open(self._home / "run" / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one that ends has it until everything is gone
+            if (other := protocol.connect(self._home)) is not None:
+                other.close()
+                return
+            self._take_over()
+            self._listen()
+            self._loop.run()
+            self._end()
+        finally:
+            os.close(lock)
+
+    def _listen(self) -> None:
+        path = self._home / "run" / protocol.SOCKET_NAME
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        directory = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
+        try:
+            listener.bind(f"/proc/self/fd/{directory}/{protocol.SOCKET_NAME}")
+        finally:
+            os.close(directory)
+        listener.listen(512)
+        self._listener = listener
+        self._loop.watch(listener.fileno(), lambda _events: self._accept(listener))
+        asleep, awake = socket.socketpair()
+        for end in (asleep, awake):
+            end.setblocking(False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(awake.fileno())
+        self._loop.watch(asleep.fileno(), lambda _events: self._told_to_end(asleep, awake))
+        watcher = self._rules.watcher()
+        self._loop.watch(watcher.fileno(), lambda _events: self._rules.restore() if self._rules.was_touched(watcher) else None)
+        self._rest_if_idle()
+
+    def _told_to_end(self, asleep: socket.socket, _awake: socket.socket) -> None:
+        with suppress(OSError):
+            asleep.recv(64)
+        self._loop.ended = True
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            connection, _address = listener.accept()
+            connection.setblocking(False)
+            self._loop.watch(connection.fileno(), lambda _events: self._hear(connection))
+
+    def _hear(self, connection: socket.socket) -> None:
+        self._loop.forget(connection.fileno())
+        with closing(connection):
+            try:
+                data = connection.recv(protocol.LONGEST)
+            except OSError:
+                return
+            if not data:
+                return
+            try:
+                answer = self._answer(protocol.requests.decode(data))
+            except BulleError as error:
+                answer = Answer(error=to_parts(error))
+            except (OSError, msgspec.DecodeError) as error:
+                answer = Answer(error=to_parts(BulleError("the network could not be made", str(error), "see `bulle doctor`")))
+            with suppress(OSError):
+                connection.send(msgspec.json.encode(answer))
+
+    def _answer(self, request: Request) -> Answer:
+        for ended in [one for one in self._members.values() if one.has_ended()]:
+            self._drop(ended)  # what it held is free for whoever asks now
+        if isinstance(request, Register):
+            return self._register(request)
+        if isinstance(request, Forget):
+            self._networks.pop(request.network_id, None)
+            self._rules.remove_network(request.network_id)
+            devices.remove_bridge(request.device)
+            return Answer()
+        if (member := self._members.get(request.container_id)) is None:
+            raise NotFound("the container has no network that could be changed", "it does not run", "start it first")
+        if isinstance(request, Rename):
+            member.name = request.name
+        elif isinstance(request, Connect):
+            self._connect(member, request.attachment)
+        elif isinstance(request, Disconnect):
+            self._disconnect(member, request.network_id)
+        elif isinstance(request, Publish):
+            for mapping in request.ports:
+                member.publish(mapping, self._rules, self._loop, self._holder)
+        elif isinstance(request, Retract):
+            member.retract(request.ports, self._rules)
+        self._describe(member)
+        return Answer(member.ports)
+
+    def _register(self, request: Register, *, again: bool = False) -> Answer:
+        """Everything of one container. ``again``: its interfaces stand already, and it had these ports before."""
+        if (old := self._members.get(request.container_id)) is not None:
+            self._drop(old)
+        network = request.network
+        with ExitStack() as undo:
+            member = Member(request)
+            undo.callback(self._drop, member)
+            self._members[member.container_id] = member
+            ends = devices.host_ends(member.namespace_fd) if again else {}
+            has_route = [False, False]
+            for attachment in network.attachments:
+                self._bring_up(attachment)
+                first = self._default_routes(has_route, attachment)
+                veth = ends.get(attachment.interface, "") if again else devices.attach(attachment, member.namespace_fd, default_route=first)
+                member.links[attachment.network_id] = veth
+            self._rules.add_member(member.container_id, self._links(member), network.egress)
+            known = read_ports(request.directory) if again else {}
+            for mapping in network.ports:
+                member.publish(mapping, self._rules, self._loop, self._holder, known)
+            datagrams, listener = devices.name_server_sockets(member.namespace_fd)
+            self._names.add(member.container_id, self._view(network), datagrams, listener)
+            undo.pop_all()
+        self._loop.watch(member.pidfd, lambda _events: self._drop(member))
+        self._describe(member)
+        return Answer(member.ports)
+
+    @staticmethod
+    def _default_routes(has_route: list[bool], attachment: Attachment) -> tuple[bool, bool]:
+        """Whether this interface is the first of each family that leads further; notes it."""
+        first = []
+        for number, colon in enumerate((False, True)):
+            leads = any((":" in gateway) == colon for gateway in attachment.gateways)
+            first.append(leads and not has_route[number])
+            has_route[number] = has_route[number] or leads
+        return first[0], first[1]
+
+    def _bring_up(self, attachment: Attachment) -> None:
+        """The network's bridge and rules."""
+        if attachment.driver != "bridge":
+            return
+        record = self._networks.get(attachment.network_id)
+        if record is None:
+            with closing(Database(self._home)) as database:
+                record = NetworkRecords(database).find(attachment.network_id)
+        elif os.path.exists(f"/sys/class/net/{record.device}"):
+            return
+        config = record.config
+        # The host's own address on an internal network too: names and health checks come from there, but no route leads out.
+        addresses = tuple(f"{gateway}/{subnet.partition('/')[2]}" for gateway, subnet in zip(config.gateways, config.subnets, strict=True))
+        if not self._networks:
+            self._rules.open()
+            host_settings.prepare_host()
+        has_six = any(":" in subnet for subnet in config.subnets)
+        if devices.make_bridge(record.device, config.mtu):
+            host_settings.open_bridge(record.device, ipv6=has_six)  # before it has addresses, of which it could have none without
+            devices.give_addresses(record.device, addresses)
+        if has_six:
+            host_settings.prepare_host(ipv6=True)
+        self._rules.add_network(record.id, record.device, config.subnets, config.gateways, config.internal)
+        self._networks[record.id] = record
+
+    def _connect(self, member: Member, attachment: Attachment) -> None:
+        self._bring_up(attachment)
+        has_route = [False, False]
+        for standing in member.network.attachments:
+            self._default_routes(has_route, standing)
+        veth = devices.attach(attachment, member.namespace_fd, default_route=self._default_routes(has_route, attachment))
+        member.links[attachment.network_id] = veth
+        member.network = msgspec.structs.replace(member.network, attachments=(*member.network.attachments, attachment))
+        self._rules.change_member(member.container_id, self._links(member), member.network.egress)
+        self._names.change(member.container_id, self._view(member.network))
+
+    def _disconnect(self, member: Member, network_id: str) -> None:
+        attachments = member.network.attachments
+        for attachment in attachments:
+            if attachment.network_id == network_id:
+                devices.detach(attachment, member.namespace_fd)
+        left = tuple(one for one in attachments if one.network_id != network_id)
+        member.network = msgspec.structs.replace(member.network, attachments=left)
+        member.links.pop(network_id, None)
+        self._rules.change_member(member.container_id, self._links(member), member.network.egress)
+        self._names.change(member.container_id, self._view(member.network))
+
+    def _links(self, member: Member) -> list[Link]:
+        found = []
+        for attachment in member.network.attachments:
+            if attachment.driver == "bridge":
+                addresses = tuple(cidr.partition("/")[0] for cidr in attachment.addresses)
+                found.append(Link(attachment.network_id, member.links[attachment.network_id], attachment.mac, addresses))
+        return found
+
+    def _view(self, network: Network) -> View:
+        networks = tuple(attachment.network_id for attachment in network.attachments)
+        return View(networks, network.search, network.dns, network.egress)
+
+    def _describe(self, member: Member) -> None:
+        """Tell the others its names, and who looks at it its ports."""
+        own = [name for name in (member.name, member.container_id[:12]) if name]
+        names = {
+            attachment.network_id: ((*own, *attachment.names), tuple(cidr.partition("/")[0] for cidr in attachment.addresses))
+            for attachment in member.network.attachments
+        }
+        self._names.set_names(member.container_id, names, own[0])
+        member.write_ports()
+
+    def _holder(self, protocol_name: str, port: int) -> str:
+        """The name of the container that publishes a port."""
+        for member in self._members.values():
+            if any(one.host_port == port and one.protocol == protocol_name for one in member.ports):
+                return member.name or member.container_id[:12]
+        return ""
+
+    def _drop(self, member: Member) -> None:
+        """Take away what a container had and the kernel does not take by itself."""
+        if self._members.get(member.container_id) is member:
+            del self._members[member.container_id]
+            self._names.forget_names(member.container_id)
+            self._names.remove(member.container_id)
+            member.retract(member.ports, self._rules)
+            self._rules.remove_member(member.container_id)
+        self._loop.forget(member.pidfd)
+        member.close()
+        self._rest_if_idle()
+
+    def _rest_if_idle(self) -> None:
+        if not self._members:
+            self._loop.later(self._idle_s, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if not self._members:
+            self._loop.ended = True
+
+    def _end(self) -> None:
+        """Who asks from now on finds nobody, and starts another keeper, which waits for the lock."""
+        assert self._listener is not None
+        (self._home / "run" / protocol.SOCKET_NAME).unlink(missing_ok=True)
+        self._listener.close()
+        if self._members:
+            return  # told to end: what runs keeps its network, without names
+        with closing(Database(self._home)) as database:
+            for record in NetworkRecords(database).all():
+                if record.config.driver == "bridge":
+                    devices.remove_bridge(record.device)
+        self._rules.close()
+
+    def _take_over(self) -> None:
+        """Make anew, for what runs, what another keeper had; a container for which that fails goes on without."""
+        for request in self._running():
+            if process.start_ticks(request.pid):
+                with suppress(OSError, BulleError):
+                    self._register(request, again=True)

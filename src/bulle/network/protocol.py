@@ -1,0 +1,116 @@
+"""What is said between the keeper and those who need it: one request and one answer a connection, as JSON over ``run/keeper.sock``. unix(7)"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from bulle.errors import from_parts
+from bulle.model.network import Attachment, PortMapping, PublishedPort
+from bulle.model.run_plan import Network
+
+SOCKET_NAME = "keeper.sock"
+LONGEST = 1 << 18
+PATIENCE_S = 30.0
+
+
+class Register(msgspec.Struct, frozen=True, tag=True):
+    """A container has a network namespace now: that of process ``pid``. ``directory`` is its host directory, ``name`` what it is called."""
+
+    container_id: str
+    name: str
+    pid: int
+    directory: str
+    network: Network
+
+
+class Rename(msgspec.Struct, frozen=True, tag=True):
+    """It is called something else now."""
+
+    container_id: str
+    name: str
+
+
+class Connect(msgspec.Struct, frozen=True, tag=True):
+    """One more interface for a running container."""
+
+    container_id: str
+    attachment: Attachment
+
+
+class Disconnect(msgspec.Struct, frozen=True, tag=True):
+    """One interface less."""
+
+    container_id: str
+    network_id: str
+
+
+class Publish(msgspec.Struct, frozen=True, tag=True):
+    """More published ports for a running container."""
+
+    container_id: str
+    ports: tuple[PortMapping, ...]
+
+
+class Retract(msgspec.Struct, frozen=True, tag=True):
+    """Fewer of them."""
+
+    container_id: str
+    ports: tuple[PublishedPort, ...]
+
+
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """A network was removed: its bridge goes."""
+
+    network_id: str
+    device: str
+
+
+Request = Register | Rename | Connect | Disconnect | Publish | Retract | Forget
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What became of it: all published ports of the container, or the parts of an error."""
+
+    ports: tuple[PublishedPort, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: tuple[str, ...] = ()
+
+
+requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_answers = msgspec.json.Decoder(Answer)
+
+
+def connect(home: Path) -> socket.socket | None:
+    """A connection to the home's keeper; None where there is none."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    directory = -1
+    try:
+        directory = os.open(home / "run", os.O_PATH | os.O_CLOEXEC)
+        connection.settimeout(PATIENCE_S)
+        connection.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")  # a socket's own path may have 107 bytes
+        return connection
+    except OSError:
+        connection.close()
+        return None
+    finally:
+        if directory >= 0:
+            os.close(directory)
+
+
+def ask(connection: socket.socket, request: Request) -> Answer | None:
+    """The keeper's answer; None where it ended before it gave one. Raises the BulleError that it tells."""
+    try:
+        connection.send(msgspec.json.encode(request))
+        data = connection.recv(LONGEST)
+    except OSError:
+        return None
+    if not data:
+        return None
+    answer = _answers.decode(data)
+    if answer.error:
+        raise from_parts(answer.error)
+    return answer
