@@ -1,7 +1,7 @@
 """A small internet of network namespaces: a machine with bridges, what stands for containers on them, and a world beyond its uplink. Needs root.
 
-No container and no keeper is part of it: :class:`bulle.network.rules.Rules` runs in a process of its own inside of the machine's namespace, and traffic is
-real, by sockets that this process opens in the namespace of whoever is to send. All of it ends with its descriptors.
+No container and no keeper is part of it: :class:`bulle.network.rules.Rules` runs in a process of its own inside of the machine's namespace, and
+traffic is real, by sockets that this process opens in the namespace of whoever is to send. All of it ends with its descriptors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from bulle.linux import namespaces
 from bulle.linux.libc import check, libc
 from bulle.model.network import Egress, PublishedPort
 from bulle.network import host_settings
+from bulle.network.egress import parse_egress
 from bulle.network.rules import Link, Rules
 
 WORLD, WORLD6 = "93.184.0.2", "2a00:1::2"
@@ -79,7 +81,7 @@ def run(command: str, *, check: bool = True) -> str:
 
 
 class RulesProcess:
-    """:class:`Rules` in a process of its own inside of a namespace; every method of it can be called here. Another object's methods, if ``make`` says so."""
+    """:class:`Rules`, or what else ``make`` makes, in a process of its own inside of a namespace; its methods can be called here."""
 
     def __init__(self, space: Space, make: Callable[[], object]) -> None:
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -140,6 +142,7 @@ class Member:
     link: Link
     address: str
     address6: str
+    egress: Egress
 
 
 @dataclass
@@ -196,7 +199,7 @@ class Lab:
         self.networks[network_id] = (device, four, six if ipv6 else "")
         return network_id
 
-    def member(self, rules: RulesProcess, network_id: str, last: int, egress: Egress = Egress()) -> Member:
+    def member(self, rules: RulesProcess, network_id: str, last: int, egress: str = "all") -> Member:
         """Someone with the address that ends in ``last`` on a network."""
         device, four, six = self.networks[network_id]
         number = int(device[5:], 16)
@@ -204,9 +207,9 @@ class Lab:
         mac = f"02:42:0a:d0:{number:02x}:{last:02x}"
         space = Space(name)
         self.spaces.append(space)
-        member = Member(name, space, Link(network_id, veth, mac, ()), f"{four}.{last}", f"{six}:{last:x}" if six else "")
+        member = Member(name, space, Link(network_id, veth, mac, ()), f"{four}.{last}", f"{six}:{last:x}" if six else "", parse_egress(egress))
         member.link = member.link._replace(addresses=tuple(filter(None, (member.address, member.address6))))
-        rules.add_member(name, [member.link], egress)
+        rules.add_member(name, [member.link], member.egress)
         self.machine.run(
             f"ip link add {veth} type veth peer name eth0 netns /proc/{os.getpid()}/fd/{space.descriptor}"
             f" && ip link set {veth} master {device} && ip link set {veth} up"
@@ -298,29 +301,31 @@ def reaches_udp(space: Space, address: str, port: int, listener: socket.socket) 
 def echoes(space: Space, address: str) -> bool:
     """Whether an ICMP echo request is answered."""
     version6 = ":" in address
+    number = zlib.crc32(address.encode()) & 0x7FFF | 1
     with space.inside():
         pinger = socket.socket(family(address), socket.SOCK_RAW, socket.IPPROTO_ICMPV6 if version6 else socket.IPPROTO_ICMP)
     with pinger:
         request, reply = (128, 129) if version6 else (8, 0)
-        packet = struct.pack("!BBHHH", request, 0, 0, 77, 1)
+        packet = struct.pack("!BBHHH", request, 0, 0, number, 1)
         if not version6:
-            total = sum(struct.unpack("!4H", packet))
-            packet = struct.pack("!BBHHH", request, 0, ~total & 0xFFFF, 77, 1)
+            packet = struct.pack("!BBHHH", request, 0, checksum(packet), number, 1)
         deadline = time.monotonic() + QUICK_S
         try:
             pinger.sendto(packet, (address, 0))
             while (left_s := deadline - time.monotonic()) > 0:
                 pinger.settimeout(left_s)
                 data = pinger.recv(2048)
-                if (data if version6 else data[20:])[0] == reply:
+                data = data if version6 else data[20:]
+                if data[0] == reply and data[4:6] == struct.pack("!H", number):
                     return True
         except OSError:
             pass
         return False
 
 
-def carries(source: Space, target: Space, address: str, protocol: int, payload: bytes = b"smuggled data") -> bool:
+def carries(source: Space, target: Space, address: str, protocol: int, payload: bytes = b"") -> bool:
     """Whether a raw packet of some IP protocol from there arrives (at whatever address of the target's)."""
+    payload = payload or b"smuggled to %s." % address.encode()
     with target.inside():
         receiver = socket.socket(family(address), socket.SOCK_RAW, protocol)
     with source.inside():

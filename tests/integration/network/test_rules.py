@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -152,7 +153,10 @@ def test_an_internal_network_leads_nowhere_but_to_itself(lab: Lab) -> None:
     server = lab.member(rules, lab.network(rules, 2), 2)
     rules.publish(member.name, ports(PublishedPort("0.0.0.0", 8080, 80), target=member.address))
     rules.publish(server.name, ports(PublishedPort("0.0.0.0", 9090, 80), target=server.address))
-    with listening(lab.world, "0.0.0.0", 80), listening(lab.machine, "0.0.0.0", 80), listening(lab.machine, "::", 81), listening(server.space, "0.0.0.0", 80):
+    listeners = ((lab.world, "0.0.0.0", 80), (lab.machine, "0.0.0.0", 80), (lab.machine, "::", 81), (server.space, "0.0.0.0", 80))
+    with contextlib.ExitStack() as stack:
+        for space, address, port in listeners:
+            stack.enter_context(listening(space, address, port))
         for address, port in ((WORLD, 80), (HOST, 80), ("10.208.1.1", 80), ("fd00:1::1", 81), (server.address, 80), (HOST, 9090)):
             assert connected(member.space, address, port) is None, address
     assert not echoes(member.space, WORLD)
@@ -172,7 +176,8 @@ def test_what_a_container_sends_as_somebody_else_is_dropped(lab: Lab) -> None:
     own, stolen, there, everyone = attacker.link.mac, victim.link.mac, target.link.mac, "ff:ff:ff:ff:ff:ff"
 
     def arp(mac: str, address: str) -> bytes:
-        return struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + mac_bytes(mac) + socket.inet_aton(address) + mac_bytes(there) + socket.inet_aton(target.address)
+        sender = mac_bytes(mac) + socket.inet_aton(address)
+        return struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + sender + mac_bytes(there) + socket.inet_aton(target.address)
 
     def neighbour(source: str, about: str, mac: str, kind: int = 136) -> bytes:
         body = struct.pack("!I", 0x20000000) + socket.inet_pton(socket.AF_INET6, about) + b"\x02\x01" + mac_bytes(mac)
