@@ -547,7 +547,7 @@ def test_chains_of_pointers_cost_little(names: Names, place: tuple[str, int]) ->
 
     def reply(asked: dnslib.DNSRecord) -> bytes:
         records = b"\xc0\x0c\xff\xfe\0\1\0\0\0\1" + struct.pack("!H", len(chain)) + chain
-        records += b"".join(struct.pack("!HHHIH", 0xC000 | (8000 + number % 90), 5, 1, 1, 2) + b"\xdf\x00" for number in range(900))
+        records += b"".join(struct.pack("!HHHIH", 0xC000 | (8001 + 2 * (number % 90)), 5, 1, 1, 2) + b"\xdf\x41" for number in range(900))
         return asked.pack()[:2] + b"\x81\x80\0\1" + struct.pack("!HHH", 901, 0, 0) + asked.pack()[12:] + records
 
     names.upstream(reply)
