@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -48,15 +47,6 @@ class LoopThread:
         self.loop.close()
         self._near.close()
         self._far.close()
-
-
-@contextlib.contextmanager
-def loop_thread() -> Iterator[LoopThread]:
-    thread = LoopThread()
-    try:
-        yield thread
-    finally:
-        thread.close()
 
 
 def bound_pair(address: str = "127.0.0.1", port: int = 0) -> tuple[socket.socket, socket.socket]:
