@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 import dnslib
 
@@ -138,7 +137,10 @@ class Names:
 
     def add(self, container_id: str, view: View) -> tuple[str, int]:
         """A container; where to ask as it."""
-        udp, listener = bound_pair()
+        return self.add_with(container_id, view, *bound_pair())
+
+    def add_with(self, container_id: str, view: View, udp: socket.socket, listener: socket.socket) -> tuple[str, int]:
+        """A container whose sockets are made already, in a namespace of its own perhaps."""
         place: tuple[str, int] = udp.getsockname()
         self.do("add", container_id, view, udp, listener)
         return place
@@ -189,23 +191,3 @@ def values(answer: dnslib.DNSRecord) -> list[str]:
     if answer.header.rcode:
         return [dnslib.RCODE[answer.header.rcode]]
     return [str(record.rdata) for record in answer.rr]
-
-
-SOCKETS_INSIDE = """
-import socket, sys
-udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.bind(("127.0.0.11", 53))
-listener = socket.create_server(("127.0.0.11", 53), backlog=64)
-with socket.socket(socket.AF_UNIX) as out:
-    out.connect(sys.argv[1])
-    socket.send_fds(out, [b"x"], [udp.fileno(), listener.fileno()])
-"""
-
-
-def sockets_path(directory: Path) -> tuple[socket.socket, Path]:
-    """Where a process in another network namespace hands over the sockets that it opened."""
-    path = directory / "sockets"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(1)
-    return listener, path

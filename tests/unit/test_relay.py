@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import random
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -133,7 +135,8 @@ def test_each_way_ends_for_itself(relayed: Callable) -> None:
 
 
 def test_who_listens_nowhere_is_heard_as_a_reset(relayed: Callable) -> None:
-    with socket.create_connection(relayed(None), timeout=9) as client, pytest.raises(ConnectionResetError):
+    place = relayed(None)
+    with pytest.raises(ConnectionResetError), socket.create_connection(place, timeout=9) as client:  # one of the two hears it
         client.recv(1)
 
 
@@ -246,6 +249,43 @@ def test_the_loop_rests_while_nothing_happens(relayed: Callable, thread: LoopThr
         time.sleep(0.1)
         assert _turns_in(thread, 0.3) < 10
         go_on.set()
+
+
+def test_the_loop_rests_while_an_end_waits_behind_what_nobody_reads(relayed: Callable, thread: LoopThread) -> None:
+    """The server has ended what it says and reads slowly; the client's end is in the relay's queue, behind bytes. poll(2), POLLHUP"""
+    steps = threading.Semaphore(0)
+    received: list[int] = []
+    done = threading.Event()
+
+    def slow(connection: socket.socket) -> None:
+        connection.shutdown(socket.SHUT_WR)
+        count = 0
+        while steps.acquire(timeout=20) and (data := connection.recv(1 << 16)):
+            count += len(data)
+        received.append(count)
+        done.set()
+
+    with socket.create_connection(relayed(slow), timeout=9) as client:
+        assert client.recv(1) == b""
+        client.setblocking(False)
+        sent = 0
+        quiet_since = time.monotonic()
+        while time.monotonic() - quiet_since < 0.2:
+            try:
+                sent += client.send(b"x" * 65536)
+                quiet_since = time.monotonic()
+            except BlockingIOError:
+                time.sleep(0.01)
+        while struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0]:
+            steps.release()
+            time.sleep(0.005)
+        client.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        assert _turns_in(thread, 0.3) < 20
+        assert not received
+        steps.release(10_000)
+        assert done.wait(9)
+    assert received == [sent]
 
 
 def _turns_in(thread: LoopThread, duration_s: float) -> int:
