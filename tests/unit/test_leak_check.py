@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,12 +61,64 @@ def test_a_mount(before: leaks.Snapshot, run_directory: Path) -> None:
     assert not target.exists()
 
 
-@pytest.mark.root
-def test_a_control_group(before: leaks.Snapshot, run_directory: Path) -> None:
+@pytest.fixture
+def group() -> Iterator[Path]:
     hierarchy = next(path for path in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")) if path.is_dir())
     group = hierarchy / "bulle" / f"left-{os.getpid()}"
+    yield group
+    if group.exists():
+        group.rmdir()
+
+
+@pytest.mark.root
+def test_a_control_group(before: leaks.Snapshot, run_directory: Path, group: Path) -> None:
     group.mkdir(parents=True)
+    (run_directory / "home" / "containers" / group.name).mkdir(parents=True)
     try:
         assert f"control group: {group}" in left(before, run_directory)
     finally:
-        group.rmdir()
+        places.remove_tree(run_directory / "home")
+
+
+@pytest.mark.root
+def test_a_control_group_of_another_run(before: leaks.Snapshot, run_directory: Path, group: Path) -> None:
+    """Which is empty for a moment, before its first process comes, and stays empty where a test of that run kills who would remove it."""
+    group.mkdir(parents=True)
+    for home in ("home0", "home0/second"):
+        directory = places.run_directory()
+        try:
+            (directory / home / "containers" / group.name).mkdir(parents=True)
+            assert left(before, run_directory) == ""
+        finally:
+            places.remove_tree(directory)
+    assert f"control group: {group}" in left(before, run_directory)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_control_group_with_a_process(
+    before: leaks.Snapshot, run_directory: Path, group: Path, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "4322"]) as process:
+        try:
+            (group / "cgroup.procs").write_text(str(process.pid))
+            if not ours:
+                monkeypatch.setattr(leaks, "session_places", {"sleep 4322"})
+            assert (f"control group: {group}" in left(before, run_directory)) is ours
+        finally:
+            process.kill()
+
+
+@pytest.mark.root
+def test_a_control_group_that_comes_when_the_test_is_over(before: leaks.Snapshot, run_directory: Path, group: Path) -> None:
+    """It is somebody else's; what was waited for is told all the same."""
+    number = os.open("/etc/passwd", os.O_RDONLY)
+    late = threading.Timer(0.1, lambda: group.mkdir(parents=True))
+    late.start()
+    try:
+        found = left(before, run_directory)
+    finally:
+        late.join()
+        os.close(number)
+    assert group.is_dir() and f"descriptor {number}: /etc/passwd" in found and "control group" not in found
