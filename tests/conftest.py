@@ -15,18 +15,20 @@ from pathlib import Path
 
 import pytest
 
-from bulle_testing import leaks, places, tiers
-from bulle_testing.running import LEVELS, Level, Machine, machine, usable
+from bulle_testing import leaks, places, tiers, turns
+from bulle_testing.running import LEVELS, Level, Machine, machine, open_machines, usable
 
 pytest_plugins = ["bulle_testing.peers"]
 
 _run_directory: Path | None = None
 _failed = pytest.StashKey[bool]()
+_turns = pytest.StashKey[turns.Turns]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare this process before any test."""
     leaks.become_subreaper()
+    config.stash[_turns] = turns.Turns()
     # A shell starts what it runs in the background with these ignored; what the tests start would inherit that.
     for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -50,8 +52,16 @@ def the_run_directory() -> Path:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the directory of this run."""
+    config.stash[_turns].close()
     if _run_directory is not None:
         places.remove_tree(_run_directory)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test that is marked ``alone`` run while no other does; before the clock of its timeout starts."""
+    with item.config.stash[_turns].take(item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,6 +104,8 @@ def run_directory() -> Path:
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process, mount, control group, loop or network device, descriptor or a changed test process."""
     root = the_run_directory()
+    for one in open_machines:
+        one.connect()
     before = leaks.Snapshot.take(root)
     yield
     left = leaks.what_is_left(before, root)

@@ -2,8 +2,8 @@
 
 The test process is a subreaper, so that whatever a test starts stays among its descendants, even a daemon's orphan. Only what this process can have
 made counts: the other half of the suite, and other people, may work on the same machine at the same time. Mounts and loop devices name this process's
-directory; control groups and network devices have names of the whole machine, see :func:`_abandoned` and :func:`what_is_left`. conftest.py takes a
-:class:`Snapshot` before each test and calls :func:`what_is_left` after all its fixtures are gone.
+directory; control groups and network devices have names of the whole machine, see :func:`_abandoned`, :func:`_ours`
+and :func:`what_is_left`. conftest.py takes a :class:`Snapshot` before each test and calls :func:`what_is_left` after all its fixtures are gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,13 +112,31 @@ def _abandoned(group: str, root: Path) -> bool:
         inside = {int(line) for line in Path(group, "cgroup.procs").read_text().split()}
     except OSError:
         return False
-    return bool(inside & descendants().keys()) if inside else not _of_another_run(Path(group).name, root)
+    if inside:
+        return bool(inside & descendants().keys())
+    return not any((home / "containers" / Path(group).name).exists() for home in _homes_of_others(root))
 
 
-def _of_another_run(container_id: str, root: Path) -> bool:
-    """Whether a container that still exists belongs to another process's directory; a test that is over has no containers in ours."""
-    homes = (home for depth in ("*", "*/*") for home in root.parent.glob(f"bulle-*/{depth}/containers/{container_id}"))
-    return any(root not in home.parents for home in homes)
+def _ours(device: str, root: Path) -> bool:
+    """Whether a new network device is of this run: no database of another's knows it, nor the bridge that it is a port of."""
+    names = [device.encode()]
+    with suppress(OSError):
+        names.append(os.fsencode(Path(f"/sys/class/net/{device}/master").readlink().name))
+    for home in _homes_of_others(root):
+        for file in home.glob("bulle.db*"):
+            with suppress(OSError):
+                content = file.read_bytes()
+                if any(name in content for name in names):
+                    return False
+    return True
+
+
+def _homes_of_others(root: Path) -> Iterator[Path]:
+    """The homes in the directories of other test processes."""
+    for depth in ("*", "*/*"):
+        for database in root.parent.glob(f"bulle-*/{depth}/bulle.db"):
+            if root not in database.parents:
+                yield database.parent
 
 
 def _loops(root: str) -> list[str]:
@@ -189,7 +208,7 @@ def _difference(before: Snapshot, now: Snapshot, root: Path) -> list[str]:
     left += [f"mount: {line}" for line in now.mounts - before.mounts]
     left += [f"control group: {group}" for group in now.control_groups - before.control_groups if _abandoned(group, root)]
     left += [f"loop device: {loop}" for loop in now.loops - before.loops]
-    left += [f"network device: {name}" for name in now.network_devices - before.network_devices]
+    left += [f"network device: {name}" for name in now.network_devices - before.network_devices if _ours(name, root)]
     # The listing's own descriptor comes and goes; a pidfd or socket that stays has a target of its own. What was closed and opened again under
     # another number is not left.
     more = Counter(now.descriptors.values()) - Counter(before.descriptors.values())

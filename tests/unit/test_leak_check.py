@@ -80,18 +80,41 @@ def test_a_control_group(before: leaks.Snapshot, run_directory: Path, group: Pat
         places.remove_tree(run_directory / "home")
 
 
+@pytest.fixture(params=["home0", "home0/second"])
+def home_of_another_run(request: pytest.FixtureRequest) -> Iterator[Path]:
+    directory = places.run_directory()
+    home = directory / request.param
+    home.mkdir(parents=True)
+    (home / "bulle.db").touch()
+    yield home
+    places.remove_tree(directory)
+
+
 @pytest.mark.root
-def test_a_control_group_of_another_run(before: leaks.Snapshot, run_directory: Path, group: Path) -> None:
+def test_a_control_group_of_another_run(before: leaks.Snapshot, run_directory: Path, group: Path, home_of_another_run: Path) -> None:
     """Which is empty for a moment, before its first process comes, and stays empty where a test of that run kills who would remove it."""
     group.mkdir(parents=True)
-    for home in ("home0", "home0/second"):
-        directory = places.run_directory()
-        try:
-            (directory / home / "containers" / group.name).mkdir(parents=True)
-            assert left(before, run_directory) == ""
-        finally:
-            places.remove_tree(directory)
     assert f"control group: {group}" in left(before, run_directory)
+    (home_of_another_run / "containers" / group.name).mkdir(parents=True)
+    assert left(before, run_directory) == ""
+
+
+@pytest.mark.root
+@pytest.mark.programs("ip")
+def test_network_devices(before: leaks.Snapshot, run_directory: Path, home_of_another_run: Path) -> None:
+    """Those of another run are in its database, or ports of a bridge that is."""
+    bridge, port = f"bulle{os.getpid()}", f"bullev{os.getpid()}"
+    for command in (f"link add {bridge} type bridge", f"link add {port} type veth peer name {port}b", f"link set {port} master {bridge}"):
+        subprocess.run(["ip", *command.split()], check=True)
+    try:
+        found = left(before, run_directory)
+        assert f"network device: {bridge}" in found and f"network device: {port}" in found
+        (home_of_another_run / "bulle.db-wal").write_bytes(b"\0" + bridge.encode() + b"\0")
+        subprocess.run(["ip", "link", "set", f"{port}b", "master", bridge], check=True)
+        assert left(before, run_directory) == ""
+    finally:
+        for device in (port, bridge):
+            subprocess.run(["ip", "link", "delete", device], check=True)
 
 
 @pytest.mark.root
