@@ -12,12 +12,13 @@ import msgspec
 
 from bulle.model.lifecycle import Health
 from bulle.model.run_plan import DeviceLimit, ResourceLimit
+from bulle.model.volume import MountOption
 
 Status = Literal["created", "running", "restarting", "exited", "dead", "removing"]
 
 
 class VolumeOption(msgspec.Struct, frozen=True):
-    """``-v host_path:container_path[:ro]``: a bind of an absolute host path."""
+    """``-v host_path:container_path[:ro]``: a bind of an absolute host path, or the volume of that name."""
 
     host_path: str
     container_path: str
@@ -90,6 +91,9 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     storage_bytes: int = 0
     """How large the writable layer may become; 0 for no limit."""
     oom_score_adj: int | None = None
+    mounts: tuple[MountOption, ...] = ()
+    volumes_from: tuple[str, ...] = ()
+    """Names of containers, each perhaps with ``:ro``, whose binds and volumes this one has as well."""
 
 
 class LimitChanges(msgspec.Struct, frozen=True, kw_only=True):

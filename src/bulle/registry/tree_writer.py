@@ -41,11 +41,15 @@ class Rules:
 
 @dataclass
 class TreeWriter:
-    """One tar on its way below one directory; ``left_out`` are the names of what could not be written."""
+    """One tar on its way below one directory.
+
+    ``left_out`` are the names of what could not be written, ``root`` is what the archive says of the directory itself, which is left as it is.
+    """
 
     directory: int
     rules: Rules
     left_out: list[str] = field(default_factory=list)
+    root: tarfile.TarInfo | None = None
     _path: list[str] = field(default_factory=list)
     _opened: list[int] = field(default_factory=list)
     _directories: dict[tuple[str, ...], tarfile.TarInfo] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class TreeWriter:
         if ".." in parts:
             raise InvalidInput("the archive contains a path that leaves its directory", f"{member.name!r} contains '..'")
         if not parts:
+            self.root = member if member.isdir() else self.root
             return
         try:
             parent = self._enter(parts[:-1])
