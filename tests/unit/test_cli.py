@@ -781,6 +781,7 @@ def public_interface(kind: type) -> dict[str, list[str]]:
         (fake_engine.Containers, bulle.engine.Containers),
         (fake_engine.Container, bulle.engine.Container),
         (fake_engine.Images, bulle.engine.Images),
+        (fake_engine.Volumes, bulle.engine.volumes.Volumes),
         (fake_engine.Attachment, bulle.monitor.Attachment),
     ],
 )

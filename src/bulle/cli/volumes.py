@@ -178,4 +178,3 @@ def clone(session: Session, source: str, target: str) -> int:
     """
     write(session.engine.volumes.clone(source, target).name + "\n")
     return 0
-

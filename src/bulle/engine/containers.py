@@ -147,15 +147,15 @@ class Containers:
         return bool(base.config.volumes) and level in planning.LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
 
     def _insert_with_volumes(self, build: Build, named: bool, mounting: Mounting, base: Base, user: str) -> ContainerRecord:
-        from bulle.engine.mounting import VolumeGone
+        from bulle.engine.mounting import VolumesChanged
 
         for _ in range(_ATTEMPTS):
             try:
                 with mounting.prepared(base, user) as adopt:
                     return self._insert(build, named, adopt)
-            except VolumeGone:
+            except VolumesChanged:
                 continue
-        raise Conflict("a volume of the container is removed again and again", "", "see what removes it")
+        raise Conflict("the volumes of the container are made and removed again and again", "", "see what does that")
 
     def _insert(self, build: Build, named: bool, also: Adopt | None = None) -> ContainerRecord:
         for _ in range(_ATTEMPTS):

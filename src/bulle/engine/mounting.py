@@ -26,6 +26,7 @@ from bulle.model.run_plan import LayerMount, Mount
 from bulle.model.volume import MountOption
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.volumes import VolumeRecords, VolumeRow
+from bulle.store.failures import storage_errors
 
 if TYPE_CHECKING:
     from bulle.engine.images import Images
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 Adopt = Callable[[sqlite3.Connection, ContainerRecord], None]
 
 
-class VolumeGone(Exception):
-    """A volume was removed between its preparation and its use: everything is done once more."""
+class VolumesChanged(Exception):
+    """A volume was removed or made by others between its preparation and its use: everything is done once more."""
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Mounting:
     def prepared(self, base: Base, user: str) -> Iterator[Adopt]:
         """Everything that the container's volumes need, but their rows: those are made by what this gives, in the container's own transaction.
 
-        ``user`` is the container's, for sources that are to be given to it. Raises VolumeGone there, or here what making and filling raises.
+        ``user`` is the container's, for sources that are to be given to it. Raises VolumesChanged there, or here what making and filling raises.
         """
         with ExitStack() as stack:
             view = stack.enter_context(self.store.layers.view(base.layers)) if self._looks_into_image() else None
@@ -95,11 +96,13 @@ class Mounting:
 
             def adopt(connection: sqlite3.Connection, record: ContainerRecord) -> None:
                 for name, one in self._needed.items():
-                    if VolumeRecords.exists(connection, name):
-                        continue
-                    if name not in staged:
-                        raise VolumeGone
-                    self.volumes.adopt(connection, one.row, staged[name])
+                    exists = VolumeRecords.exists(connection, name)
+                    if not exists and name not in staged:
+                        raise VolumesChanged
+                    if exists and name in staged and one.fill_from:
+                        raise VolumesChanged  # whoever made it may have wanted it empty
+                    if not exists:
+                        self.volumes.adopt(connection, one.row, staged[name])
                 VolumeRecords.use(connection, record.id, self._needed)
 
             yield adopt
@@ -116,11 +119,11 @@ class Mounting:
                 try:
                     self.volumes.fill(name, view, one.fill_from)
                 except NotFound:
-                    raise VolumeGone from None
+                    raise VolumesChanged from None
             return None
         staged = stack.enter_context(self.volumes.staged(one.row))
         if fill and view is not None:
-            with volume_files.opened(staged) as base:
+            with volume_files.opened(staged) as base, storage_errors(f"volume {name} could not be filled"):
                 volume_files.as_container_root(lambda: volume_files.fill(base, view, one.fill_from))
         return staged
 
@@ -129,11 +132,14 @@ class Mounting:
         if mount.volume and mount.host_path.startswith(str(self.volumes.directory(mount.volume))):
             place = staged or self.volumes.directory(mount.volume)
             with volume_files.opened(place) as base, volume_files.data_of(base) as data:
-                volume_files.as_container_root(lambda: volume_files.change_owner(data, user_id, group_id))
+                volume_files.change_owner(data, user_id, group_id)
             return
-        directory = os.open(mount.host_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            volume_files.as_container_root(lambda: volume_files.change_owner(directory, user_id, group_id))
+            directory = os.open(mount.host_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidInput(f"{mount.host_path} cannot change its owner", os.strerror(error.errno or 0), "leave out U") from error
+        try:
+            volume_files.change_owner(directory, user_id, group_id)
         finally:
             os.close(directory)
 

@@ -18,7 +18,7 @@ from bulle.engine.inner_worker import Line, beside
 from bulle.errors import BulleError
 from bulle.linux.subordinate_ids import rootless_mappings
 from bulle.registry.tree import attributes_of
-from bulle.registry.tree_writer import Rules, TreeWriter
+from bulle.registry.tree_writer import Rules, TreeWriter, owner_of
 
 _CHUNK_BYTES = 1 << 18
 
@@ -73,10 +73,10 @@ def import_from(base: int, name: str, stream: BinaryIO) -> None:
 def _unpack(directory: int, rules: Rules, stream: BinaryIO) -> None:
     writer = TreeWriter(directory, rules)
     writer.write(stream)
-    os.fchmod(directory, 0o755 if writer.root is None else writer.root.mode & 0o7777)
     if writer.root is not None:
         with suppress(OSError):  # an ordinary user has only so many ids
-            os.fchown(directory, writer.root.uid, writer.root.gid)
+            os.fchown(directory, *owner_of(writer.root))
+    os.fchmod(directory, 0o755 if writer.root is None else writer.root.mode & 0o7777)
 
 
 class _Pieces:

@@ -132,19 +132,21 @@ def copy_directory(source: int, target: int) -> None:
 
 
 def change_owner(directory: int, user_id: int, group_id: int) -> None:
-    """Give a directory and all that is in it to somebody."""
-    pending = [os.dup(directory)]
-    while pending:
-        here = pending.pop()
+    """Give an opened directory and all that is in it to somebody. Raises InvalidInput where there is no such user."""
+
+    def work() -> None:
         try:
-            os.fchown(here, user_id, group_id)
-            for name in os.listdir(here):
-                try:
-                    pending.append(os.open(name, _DIRECTORY, dir_fd=here))
-                except NotADirectoryError:
-                    os.chown(name, user_id, group_id, dir_fd=here, follow_symlinks=False)
-        finally:
-            os.close(here)
+            os.fchown(directory, user_id, group_id)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+            why = f"a container of yours has no user {user_id} with group {group_id}"
+            raise InvalidInput("the owner cannot be changed", why, "leave out U, or get a range of ids in /etc/subuid and /etc/subgid") from error
+        for _, directories, files, here in os.fwalk(".", dir_fd=directory):
+            for name in (*directories, *files):
+                os.chown(name, user_id, group_id, dir_fd=here, follow_symlinks=False)
+
+    as_container_root(work)
 
 
 class _Entry(ABC):

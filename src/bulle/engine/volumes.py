@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from bulle.engine import volume_files
 from bulle.engine.volume_options import VolumeShape, require
 from bulle.errors import Conflict, InvalidInput, NotFound
-from bulle.isolation.host_mounts import DATA
+from bulle.isolation.host_mounts import DATA, DISK
 from bulle.model.volume import ANONYMOUS_LABEL, DRIVER, Volume, check_name
 from bulle.records.database import Database
 from bulle.records.events import publish
@@ -100,6 +100,7 @@ class Volumes:
                 self.remove(volume.name)
                 pruned.removed.append(volume.name)
                 pruned.reclaimed_bytes += size
+        pruned.reclaimed_bytes += self.collect()
         return published(self._store, "volume", pruned)
 
     def export(self, name: str, out: BinaryIO) -> None:
@@ -230,7 +231,7 @@ class Volumes:
             yield path
 
     def _volume(self, row: VolumeRow, users: Mapping[str, tuple[str, ...]]) -> Volume:
-        mountpoint = str(self.directory(row.name) / DATA)
+        mountpoint = str(self.directory(row.name) / (DISK if VolumeShape.of(row.options).size_bytes else DATA))
         return Volume(row.name, row.created_at_ns, mountpoint, row.labels, row.options, users.get(row.name, ()))
 
 

@@ -239,7 +239,7 @@ def _require_propagation(origin: int, wanted: Mount) -> None:
                 if any(one.startswith(("shared:", "master:")) for one in fields[6 : fields.index("-")]):
                     return
                 where = f"path {wanted.host_path} is mounted on {fields[4]}, but that is not a shared or slave mount"
-                mend = f"mount --make-shared {fields[4]}, then end Bulle's idle spawner or wait for its end; or use rprivate"
+                mend = f"use rprivate, or `mount --make-shared {fields[4]}` before the first command of Bulle"
                 raise InvalidInput(f"propagation {wanted.propagation} is not possible", where, mend)
 
 

@@ -48,7 +48,10 @@ class MountOption(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Volume(msgspec.Struct, frozen=True):
-    """One volume of a home; ``mountpoint`` is where its files are (host path). ``options`` are the local driver's: type, device, o, size."""
+    """One volume of a home; ``options`` are the local driver's: type, device, o, size.
+
+    ``mountpoint`` is the host path of the directory with its files, or of the file that holds them where it is of a limited size.
+    """
 
     name: str
     created_at_ns: int
