@@ -487,6 +487,21 @@ def test_clones(box: Machine) -> None:
         volumes.clone("nosuch", "third")
 
 
+def test_nobody_waits_for_an_export(box: Machine) -> None:
+    box.create(LEVEL, "true", image="filled:1", **named("first", "/data")).remove()
+    reading, writing = os.pipe()
+    holes = inside(box, "first") / "holes"
+    with holes.open("wb") as file:
+        file.truncate(1 << 20)
+    with box.start_command("volume", "export", "first", stdout=writing) as export:
+        os.close(writing)
+        assert os.read(reading, 1)
+        assert box.shell(LEVEL, "cat /data/file", image="filled:1", **named("first", "/data")) == "of the image"
+        assert export.poll() is None
+        os.close(reading)
+    assert os.listdir(box.home / "volumes/first") == ["_data"]
+
+
 def test_the_verbs(box: Machine) -> None:
     def words(*arguments: str) -> list[str]:
         done = box.command("volume", *arguments)

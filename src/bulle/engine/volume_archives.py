@@ -27,7 +27,6 @@ def export_to(base: int, name: str, out: BinaryIO) -> None:
     """Write the tar of what is in the volume whose directory is opened; its first member is the directory itself."""
 
     def work(line: Line) -> None:
-        volume_files.settle(base)
         try:
             with volume_files.data_of(base) as data:
                 walk = WholeWalk(Path(f"volume {name}"))

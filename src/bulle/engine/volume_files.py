@@ -12,7 +12,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bulle.errors import InvalidInput
@@ -24,7 +24,7 @@ from bulle.linux.subordinate_ids import rootless_mappings
 from bulle.store.merged_view import MergedView, Place
 from bulle.store.workspace import remove_tree
 
-_NEW, WHOLE = "_new", "_whole"
+_NEW, _WHOLE = "_new", "_whole"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -45,14 +45,14 @@ def make_directory(path: Path, size_bytes: int) -> None:
 def opened(path: Path) -> Iterator[int]:
     """The descriptor of the directory that holds a volume's ``_data``: its host directory, or the root of its file system of a limited size."""
     disk = path / DISK
-    if disk.exists():
-        base = sized_file_system.detached(str(disk), f"volume {path.name}", "give the machine loop devices and ext4 (modprobe loop ext4)")
-    else:
-        base = os.open(path, _DIRECTORY)
-    try:
+    with ExitStack() as stack:
+        whole = -1
+        if disk.exists():
+            whole = sized_file_system.detached(str(disk), f"volume {path.name}", "give the machine loop devices and ext4 (modprobe loop ext4)")
+            stack.callback(os.close, whole)
+        base = os.open("." if whole >= 0 else path, _DIRECTORY, dir_fd=whole if whole >= 0 else None)
+        stack.callback(os.close, base)
         yield base
-    finally:
-        os.close(base)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def replace(base: int, write: Callable[[int], None]) -> None:
     """
     with aside(base) as new:
         write(new)
-        os.rename(_NEW, WHOLE, src_dir_fd=base, dst_dir_fd=base)
+        os.rename(_NEW, _WHOLE, src_dir_fd=base, dst_dir_fd=base)
 
 
 @contextmanager
@@ -97,14 +97,19 @@ def aside(base: int) -> Iterator[int]:
         settle(base)
 
 
+def is_settled(base: int) -> bool:
+    """Whether there is nothing for :func:`settle` to do."""
+    return not {_NEW, _WHOLE}.intersection(os.listdir(base))
+
+
 def settle(base: int) -> None:
     """Finish or undo what was begun: content that is whole gets its place, what is not goes."""
     with suppress(FileNotFoundError):
-        with _open(base, WHOLE) as whole, data_of(base) as data:
+        with _open(base, _WHOLE) as whole, data_of(base) as data:
             for name in os.listdir(whole):
                 os.rename(name, name, src_dir_fd=whole, dst_dir_fd=data)
             _describe(data, _OnDisk(whole, b""))
-        os.rmdir(WHOLE, dir_fd=base)
+        os.rmdir(_WHOLE, dir_fd=base)
     with suppress(FileNotFoundError):
         os.stat(_NEW, dir_fd=base, follow_symlinks=False)
         remove_tree(Path(f"/proc/self/fd/{base}/{_NEW}"))

@@ -107,7 +107,7 @@ class Volumes:
         """Write what is in a volume as a tar. Raises NotFound, Unavailable for one whose files are in memory."""
         from bulle.engine.volume_archives import export_to
 
-        with self._locked(name) as path, volume_files.opened(path) as base:
+        with self._read(name) as base:
             export_to(base, name, out)
 
     def import_archive(self, name: str, stream: BinaryIO) -> Volume:
@@ -138,9 +138,10 @@ class Volumes:
         row.labels.pop(ANONYMOUS_LABEL, None)
         if self._records.find(target) is not None:
             raise Conflict(f"a volume named {target} exists already", "", "choose another name, or remove it first")
-        with self._locked(source) as path, self.staged(row) as staged:
+        with self._read(source) as here, self.staged(row) as staged:
             with ExitStack() as stack, storage_errors(f"volume {target} could not be made"):
-                old, new = (stack.enter_context(volume_files.data_of(stack.enter_context(volume_files.opened(one)))) for one in (path, staged))
+                there = stack.enter_context(volume_files.opened(staged))
+                old, new = (stack.enter_context(volume_files.data_of(one)) for one in (here, there))
                 volume_files.as_container_root(lambda: volume_files.copy_directory(old, new))
             with self._database.transaction() as connection:
                 if self._records.exists(connection, target):
@@ -193,9 +194,10 @@ class Volumes:
 
     def fill(self, name: str, view: MergedView, path: str) -> None:
         """Fill a volume that is empty with what an image has in a directory. Raises NotFound when it was removed meanwhile, StorageFull."""
+        with suppress(FileNotFoundError), volume_files.opened(self.directory(name)) as base:
+            if volume_files.is_settled(base) and not volume_files.is_empty(base):
+                return  # without waiting for whoever copies what is in it
         with self._locked(name) as directory, volume_files.opened(directory) as base, storage_errors(f"volume {name} could not be filled"):
-            if not os.path.exists(f"/proc/self/fd/{base}/{volume_files.WHOLE}") and not volume_files.is_empty(base):
-                return
             volume_files.as_container_root(lambda: volume_files.fill(base, view, path))
 
     def sweep(self, name: str) -> None:
@@ -211,7 +213,18 @@ class Volumes:
             remove_tree(trash)
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[Path]:
+    def _read(self, name: str) -> Iterator[int]:
+        """The opened directory that holds a volume's ``_data``, for others to read as well, but not to fill."""
+        with self._locked(name, shared=True) as path, volume_files.opened(path) as base:
+            if volume_files.is_settled(base):
+                yield base
+                return
+        with self._locked(name) as path, volume_files.opened(path) as base:
+            volume_files.as_container_root(lambda: volume_files.settle(base))
+            yield base
+
+    @contextmanager
+    def _locked(self, name: str, *, shared: bool = False) -> Iterator[Path]:
         """A volume's directory, its content changed by nobody else who asks like this. Raises NotFound, InvalidInput for one without files here."""
         path = self.directory(name)
         row = self._records.find(name)
@@ -225,7 +238,7 @@ class Volumes:
             except FileNotFoundError:
                 raise no_such_volume(name) from None
             stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
             if not os.path.exists(path) or not os.path.samestat(os.fstat(lock), os.stat(path)):
                 raise no_such_volume(name)
             yield path
