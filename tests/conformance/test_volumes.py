@@ -220,7 +220,7 @@ def test_the_command_line_of_mounts(place: Machine, level: Level, tmp_path: Path
 
 def test_wrong_mounts_leave_nothing(place: Machine, level: Level) -> None:
     for options, reason in (
-        ({"volumes": (bulle.VolumeOption("a", "/v"),)}, "too short"),
+        ({"volumes": (bulle.VolumeOption("", "/v", True), bulle.VolumeOption("a" * 256, "/w"))}, "invalid volume name"),
         ({"volumes": (bulle.VolumeOption("../x", "/v"),)}, "invalid volume name"),
         ({"volumes": (bulle.VolumeOption("ok", "v"),)}, "not absolute"),
         ({"volumes": (bulle.VolumeOption("ok", "/v"), bulle.VolumeOption("ok", "/v/"))}, "duplicate mount point: /v"),
@@ -534,7 +534,13 @@ def test_the_verbs(box: Machine) -> None:
     assert words("ls", "-q") == ["data"], "only anonymous ones, unless all are asked for"
     assert words("prune", "-af", "--filter", "label=zzz")[-1].startswith("Total reclaimed space")
     assert words("prune", "-f", "--filter", "all=true", "--filter", "label=a")[:2] == ["Deleted Volumes:", "data"]
-    for wrong, code in ((("create", "-d", "nfs"), 1), (("create", "x"), 1), (("ls", "--filter", "colour=red"), 1), (("create", "-o", "size"), 125)):
+    for wrong, code in (
+        (("create", "-d", "nfs"), 1),
+        (("create", "-x"), 125),
+        (("create", "x/y"), 1),
+        (("ls", "--filter", "colour=red"), 1),
+        (("create", "-o", "size"), 125),
+    ):
         assert box.command("volume", *wrong).returncode == code, wrong
 
 

@@ -218,7 +218,7 @@ def test_options_of_a_container(cli: CommandLine, tmp_path: Path, monkeypatch: p
     "argv",
     [
         ["-v", "relative/path:/b"],
-        ["-v", "x:/b"],
+        ["-v", "-x:/b"],
         ["-v", "/a:relative"],
         ["-v", "only"],
         ["-v", "/a:/b:wrong"],

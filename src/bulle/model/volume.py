@@ -17,7 +17,7 @@ DRIVER = "local"
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 """A label, without a value, of every volume that nobody gave a name: what Docker's own tools look for."""
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 
 MountKind = Literal["volume", "bind", "tmpfs", "image"]
 Propagation = Literal["", "private", "rprivate", "shared", "rshared", "slave", "rslave"]
@@ -69,8 +69,6 @@ class Volume(msgspec.Struct, frozen=True):
 
 def check_name(name: str) -> None:
     """Raises InvalidInput for what cannot be a volume's name."""
-    if len(name) == 1:
-        raise InvalidInput(f"the volume name {name!r} is too short", "names have at least two characters", "choose another")
     if not _NAME.fullmatch(name):
         why = "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
         raise InvalidInput(f"invalid volume name {name!r}", why, "choose another, or give a directory of the host by its absolute path")
