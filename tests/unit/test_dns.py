@@ -17,6 +17,7 @@ from pathlib import Path
 import dnslib
 import pytest
 
+from bulle.errors import Unavailable
 from bulle.model.network import Destination, Egress
 from bulle.network.dns import View
 from bulle.network.name_policy import is_foreign
@@ -413,14 +414,46 @@ def test_allowed_names_are_opened_before_they_are_answered(names: Names, place: 
     assert values(answer) == ["cdn.example.", "151.101.0.1"]
     assert [record.ttl for record in answer.rr] == [20, 3600]
     assert answer.ar == []
-    assert allowed == [(ASKER, ("151.101.0.1",), (443,), 3600)]
+    assert allowed == [(ASKER, ("151.101.0.1",), (443,), 7200)]
+    assert values(ask(place, "pypi.org", tcp=True)) == ["cdn.example.", "151.101.0.1"]
+    assert len(allowed) == 1  # it is open for long enough
     assert values(ask(place, "a.b.debian.org", tcp=True)) == ["cdn.example.", "151.101.0.1"]
     assert allowed[1][2] == ()
     assert values(ask(place, "files.pypi.org")) == ["cdn.example.", "151.101.0.1"]
     assert allowed[2][2] == (80, 443, 8080)
-    assert len(upstream.seen) == 3
+    assert len(upstream.seen) == 4
     assert values(ask(place, "web")) == ["10.8.0.2"]
     assert len(allowed) == 3
+
+
+def test_what_could_not_be_opened_is_not_answered(names: Names, place: tuple[str, int], allowed: list[tuple]) -> None:
+    names.upstream(lambda asked: "pypi.org. 60 A 8.8.8.8")
+
+    def fail(*arguments: object) -> None:
+        raise Unavailable("cannot change the rules")
+
+    names.server.on_allowed = fail
+    assert values(ask(place, "pypi.org")) == ["SERVFAIL"]
+    names.server.on_allowed = lambda *arguments: allowed.append(arguments)
+    assert values(ask(place, "pypi.org")) == ["8.8.8.8"]
+    assert len(allowed) == 1
+
+
+def test_rules_that_changed_hold_for_answers_on_their_way(names: Names, place: tuple[str, int], allowed: list[tuple]) -> None:
+    def reply(asked: dnslib.DNSRecord) -> str:
+        names.do("change", ASKER, View((FRONT,), egress=Egress("none")))
+        return "pypi.org. 60 A 8.8.8.8"
+
+    names.upstream(reply)
+    assert values(ask(place, "pypi.org")) == ["NXDOMAIN"]
+    assert allowed == []
+
+
+def test_allowed_names_may_have_other_letters(names: Names, place: tuple[str, int]) -> None:
+    names.upstream(lambda asked: f"{asked.q.qname} 60 A 8.8.8.8")
+    names.do("change", ASKER, View((FRONT,), egress=Egress("allow", (Destination("*.bücher.example"), Destination("x" * 80)))))
+    assert values(ask(place, "www.xn--bcher-kva.example")) == ["8.8.8.8"]
+    assert values(ask(place, "x.example")) == ["NXDOMAIN"]
 
 
 @pytest.mark.parametrize("name", ["example.org", "debian.org", "xdebian.org", "pypi.org.example", "cdn.example", "1.0.101.151.in-addr.arpa", "pypi"])
@@ -462,7 +495,7 @@ def test_allowed_names_cannot_lead_inside(names: Names, place: tuple[str, int], 
     names.upstream(lambda asked: "\n".join(f"pypi.org. 60 A {address}" for address in (*INSIDE, "10.7.1.1", "8.8.8.8")))
     assert values(ask(place, "pypi.org", tcp=True)) == ["10.7.1.1", "8.8.8.8"]
     # What a range of the list covers is answered, but a name opens no more of it than the range says.
-    assert allowed == [(ASKER, ("8.8.8.8",), (443,), 300)]
+    assert allowed == [(ASKER, ("8.8.8.8",), (443,), 600)]
 
 
 def test_aliases_that_lead_round_in_a_circle_end(names: Names, place: tuple[str, int], allowed: list[tuple]) -> None:
