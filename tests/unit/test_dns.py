@@ -19,10 +19,11 @@ import pytest
 
 from bulle.errors import Unavailable
 from bulle.model.network import Destination, Egress
+from bulle.network import forwarding
 from bulle.network.dns import View
 from bulle.network.name_policy import is_foreign
 from bulle.network.resolvers import HostResolvers
-from bulle_testing.name_servers import Names, Upstream, ask, exchange, values
+from bulle_testing.name_servers import Names, Upstream, ask, exchange, no_more_descriptors, values
 
 FRONT, BACK = "f" * 64, "b" * 64
 ASKER, WEB, OTHER = "a1" * 32, "c2" * 32, "d3" * 32
@@ -297,10 +298,40 @@ def test_floods_of_some_containers_leave_others_their_answers(names: Names, plac
         assert values(ask(place, "web")) == ["10.8.0.2"]
         assert values(ask(place, "example.org")) == ["192.0.2.7"]
         assert time.monotonic() - before < 1
-    for number in range(floods):
-        names.do("remove", f"{number:064x}")
     assert len(silent.seen) <= min(64 * floods, 600)
     assert len(silent.seen) >= 50
+    for number in range(floods):
+        names.do("remove", f"{number:064x}")
+
+
+def test_who_waits_is_served_when_a_flood_is_ended(names: Names, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "_MOST_ASKING", 2)
+    monkeypatch.setattr(forwarding, "_RESERVED", 0)
+    names.upstream(lambda asked: "example.org. 1 A 192.0.2.7" if str(asked.q.qname) == "example.org." else None)
+    flooded = names.add(OTHER, View((FRONT,)))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for number in range(10):
+            client.sendto(dnslib.DNSRecord.question(f"n{number}.example").pack(), flooded)
+        client.settimeout(9)
+        names.do("set_network", "0" * 64, "unrelated")  # has been read by now
+        client.sendto(dnslib.DNSRecord.question("example.org").pack(), place)
+        names.do("set_network", "0" * 64, "unrelated")
+        before = time.monotonic()
+        names.do("remove", OTHER)
+        assert values(dnslib.DNSRecord.parse(client.recv(512))) == ["192.0.2.7"]
+        assert time.monotonic() - before < 1
+
+
+def test_without_descriptors_the_loop_rests_and_goes_on_later(names: Names, place: tuple[str, int]) -> None:
+    names.upstream(lambda asked: "example.org. 1 A 192.0.2.7")
+    with socket.socket() as stream, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, no_more_descriptors():
+        stream.connect(place)
+        assert names.thread.turns_in(0.3) < 20
+        client.settimeout(9)
+        for name, wanted in (("web", "10.8.0.2"), ("example.org", "SERVFAIL")):
+            client.sendto(dnslib.DNSRecord.question(name).pack(), place)
+            assert values(dnslib.DNSRecord.parse(client.recv(512))) == [wanted]
+    assert values(ask(place, "example.org", tcp=True)) == ["192.0.2.7"]
 
 
 def test_resolv_conf_is_read_anew_when_it_changes(tmp_path: Path) -> None:

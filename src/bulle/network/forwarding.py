@@ -88,6 +88,7 @@ class Forwarder:
         self._waiting_in_all -= len(self._waiting.pop(asker, ()))
         for exchange in [exchange for exchange in self._asking if exchange.asker == asker]:
             self._end(exchange)
+        self._start_waiting()
 
     def close(self) -> None:
         """Give up whatever is on its way."""
