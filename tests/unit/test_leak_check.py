@@ -68,3 +68,19 @@ def test_a_control_group(before: leaks.Snapshot, run_directory: Path) -> None:
         assert f"control group: {group}" in left(before, run_directory)
     finally:
         group.rmdir()
+
+
+@pytest.mark.root
+@pytest.mark.programs("nft", "ip")
+def test_a_network_device_and_a_table(before: leaks.Snapshot, run_directory: Path) -> None:
+    name, table = f"bulle{os.getpid()}", f"bulle_{os.getpid()}"
+    leaks.our_tables.add(table)
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    subprocess.run(["ip", "link", "set", name, "alias", f"network shop of {run_directory}/home"], check=True)
+    subprocess.run(["nft", "add", "table", "inet", table], check=True)
+    try:
+        assert left(before, run_directory).splitlines() == [f"network device: {name}", f"nftables table: {table}"]
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=True)
+        subprocess.run(["nft", "delete", "table", "inet", table], check=True)
+        leaks.our_tables.discard(table)

@@ -23,7 +23,7 @@ from bulle.linux import subordinate_ids
 from bulle.model.container import ContainerOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import RunPlan
-from bulle.records.containers import ContainerRecord, ContainerRecords
+from bulle.records.containers import ContainerRecord, ContainerRecords, NameTaken
 from bulle.records.database import Database
 from bulle.records.events import describe_container, publish
 from bulle.records.networks import NetworkRecords
@@ -133,15 +133,18 @@ class Containers:
         return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds)
 
     def _with_shared_network(self, options: ContainerOptions) -> ContainerOptions:
-        """With the id of the container whose network is shared in place of its name."""
+        """With the id of the container whose network is shared in place of its name; that of the first where it shares it itself."""
         kind, colon, name = options.network.partition(":")
-        return replace(options, network=f"container:{self._records.find(name).id}") if kind == "container" and colon else options
+        if kind != "container" or not colon:
+            return options
+        other = self._records.find(name)
+        return replace(options, network=f"container:{other.plan.network.container_id or other.id}")
 
     def _insert(self, build: object, named: bool) -> ContainerRecord:
         for _ in range(20):
             try:
                 return self._records.create(build)  # type: ignore[arg-type]
-            except Conflict:
+            except NameTaken:
                 if named:
                     raise
         raise Conflict("no free name was found for the container", "", "give it one with --name")
@@ -160,4 +163,6 @@ class Containers:
             id_mappings=users,
             group_mappings=groups,
         )
+        if plan.network.mode == "container":  # who shares a network is called the same there
+            plan = replace(plan, hostname=self._records.find(plan.network.container_id).plan.hostname)
         return with_log(plan, planning.with_image(options, base.config), name, base.image_id) if options.log_driver or options.log_options else plan

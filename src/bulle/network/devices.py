@@ -19,6 +19,7 @@ from bulle.linux.netlink import RouteSocket
 from bulle.model.network import Attachment
 
 NAME_SERVER = "127.0.0.11"
+_LONGEST_ALIAS = 255
 _LOCAL_BIT, _GROUP_BIT = 0x02, 0x01
 
 
@@ -42,8 +43,8 @@ def inside(namespace_fd: int) -> Iterator[None]:
         os.close(here)
 
 
-def make_bridge(device: str, mtu: int) -> bool:
-    """Have the bridge of a network stand; False where it did."""
+def make_bridge(device: str, mtu: int, alias: str) -> bool:
+    """Have the bridge of a network stand; False where it did. ``alias`` is what `ip link` says beside its name."""
     with RouteSocket() as route:
         try:
             route.add_bridge(device, random_mac(), mtu)
@@ -54,6 +55,8 @@ def make_bridge(device: str, mtu: int) -> bool:
                 mend = "load the kernel's module `bridge`, and run as root; or use --network none or host"
                 raise Unavailable("no bridge can be made for the network", os.strerror(error.errno), mend) from error
             raise
+    with suppress(OSError), open(f"/sys/class/net/{device}/ifalias", "w") as file:
+        file.write(alias[:_LONGEST_ALIAS])
     return True
 
 
