@@ -90,6 +90,7 @@ def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bo
                 attachment,
                 lambda: route.add_veth(veth, attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu),
             )
+            _let_reach_itself(veth)
     with inside(namespace_fd):
         route = RouteSocket()
         index = socket.if_nametoindex(attachment.interface)
@@ -103,6 +104,15 @@ def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bo
                 with suppress(FileExistsError):
                     route.add_default_route(gateway, index)
     return veth
+
+
+def _let_reach_itself(veth: str) -> None:
+    """Where the kernel shows what is bridged to the rules for what is routed (br_netfilter), a container that asks for a port of this host that leads
+    to itself is answered on the bridge, by which nothing goes back to where it came from unless it may.
+    """
+    if os.path.exists("/proc/sys/net/bridge"):
+        with suppress(OSError), open(f"/sys/class/net/{veth}/brport/hairpin_mode", "w") as file:
+            file.write("1")
 
 
 def _made(attachment: Attachment, make: object) -> None:
