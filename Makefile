@@ -7,6 +7,8 @@ PYTHON := .venv/bin/python
 # What the installed command is built from; the package itself is installed as a link to src/.
 BUILT_FROM := pyproject.toml README.md tools/venv.sh $(wildcard hatch_build.py native/*)
 ARGUMENTS ?=
+# A test module runs in one of so many processes.
+PROCESSES ?= 2
 
 .PHONY: help demo test test-unit check bench bench-write reference packages packages-bench packages-demo packages-test clean
 
@@ -38,7 +40,7 @@ demo: packages-demo .venv/demo.stamp
 	@$(PYTHON) demo/demo.py
 
 test: packages-test .venv/dev.stamp
-	@$(PYTHON) -m pytest $(ARGUMENTS)
+	@$(PYTHON) -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
 test-unit: .venv/dev.stamp
 	@$(PYTHON) -m pytest tests/unit tests/style $(ARGUMENTS)

@@ -6,6 +6,7 @@ The shared parts live in ``bulle_testing/``. A test that needs Bulle takes ``hom
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -16,23 +17,31 @@ from pathlib import Path
 import pytest
 
 from bulle.network.naming import table_name
-from bulle_testing import leaks, places, tiers
-from bulle_testing.running import LEVELS, Level, Machine, machine, usable
+from bulle_testing import leaks, places, tiers, turns
+from bulle_testing.running import LEVELS, Level, Machine, machine, open_machines, usable
 
 pytest_plugins = ["bulle_testing.peers"]
 
 _run_directory: Path | None = None
 _failed = pytest.StashKey[bool]()
+_turns = pytest.StashKey[turns.Turns]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare this process before any test."""
     leaks.become_subreaper()
     os.environ.update(places.QUIET_NETWORK)  # for the library, in this process
+    config.stash[_turns] = turns.Turns()
     # A shell starts what it runs in the background with these ignored; what the tests start would inherit that.
     for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, action)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep the hundred thousand objects of the collection out of every later search for garbage: one follows each test that counts descriptors."""
+    gc.collect()
+    gc.freeze()
 
 
 def the_run_directory() -> Path:
@@ -46,8 +55,16 @@ def the_run_directory() -> Path:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the directory of this run."""
+    config.stash[_turns].close()
     if _run_directory is not None:
         places.remove_tree(_run_directory)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test that is marked ``alone`` run while no other does; before the clock of its timeout starts."""
+    with item.config.stash[_turns].take(item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -90,6 +107,8 @@ def run_directory() -> Path:
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process, mount, control group, loop or network device, descriptor or a changed test process."""
     root = the_run_directory()
+    for one in open_machines:
+        one.connect()
     before = leaks.Snapshot.take(root)
     yield
     left = leaks.what_is_left(before, root)

@@ -19,7 +19,7 @@ tests=(
     erofs-utils:dump.erofs attr:setfattr iputils-ping:ping systemd:systemd-analyze openssh-client:ssh-agent bind9-dnsutils:dig
 )
 
-benchmarks=(buildah:buildah isal:igzip curl:curl)
+benchmarks=(buildah:buildah isal:igzip curl:curl wrk:wrk iperf3:iperf3 dnsperf:dnsperf)
 
 case ${1:-} in
     demo) wanted=("${demo[@]}") ;;

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bulle.errors import BulleError
     from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges, VolumeOption
     from bulle.model.run_plan import DeviceLimit, ResourceLimit, RunPlan
+    from bulle.model.volume import MountOption, Volume
     from bulle.monitor import Attachment, LogEntry, Outcome
 
 _HOMES = {
@@ -44,12 +45,14 @@ _HOMES = {
     "Image": "bulle.engine",
     "LimitChanges": "bulle.model.container",
     "LogEntry": "bulle.monitor",
+    "MountOption": "bulle.model.volume",
     "Outcome": "bulle.monitor",
     "ResourceLimit": "bulle.model.run_plan",
     "RunPlan": "bulle.model.run_plan",
     "Sandbox": "bulle.engine.sandbox",
     "SandboxPool": "bulle.engine.sandbox_pool",
     "SandboxRun": "bulle.engine.sandbox",
+    "Volume": "bulle.model.volume",
     "VolumeOption": "bulle.model.container",
     "run": "bulle.engine.running",
     "sandbox": "bulle.engine.sandbox",
@@ -69,12 +72,14 @@ __all__ = [
     "Image",
     "LimitChanges",
     "LogEntry",
+    "MountOption",
     "Outcome",
     "ResourceLimit",
     "RunPlan",
     "Sandbox",
     "SandboxPool",
     "SandboxRun",
+    "Volume",
     "VolumeOption",
     "run",
     "sandbox",

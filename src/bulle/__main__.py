@@ -155,7 +155,7 @@ def living_monitor(home: Path) -> int | None:
 
 
 def prepare(home: Path) -> None:
-    """Find out once what every child would find out anew; a machine that lacks something says so when it is asked for."""
+    """Find out once what every child would find out anew, and import the keeper's part; what a machine lacks is told when it is asked for."""
     from contextlib import suppress
 
     from bulle.engine import supervisor
@@ -164,6 +164,8 @@ def prepare(home: Path) -> None:
     with suppress(Exception):
         prepare_home(home)
         supervisor.warm(home)
+        if os.geteuid() == 0:
+            import bulle.network.keeper  # noqa: F401 - not before anybody is answered: it takes longer than all the rest
 
 
 def main(arguments: list[str]) -> int:

@@ -22,7 +22,8 @@ from bulle.errors import CommandNotFound, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.network import PublishedPort
 from bulle.model.reference import Reference
-from bulle.model.run_plan import Network, Process, RootFilesystem, RunPlan
+from bulle.model.run_plan import Mount, Network, Process, RootFilesystem, RunPlan
+from bulle.model.volume import Volume
 from bulle.monitor.log_reading import Choice
 from bulle.monitor.logs import timestamp
 
@@ -191,7 +192,7 @@ class Container:
     def is_paused(self) -> bool:
         return self.paused
 
-    def remove(self, *, force: bool = False) -> None:
+    def remove(self, *, force: bool = False, volumes: bool = False) -> None:
         if self.now.status == "running" and not force:
             raise Conflict(f"cannot remove container {self.name}", "it is running", "stop it first, or use -f")
         del self.engine.containers.by_id[self.id]
@@ -258,6 +259,7 @@ class Containers:
             root=RootFilesystem((), "/none"),
             process=Process(arguments=(*(options.entrypoint or ()), *options.command) or ("echo",)),
             network=Network("host" if options.network == "host" else "none"),
+            mounts=tuple(Mount("bind", one.container_path, one.host_path, one.read_only) for one in options.volumes),
         )
 
     def create(self, options: ContainerOptions, base: None = None) -> Container:
@@ -331,6 +333,23 @@ class Images:
         return {"Id": image.id, "RepoTags": [Reference.parse(one).familiar for one in image.references], "Size": image.size_bytes}
 
 
+class Volumes:
+    def __init__(self) -> None:
+        self.by_name: dict[str, Volume] = {}
+
+    def create(self, name: str = "", *, labels: dict[str, str] | None = None, options: dict[str, str] | None = None) -> Volume:
+        self.by_name[name] = Volume(name, time.time_ns(), f"/none/{name}", labels or {}, options or {})
+        return self.by_name[name]
+
+    def get(self, name: str) -> Volume:
+        if name not in self.by_name:
+            raise NotFound(f"no such volume: {name}")
+        return self.by_name[name]
+
+    def list(self) -> list[Volume]:
+        return list(self.by_name.values())
+
+
 class FakeEngine:
     """What ``bulle.Engine`` offers to the command line."""
 
@@ -338,6 +357,7 @@ class FakeEngine:
         self.home = home
         self.images = Images()
         self.containers = Containers(self)
+        self.volumes = Volumes()
         self.executed: list[ExecOptions] = []
         self.closed = 0
 

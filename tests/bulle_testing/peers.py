@@ -19,7 +19,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,13 +304,17 @@ class Docker:
 
 
 @contextmanager
-def private_docker(directory: Path) -> Iterator[Docker]:
-    """A dockerd with everything below ``directory``, for as long as the block lasts. Needs root."""
+def private_docker(directory: Path, enter: Sequence[str] = ()) -> Iterator[Docker]:
+    """A dockerd with everything below ``directory``, for as long as the block lasts. Needs root.
+
+    ``enter`` is a command that starts it on a network namespace of its own, where it has its bridge and firewall rules.
+    """
     directory.mkdir()
     docker = Docker(directory / "docker.sock")
     command = [str(tiers.program("dockerd")), "--host", f"unix://{docker.socket_path}", "--data-root", f"{directory}/data"]
     command += ["--exec-root", f"{directory}/exec", "--pidfile", f"{directory}/pid", "--config-file", f"{directory}/daemon.json"]
-    command += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2", "--log-level=warn"]
+    command += [] if enter else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
+    command = [*enter, *command, "--storage-driver=overlay2", "--log-level=warn"]
     (directory / "daemon.json").write_text("{}")
     environment = os.environ | {"PATH": tiers.SEARCH_PATH}
     try:

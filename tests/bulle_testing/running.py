@@ -33,6 +33,9 @@ from bulle_testing import leaks, places, tiers
 
 PATIENCE_S = 20.0
 
+# Those of whole modules; conftest.py sees that each has its connections before it looks what there is before a test.
+open_machines: list[Machine] = []
+
 
 @dataclass(frozen=True)
 class Level:
@@ -132,10 +135,17 @@ class Machine:
         long as one is open.
         """
         gc.collect()
-        for engine in (self.engine, engine_of_run(str(self.home), str(default_home()))):
+        for engine in self._engines():
             engine.close()
-        for engine in (self.engine, engine_of_run(str(self.home), str(default_home()))):
+        self.connect()
+
+    def connect(self) -> None:
+        """Open the connections to the database that are closed: every fork closes those of all homes."""
+        for engine in self._engines():
             engine.containers.list(all=True)
+
+    def _engines(self) -> tuple[bulle.Engine, bulle.Engine]:
+        return self.engine, engine_of_run(str(self.home), str(default_home()))
 
     def close(self) -> None:
         """End everything in the home and remove it."""
@@ -153,9 +163,11 @@ def machine(run_directory: Path, name: str) -> Iterator[Machine]:
     leaks.our_tables.add(table_name(home))
     place = Machine(home)
     place.settle()  # connections to the database stay open from test to test
+    open_machines.append(place)
     try:
         yield place
     finally:
+        open_machines.remove(place)
         place.close()
         leaks.session_places.discard(str(home))
 

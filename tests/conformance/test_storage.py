@@ -297,7 +297,7 @@ def test_a_full_one_starts_again(place: Machine, level: Level) -> None:
 def test_without_what_makes_file_systems_it_says_what_to_install(place: Machine, level: Level, monkeypatch: pytest.MonkeyPatch) -> None:
     if lacks_limit(place, level):
         return
-    monkeypatch.setattr("bulle.isolation.sized_layer._MAKERS_PATH", "/nowhere")
+    monkeypatch.setattr("bulle.isolation.sized_file_system._MAKERS_PATH", "/nowhere")
     with pytest.raises(Unavailable, match=r"mkfs\.ext4 is not installed; install e2fsprogs"):
         place.create(level, "true", storage_bytes=SIZE)
     assert place.engine.containers.list(all=True) == []

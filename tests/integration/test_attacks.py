@@ -8,6 +8,7 @@ of it.
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_masks_are_real_although_the_image_brings_its_own_dev_null(
 
 def test_proc_is_procfs_and_closed(place: Machine, level: Level, features: frozenset[Feature]) -> None:
     """Attack 10: what is written to /proc reaches procfs or nothing; the host's settings are read-only."""
-    types = place.shell(level, "stat -f -c %T /proc /proc/self /sys /dev/pts; awk '$2==\"/proc\"||$2==\"/sys\" {print $3}' /proc/mounts")
+    types = place.shell(level, 'stat -f -c %T /proc /proc/self /sys /dev/pts; awk \'$2=="/proc"||$2=="/sys" {print $3}\' /proc/mounts')
     assert types.split() == ["proc", "proc", "sysfs", "devpts", "proc", "sysfs"], types
     files = "/proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/sys/vm/drop_caches /proc/irq/default_smp_affinity"
     script = f"for f in {files}; do echo $f >> $f; done; true"
@@ -308,6 +309,28 @@ def test_no_descriptor_of_the_engine_is_inherited(place: Machine, level: Level, 
         assert place.execute(container, "ls", "/proc/1/fd").stdout.split() == wanted.split()[:3] or Feature.OWN_PROCESSES not in features
 
 
+# 9: the console
+
+
+def test_the_console_is_bound_in_a_dev_of_ours(
+    place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path, tmp_path: Path, features: frozenset[Feature]
+) -> None:
+    """Attack 9: /dev/console as a link of the image, and in a volume over /dev where it is swapped all the time: it covers nothing else."""
+    if Feature.TERMINAL not in features:
+        return
+    image = load(place, busybox_layer, bytes(LayerTar().symlink("dev/console", "/etc/passwd").symlink("dev/pts", "/etc")))
+    device = tmp_path / "dev"
+    (device / "console").mkdir(parents=True)
+    script = "grep -v ' /dev' /proc/self/mountinfo | grep -e devpts -e console; head -c 4 /etc/passwd; echo done"
+    with swapping(device / "console", ["/etc/passwd", str(victim / "keep"), "/proc/self/fd/1"]):
+        done = place.run(level, "sh", "-c", script, image=image, terminal=True)
+        assert done.stdout.replace(b"\r", b"") == b"rootdone\n", done
+        for _ in range(6):
+            options = {"terminal": True, "volumes": (bulle.VolumeOption(str(device), "/dev"),)}
+            refused_or_harmless(lambda options=options: place.run(level, "sh", "-c", script, **options))
+    assert os.listdir(device / "console") == []
+
+
 # 11: races
 
 
@@ -318,6 +341,30 @@ def exchange(one: str, other: str) -> None:
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
+@contextmanager
+def swapping(directory: Path, links: list[str]) -> Iterator[None]:
+    """While it lasts, a directory and links to somewhere else take each other's place without a pause."""
+    going = True
+
+    def swap() -> None:
+        other = directory.with_name("other")
+        for number in range(10**9):
+            if not going:
+                break
+            other.symlink_to(links[number % len(links)])
+            for _ in range(6):
+                exchange(str(directory), str(other))
+            other.unlink()
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield
+    finally:
+        going = False
+        thread.join()
+
+
 def test_volume_target_swapped_during_start(place: Machine, level: Level, victim: Path, tmp_path: Path) -> None:
     """Attack 11: the target of a volume lies in another volume, where somebody swaps a directory and a link to the host (or /proc) all the time."""
     shared, source = tmp_path / "shared", tmp_path / "source"
@@ -326,32 +373,82 @@ def test_volume_target_swapped_during_start(place: Machine, level: Level, victim
     (source / "mine").write_text("mine")
     links = [str(victim), "/proc/self/attr", "../" * 30 + str(victim).lstrip("/"), "/proc/self/fd/5"]
     volumes = (bulle.VolumeOption(str(shared), "/shared"), bulle.VolumeOption(str(source), "/shared/target/sub/new"))
-    going = True
-
-    def swap() -> None:
-        other = shared / "other"
-        for number in range(10**9):
-            if not going:
-                break
-            other.symlink_to(links[number % len(links)])
-            for _ in range(6):
-                exchange(str(shared / "target"), str(other))
-            other.unlink()
-
-    thread = threading.Thread(target=swap)
-    thread.start()
     outcomes = set()
-    try:
+    with swapping(shared / "target", links):
         for _ in range(12):
             try:
                 outcomes.add(place.run(level, "ls", "/shared/target/sub/new", volumes=volumes).stdout)
             except BulleError as error:
                 outcomes.add(type(error).__name__.encode())
-    finally:
-        going = False
-        thread.join()
     assert outcomes <= {b"mine\n", b"", b"InvalidInput", b"BulleError"}, outcomes
     assert sorted(os.listdir(source)) == ["mine"]
+
+
+def test_part_of_a_volume_swapped_during_start(place: Machine, level: Level, victim: Path) -> None:
+    """Attack 11 on the side of the source: what is mounted is a path in a volume, in which somebody swaps a directory and a link to the host."""
+    place.engine.volumes.create("swapped")
+    data = place.home / "volumes/swapped/_data"
+    (data / "part/sub").mkdir(parents=True)
+    (data / "part/sub/mine").write_text("mine")
+    links = [str(victim), "/proc/self/root/etc", "../" * 30 + str(victim).lstrip("/"), "/proc/self/cwd"]
+    part = bulle.MountOption(kind="volume", source="swapped", target="/part", subpath="part/sub")
+    outcomes = set()
+    try:
+        with swapping(data / "part", links):
+            for _ in range(12):
+                try:
+                    outcomes.add(place.run(level, "sh", "-c", "ls /part; echo > /part/inner; rm /part/inner", mounts=(part,)).stdout)
+                except BulleError as error:
+                    outcomes.add(type(error).__name__.encode())
+    finally:
+        place.engine.volumes.remove("swapped")
+    assert outcomes <= {b"mine\n", b"NotFound", b"InvalidInput"}, outcomes
+    assert b"mine\n" in outcomes
+
+
+def test_volumes_are_filled_from_the_image_only(place: Machine, level: Level, load: Callable[..., str], busybox_layer: bytes, victim: Path) -> None:
+    """Attacks 1 and 11 by way of what a new volume is filled with: links of the image lead to the image's own files, or nowhere."""
+    layer = LayerTar().symlink("out", str(victim)).symlink("climb", "../" * 30 + str(victim).lstrip("/")).symlink("magic", "/proc/self/root")
+    layer.directory("full").symlink("full/out", str(victim)).symlink("full/keep", f"{victim}/keep").add("full/mine", content=b"mine")
+    image = load(place, busybox_layer, bytes(layer), config={"Volumes": {"/out": {}}})
+    try:
+        for number, target in enumerate(("/out/sub", "/climb", "/magic/etc", "/full/out", "/../full/../out", "/full")):
+            mounts = (bulle.MountOption(kind="volume", source=f"volume{number}", target=target, change_owner=True),)
+            refused_or_harmless(lambda mounts=mounts: place.run(level, "sh", "-c", "true", image=image, user="1:1", mounts=mounts))
+            found = place.home / "volumes" / f"volume{number}" / "_data"
+            assert not found.exists() or sorted(os.listdir(found)) == (["keep", "mine", "out"] if target == "/full" else [])
+        assert (found / "keep").is_symlink()
+        assert (found / "out").is_symlink()
+    finally:
+        place.engine.volumes.prune(every=True)
+
+
+def test_tars_of_volumes_do_not_leave_them(place: Machine, level: Level, victim: Path) -> None:
+    """Attack 14 for ``volume import``, ``export`` and ``clone``: a directory and a link to the host are swapped meanwhile, in both directions."""
+    volumes = place.engine.volumes
+    volumes.create("swapped")
+    data = place.home / "volumes/swapped/_data"
+    (data / "part").mkdir(parents=True)
+    (data / "part/mine").write_text("mine")
+    tar = bytes(LayerTar().directory("part").add("part/keep", content=b"overwritten").add("part/new", content=b"1").directory("part/sub"))
+    imported = 0
+    try:
+        with swapping(data / "part", [str(victim), "../" * 30 + str(victim).lstrip("/")]):
+            for turn in range(8):
+                with suppress(BulleError):
+                    volumes.import_archive("swapped", io.BytesIO(tar))
+                    imported += 1
+                out = io.BytesIO()
+                with suppress(BulleError):
+                    volumes.export("swapped", out)
+                    assert b"kept" not in out.getvalue()
+                with suppress(BulleError):
+                    volumes.clone("swapped", f"clone{turn}")
+                    found = place.home / "volumes" / f"clone{turn}" / "_data"
+                    assert not any(path.read_bytes() == b"kept" for path in found.rglob("*") if path.is_file() and not path.is_symlink())
+    finally:
+        volumes.prune(every=True)
+    assert imported
 
 
 def test_volume_targets_through_links(
@@ -793,7 +890,7 @@ def devices_of_the_host() -> list[tuple[str, int, int]]:
     return found
 
 
-OPENING = 'for f in /node*; do (: < $f) 2>/dev/null && echo opened $f; done; [ -e /node0 ] && echo there'
+OPENING = "for f in /node*; do (: < $f) 2>/dev/null && echo opened $f; done; [ -e /node0 ] && echo there"
 
 
 def test_devices_of_the_host_cannot_be_made(place: Machine, level: Level) -> None:

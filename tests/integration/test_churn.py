@@ -38,6 +38,7 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+@pytest.mark.alone
 def test_five_hundred_containers(place: Machine) -> None:
     def start() -> bulle.Container:
         container = place.create(LEVEL, "sh", "-c", "echo begun; sleep 1000")

@@ -110,6 +110,7 @@ def test_any_process_finds_freezes_and_kills_the_whole_group(inside: Callable[..
         found.close()
 
 
+@pytest.mark.alone
 def test_a_fork_bomb_is_bounded_and_killed_in_one_go(inside: Callable[..., Inside]) -> None:
     one = inside(Resources(pids_limit=20))
 

@@ -20,7 +20,7 @@ import pytest
 import bulle
 from bulle.isolation.driver import Feature
 from bulle_testing import places
-from bulle_testing.running import Level, Machine, Terminal, alive, follow, usable, wait_for
+from bulle_testing.running import PATIENCE_S, Level, Machine, Terminal, alive, follow, usable, wait_for
 
 # A container that counts until it is told to end, and says how.
 COUNT = "trap 'echo asked; exit 23' USR1; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
@@ -278,11 +278,11 @@ def test_start_during_a_start_waits_for_it(place: Machine, level: Level, killed:
 
 def half_started(place: Machine, container: bulle.Container) -> tuple[subprocess.Popen[bytes], int]:
     """A command that starts it, and its first process, stopped while it is still what it was forked from."""
-    for _ in range(100):
-        command = place.start_command("start", container.name, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while not (pid := container.state().pid) and time.monotonic() < deadline:
-            pass  # without a pause, since it is about a millisecond
+    for _ in range(200):
+        command = place.start_command("start", container.name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pid, deadline = 0, time.monotonic() + PATIENCE_S
+        while pid == 0 and time.monotonic() < deadline:  # without a pause: it is half way for a few milliseconds only
+            pid = container.state().pid
         os.kill(pid, signal.SIGSTOP)
         wait_for(lambda pid=pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "its stop")
         if os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe"):

@@ -304,6 +304,7 @@ def test_wrong_options_are_refused_before_anything_is_made(box: Machine, flags: 
     assert box.command("ps", "-aq").stdout == ""
 
 
+@pytest.mark.alone
 def test_flood_of_one_container_leaves_the_others_alone(box: Machine) -> None:
     flood = (("max-size", "1m"), ("max-file", "2"))
     with (

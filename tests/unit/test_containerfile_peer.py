@@ -7,6 +7,7 @@ Compared are the statements: accepted or refused, keywords, flags, words, JSON o
 from __future__ import annotations
 
 import json
+import os
 import re
 import string
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from bulle.build import syntax
 from bulle.build.parsing import KEYWORDS
 from bulle.errors import BuildSyntaxError
 from bulle_testing import tiers
+from bulle_testing.running import wait_for
 
 CORPUS = sorted((Path(__file__).parent / "containerfiles").glob("*.Containerfile"))
 
@@ -66,6 +68,9 @@ def peer() -> ModuleType:
     except ImportError:
         tiers.give_up("package_index", "the package dockerfile is not installed (it has wheels for x86_64; `make` installs the extra dev)")
     module: ModuleType = dockerfile
+    # Go's runtime begins in a thread of its own, which opens these for the whole process: not in the middle of a test.
+    descriptors = Path("/proc/self/fd")
+    wait_for(lambda: any("eventpoll" in os.readlink(one) for one in descriptors.iterdir() if one.is_symlink()), "the start of Go's runtime")
     return module
 
 

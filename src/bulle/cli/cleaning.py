@@ -12,20 +12,23 @@ from bulle.cli import filters, human
 from bulle.cli.option_types import Suggestion
 from bulle.cli.session import Session, write
 from bulle.cli.verb import verb
+from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
     from bulle.engine.pruning import Pruned, PruneFilter
 
 _KEYS = ("label", "label!", "until")
-_FORCE = click.option("-f", "--force", is_flag=True, help="Do not prompt for confirmation")
+FORCE = click.option("-f", "--force", is_flag=True, help="Do not prompt for confirmation")
 
 
-def _filter(*keys: str) -> Callable[[Any], Any]:
+def filter_option(*keys: str) -> Callable[[Any], Any]:
+    """The flag ``--filter`` with these keys."""
     kinds = Suggestion("filter", *(f"{key}=" for key in keys))
     return click.option("--filter", "wanted", multiple=True, type=kinds, help=f"Provide filter values ({', '.join(keys)})")
 
 
-def _chosen(wanted: Sequence[str], keys: Sequence[str] = _KEYS) -> PruneFilter:
+def chosen_by(wanted: Sequence[str], keys: Sequence[str] = _KEYS) -> PruneFilter:
+    """What the filters let a prune take."""
     from bulle.engine.pruning import PruneFilter
 
     values = filters.parse(wanted, keys)
@@ -38,7 +41,7 @@ def _chosen(wanted: Sequence[str], keys: Sequence[str] = _KEYS) -> PruneFilter:
     return PruneFilter(min(moments, default=0), accepts)
 
 
-def _confirmed(force: bool, warning: str) -> bool:
+def confirmed(force: bool, warning: str) -> bool:
     """Docker's question; who says no, or nothing, gets what was asked for, which is no failure."""
     if force:
         return True
@@ -46,12 +49,14 @@ def _confirmed(force: bool, warning: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def _show(title: str, pruned: Pruned) -> None:
+def show_removed(title: str, pruned: Pruned) -> None:
+    """The list of what is gone, as Docker titles it."""
     if pruned.removed:
         write(f"Deleted {title}:\n" + "".join(f"{one}\n" for one in pruned.removed) + "\n")
 
 
-def _total(size_bytes: int) -> int:
+def show_total(size_bytes: int) -> int:
+    """The last line of a prune; returns its exit code."""
     write(f"Total reclaimed space: {human.size(size_bytes, 4)}\n")
     return 0
 
@@ -63,73 +68,78 @@ def _lines_of_images(pruned: Pruned) -> Pruned:
 
 
 @verb("prune")
-@_filter("label", "until")
-@_FORCE
+@filter_option("label", "until")
+@FORCE
 @click.pass_obj
 def prune_containers(session: Session, wanted: Sequence[str], force: bool) -> int:
     """Remove all stopped containers."""
-    chosen = _chosen(wanted)
-    if not _confirmed(force, "This will remove all stopped containers."):
+    chosen = chosen_by(wanted)
+    if not confirmed(force, "This will remove all stopped containers."):
         return 0
     pruned = session.engine.containers.prune(chosen)
-    _show("Containers", pruned)
-    return _total(pruned.reclaimed_bytes)
+    show_removed("Containers", pruned)
+    return show_total(pruned.reclaimed_bytes)
 
 
 @verb("prune")
 @click.option("-a", "--all", "every", is_flag=True, help="Remove all unused images, not just dangling ones")
-@_filter("label", "until")
-@_FORCE
+@filter_option("label", "until")
+@FORCE
 @click.pass_obj
 def prune_images(session: Session, every: bool, wanted: Sequence[str], force: bool) -> int:
     """Remove unused images."""
-    chosen = _chosen(wanted)
+    chosen = chosen_by(wanted)
     warning = "This will remove all images without at least one container associated to them." if every else "This will remove all dangling images."
-    if not _confirmed(force, warning):
+    if not confirmed(force, warning):
         return 0
     pruned = _lines_of_images(session.engine.images.prune(chosen, every=every))
-    _show("Images", pruned)
-    return _total(pruned.reclaimed_bytes)
+    show_removed("Images", pruned)
+    return show_total(pruned.reclaimed_bytes)
 
 
 @verb("prune")
 @click.option("-a", "--all", "every", is_flag=True, help="Remove all unused build cache, not just dangling ones")
-@_filter("until")
-@_FORCE
+@filter_option("until")
+@FORCE
 @click.pass_obj
 def prune_builder(session: Session, every: bool, wanted: Sequence[str], force: bool) -> int:
     """Remove build cache."""
-    chosen = _chosen(wanted, ("until",))
+    chosen = chosen_by(wanted, ("until",))
     warning = "This will remove all build cache." if every else "This will remove all dangling build cache."
-    if not _confirmed(force, warning):
+    if not confirmed(force, warning):
         return 0
     pruned = session.engine.prune_build_cache(every=every, until_ns=chosen.until_ns)
-    _show("build cache objects", pruned)
-    return _total(pruned.reclaimed_bytes)
+    show_removed("build cache objects", pruned)
+    return show_total(pruned.reclaimed_bytes)
 
 
 @verb("prune")
 @click.option("-a", "--all", "every", is_flag=True, help="Remove all unused images not just dangling ones")
-@click.option("--volumes", is_flag=True, help="Prune anonymous volumes (there are none yet)")
-@_filter("label", "until")
-@_FORCE
+@click.option("--volumes", is_flag=True, help="Prune anonymous volumes")
+@filter_option("label", "until")
+@FORCE
 @click.pass_obj
 def prune_system(session: Session, every: bool, volumes: bool, wanted: Sequence[str], force: bool) -> int:
     """Remove unused data: stopped containers, images that none of them uses, and build cache."""
-    chosen = _chosen(wanted)
+    chosen = chosen_by(wanted)
+    if volumes and any(one.startswith("until") for one in wanted):
+        raise InvalidInput('The "until" filter is not supported with "--volumes"', "", "leave out one of them")
     kinds = ["all stopped containers"]
     kinds += ["all anonymous volumes not used by at least one container"] if volumes else []
     kinds += ["all images without at least one container associated to them" if every else "all dangling images"]
     kinds += ["all build cache" if every else "unused build cache"]
-    if not _confirmed(force, "This will remove:\n" + "".join(f"  - {one}\n" for one in kinds)):
+    if not confirmed(force, "This will remove:\n" + "".join(f"  - {one}\n" for one in kinds)):
         return 0
     containers = session.engine.containers.prune(chosen)
-    _show("Containers", containers)
+    show_removed("Containers", containers)
+    pruned_volumes = session.engine.volumes.prune(chosen) if volumes else None
+    if pruned_volumes is not None:
+        show_removed("Volumes", pruned_volumes)
     images = _lines_of_images(session.engine.images.prune(chosen, every=every))
-    _show("Images", images)
+    show_removed("Images", images)
     # Steps of builds have no labels: a filter that asks for some is not for them.
     labelled = any(one.startswith("label") for one in wanted)
     cache = session.engine.prune_build_cache(every=every, until_ns=chosen.until_ns) if not labelled else None
     if cache is not None:
-        _show("build cache objects", cache)
-    return _total(containers.reclaimed_bytes + images.reclaimed_bytes + (cache.reclaimed_bytes if cache is not None else 0))
+        show_removed("build cache objects", cache)
+    return show_total(sum(one.reclaimed_bytes for one in (containers, pruned_volumes, images, cache) if one is not None))

@@ -18,13 +18,13 @@ from bulle.cli.limit_flags import LIMIT_FLAGS, limits_from
 from bulle.cli.network_flags import NETWORK_FLAGS, network_options_from
 from bulle.cli.option_types import Choice, Duration, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
 from bulle.cli.verb import WrongValue
+from bulle.cli.volume_flags import VOLUME_FLAGS, mounts_from
 from bulle.errors import InvalidInput, NotFound
-from bulle.model.container import ContainerOptions, VolumeOption
+from bulle.model.container import ContainerOptions
 from bulle.model.run_plan import ResourceLimit
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-_VOLUME_MODES = frozenset({"rw", "z", "Z", "cached", "delegated", "consistent", "rprivate", "private", "rslave", "slave", "nocopy"})
 _BUILT_IN_PROFILES = frozenset({"unconfined", "default", "builtin"})
 _LIMITS = frozenset(
     "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack as".split()  # noqa: SIM905 - reads as the manual's list
@@ -41,9 +41,7 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--env-file", multiple=True, type=HostPath(), help="Read in a file of environment variables"),
     click.option("-w", "--workdir", type=Text(), help="Working directory inside the container"),
     click.option("-u", "--user", type=Text(), help="Username or UID (format: <name|uid>[:<group|gid>])"),
-    click.option("-v", "--volume", multiple=True, type=Text("list"), help="Bind mount a directory or file of the host (HOST:CONTAINER[:ro])"),
-    click.option("--mount", multiple=True, type=Text("mount"), help="Attach a mount (type=bind|tmpfs,source=…,target=…[,readonly])"),
-    click.option("--tmpfs", multiple=True, type=Text("list"), help="Mount a tmpfs directory (CONTAINER[:OPTIONS])"),
+    *VOLUME_FLAGS,
     click.option("--read-only", is_flag=True, help="Mount the container's root filesystem as read only"),
     click.option("-h", "--hostname", type=Text(), help="Container host name"),
     click.option("--entrypoint", type=Text(), help="Overwrite the default ENTRYPOINT of the image"),
@@ -119,7 +117,6 @@ def options_from(flags: Mapping[str, Any], image: str, command: Sequence[str]) -
 
 
 def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> ContainerOptions:
-    binds, tmpfs = _mounts(flags["mount"])
     return ContainerOptions(
         image=image,
         command=tuple(command),
@@ -128,8 +125,7 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         environment=environment(flags["env_file"], flags["env"]),
         working_directory=flags["workdir"] or "",
         user=flags["user"] or "",
-        volumes=(*map(_volume, flags["volume"]), *binds),
-        tmpfs=(*map(_tmpfs, flags["tmpfs"]), *tmpfs),
+        **mounts_from(flags),
         read_only=flags["read_only"],
         hostname=flags["hostname"] or "",
         isolation=flags["isolation"] or "",
@@ -231,58 +227,6 @@ def _storage(given: Iterable[str]) -> int:
         if size <= 0:
             raise InvalidInput(f"invalid storage option: '{entry}'", "a writable layer of no size holds nothing", "write it as size=10G")
     return size
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).absolute()) if path.startswith(".") else path
-
-
-def _volume(text: str) -> VolumeOption:
-    parts = text.split(":")
-    if len(parts) not in {2, 3} or not all(parts):
-        raise InvalidInput(f"invalid volume specification: '{text}'", "", "write it as HOST:CONTAINER or HOST:CONTAINER:ro")
-    modes = set(parts[2].split(",")) if len(parts) == 3 else set()
-    if unknown := modes - _VOLUME_MODES - {"ro"}:
-        raise InvalidInput(f"invalid volume specification: '{text}'", f"there is no mode '{sorted(unknown)[0]}'")
-    host_path = _absolute(parts[0])
-    if not host_path.startswith("/"):
-        raise InvalidInput(f"invalid volume specification: '{text}'", "volumes with a name do not exist yet", "give a directory of the host")
-    if not parts[1].startswith("/"):
-        raise InvalidInput(f"invalid volume specification: '{text}'", "the path in the container must be absolute")
-    return VolumeOption(host_path, parts[1], "ro" in modes)
-
-
-def _tmpfs(text: str) -> tuple[str, str]:
-    path, _, options = text.partition(":")
-    if not path.startswith("/"):
-        raise InvalidInput(f"invalid tmpfs: '{text}'", "the path in the container must be absolute")
-    return path, options
-
-
-def _mounts(texts: Iterable[str]) -> tuple[list[VolumeOption], list[tuple[str, str]]]:
-    """``--mount`` in Docker's comma form, as binds and tmpfs mounts."""
-    binds: list[VolumeOption] = []
-    tmpfs: list[tuple[str, str]] = []
-    for text in texts:
-        fields = {key.strip().lower(): value for key, _, value in (part.partition("=") for part in text.split(","))}
-        kind = fields.pop("type", "volume")
-        target = next((fields.pop(key) for key in ("target", "destination", "dst") if key in fields), "")
-        source = next((fields.pop(key) for key in ("source", "src") if key in fields), "")
-        read_only = next((fields.pop(key) for key in ("readonly", "ro") if key in fields), "false")
-        tmpfs_options = [f"{key.removeprefix('tmpfs-')}={fields.pop(key)}" for key in ("tmpfs-size", "tmpfs-mode") if key in fields]
-        fields.pop("bind-propagation", None)
-        if fields:
-            raise InvalidInput(f'invalid argument "{text}" for "--mount" flag', f"unexpected key '{sorted(fields)[0]}'")
-        if not target.startswith("/"):
-            raise InvalidInput(f'invalid argument "{text}" for "--mount" flag', "target is required, as an absolute path")
-        if kind == "tmpfs":
-            tmpfs.append((target, ",".join(tmpfs_options)))
-        elif kind == "bind" and _absolute(source).startswith("/"):
-            binds.append(VolumeOption(_absolute(source), target, read_only in {"", "1", "true"}))
-        else:
-            why = "source is required, as an absolute path" if kind == "bind" else f"there is no mount of type '{kind}'"
-            raise InvalidInput(f'invalid argument "{text}" for "--mount" flag', why, "use type=bind or type=tmpfs")
-    return binds, tmpfs
 
 
 def _security_option(text: str) -> str:

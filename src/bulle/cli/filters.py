@@ -119,7 +119,7 @@ def _simple_test(key: str, values: Sequence[str]) -> Callable[[Container], bool]
         return lambda container: any(_is_on(container.plan.network, value) for value in values)
     if key == "isolation":
         return lambda container: container.plan.isolation in values
-    return lambda container: any(path in values for one in container.options.volumes for path in (one.host_path, one.container_path))
+    return lambda container: any({one.volume, one.host_path, one.container_path} & {*values} for one in container.plan.mounts)
 
 
 def _is_on(network: Network, wanted: str) -> bool:

@@ -1,8 +1,9 @@
-"""``bulle inspect``: everything that is known of a container or an image, as JSON or through a template."""
+"""``bulle inspect``: everything that is known of a container, an image or a volume, as JSON or through a template."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import click
 import msgspec
@@ -13,40 +14,40 @@ from bulle.cli.verb import verb
 from bulle.errors import BulleError, NotFound
 
 _SIZE = click.option("-s", "--size", "sizes", is_flag=True, help="Display total file sizes of containers")
-_FORMAT = click.option("-f", "--format", "form", type=Suggestion("string", "json"), default="", help="Format output: 'json', or a Go TEMPLATE")
+FORMAT = click.option("-f", "--format", "form", type=Suggestion("string", "json"), default="", help="Format output: 'json', or a Go TEMPLATE")
 
 
 @verb("inspect", "NAME|ID [NAME|ID...]")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_containers)
-@_FORMAT
+@FORMAT
 @_SIZE
-@click.option("--type", "kind", type=Choice("container", "image"), help="Only inspect objects of the given type")
+@click.option("--type", "kind", type=Choice("container", "image", "volume"), help="Only inspect objects of the given type")
 @click.pass_obj
 def inspect(session: Session, names: Sequence[str], form: str, sizes: bool, kind: str | None) -> int:
-    """Return low-level information on containers and images."""
-    if sizes and kind == "image":
-        note("WARNING: --size ignored for images")
-    find = _container if kind == "container" else _image if kind == "image" else _either
-    return _inspect_all(names, form, lambda name: find(session, name, sizes))
+    """Return low-level information on containers, images and volumes."""
+    if sizes and kind in ("image", "volume"):
+        note(f"WARNING: --size ignored for {kind}s")
+    find = {"container": _container, "image": _image, "volume": _volume}.get(kind or "", _either)
+    return inspect_all(names, form, lambda name: find(session, name, sizes))
 
 
 @verb("inspect", "CONTAINER [CONTAINER...]")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_containers)
-@_FORMAT
+@FORMAT
 @_SIZE
 @click.pass_obj
 def inspect_container(session: Session, names: Sequence[str], form: str, sizes: bool) -> int:
     """Display detailed information on one or more containers."""
-    return _inspect_all(names, form, lambda name: _container(session, name, sizes))
+    return inspect_all(names, form, lambda name: _container(session, name, sizes))
 
 
 @verb("inspect", "IMAGE [IMAGE...]")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_images)
-@_FORMAT
+@FORMAT
 @click.pass_obj
 def inspect_image(session: Session, names: Sequence[str], form: str) -> int:
     """Display detailed information on one or more images."""
-    return _inspect_all(names, form, lambda name: _image(session, name))
+    return inspect_all(names, form, lambda name: _image(session, name))
 
 
 def _container(session: Session, name: str, sizes: bool = False) -> Mapping[str, object]:
@@ -57,19 +58,27 @@ def _image(session: Session, name: str, _sizes: bool = False) -> Mapping[str, ob
     return session.engine.images.inspect(name)
 
 
+def _volume(session: Session, name: str, _sizes: bool = False) -> Mapping[str, object]:
+    from bulle.cli.volumes import document
+
+    return document(session, name)
+
+
 def _either(session: Session, name: str, sizes: bool) -> Mapping[str, object]:
     try:
         return _container(session, name, sizes)
     except NotFound:
         pass
-    try:
-        return _image(session, name)
-    except BulleError as error:
-        # A name that only a container can have is no image reference; what the user needs to know is the same.
-        raise NotFound(f"no such object: {name}") from error
+    for find in (_image, _volume):
+        # A name that only a container or volume can have is no image reference.
+        with suppress(BulleError):
+            return find(session, name)
+    raise NotFound(f"no such object: {name}")
 
 
-def _inspect_all(names: Sequence[str], form: str, find: Callable[[str], Mapping[str, object]]) -> int:
+
+def inspect_all(names: Sequence[str], form: str, find: Callable[[str], Mapping[str, object]]) -> int:
+    """Print what ``find`` knows of each name, as JSON or through a template; what is not found is said, and the rest shown."""
     from bulle.cli.go_template import Template
 
     template = Template(form) if form not in {"", "json"} else None

@@ -92,14 +92,14 @@ def kill(session: Session, containers: Sequence[str], signal_name: str) -> int:
 @verb("rm", _SEVERAL)
 @click.argument("containers", nargs=-1, required=True, shell_complete=complete_containers)
 @click.option("-f", "--force", is_flag=True, help="Force the removal of a running container (uses SIGKILL)")
-@click.option("-v", "--volumes", is_flag=True, help="Remove anonymous volumes associated with the container (there are none yet)")
+@click.option("-v", "--volumes", is_flag=True, help="Remove anonymous volumes associated with the container")
 @click.pass_obj
 def remove(session: Session, containers: Sequence[str], force: bool, volumes: bool) -> int:
     """Remove one or more containers."""
 
     def act(name: str) -> str | None:
         try:
-            session.engine.containers.get(name).remove(force=force)
+            session.engine.containers.get(name).remove(force=force, volumes=volumes)
         except NotFound:
             if not force:
                 raise

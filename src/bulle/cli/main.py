@@ -88,6 +88,7 @@ VERBS = {
     "search": "image_search:search",
     "system": "main:system",
     "version": "system:version",
+    "volume": "main:volume",
 }
 
 container = VerbGroup(
@@ -160,6 +161,21 @@ system = VerbGroup(
         "shutdown": "booting:shutdown",
     },
 )
+volume = VerbGroup(
+    "volume",
+    help="Manage volumes.",
+    verbs={
+        "clone": "volumes:clone",
+        "create": "volumes:create",
+        "export": "volumes:export",
+        "import": "volumes:import_volume",
+        "inspect": "volumes:inspect",
+        **dict.fromkeys(("ls", "list"), "volumes:ls"),
+        "prune": "volumes:prune",
+        **dict.fromkeys(("rm", "remove"), "volumes:remove"),
+    },
+    hidden=("list", "remove"),
+)
 builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)
 
 
@@ -191,10 +207,10 @@ ROOT = VerbGroup(
 
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
-    for name in ("cli.go_template", "cli.progress", "build.platforms"):
+    for name in ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, builder, container, image, manifest, system):
+    for group in (ROOT, builder, container, image, manifest, system, volume):
         for name in group.verbs:
             command = group.get_command(context, name)
             if isinstance(command, Verb):

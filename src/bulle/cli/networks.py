@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bulle.cli import filters, human
-from bulle.cli.cleaning import _FORCE, _chosen, _confirmed, _filter
-from bulle.cli.inspection import _FORMAT, _inspect_all
+from bulle.cli.cleaning import FORCE, chosen_by, confirmed, filter_option
+from bulle.cli.inspection import FORMAT, inspect_all
 from bulle.cli.network_flags import check_option
 from bulle.cli.option_types import Suggestion, Text, complete_containers, complete_networks
 from bulle.cli.processes import FORMAT_HELP, SHORT_ID
@@ -135,14 +135,14 @@ def _tests(engine: Engine, chosen: Mapping[str, list[str]]) -> list[Callable[[Ne
 
 @verb("inspect", "NETWORK [NETWORK...]")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_networks)
-@_FORMAT
+@FORMAT
 @click.option("-v", "--verbose", is_flag=True, hidden=True, help="There is no more to say")
 @click.pass_obj
 def inspect(session: Session, names: Sequence[str], form: str, verbose: bool) -> int:
     """Display detailed information on one or more networks."""
     from bulle.engine.network_inspection import network_document
 
-    return _inspect_all(names, form, lambda name: network_document(session.engine.networks, name))
+    return inspect_all(names, form, lambda name: network_document(session.engine.networks, name))
 
 
 @verb("rm", "NETWORK [NETWORK...]")
@@ -192,13 +192,13 @@ def disconnect(session: Session, network: str, container: str, force: bool) -> i
 
 
 @verb("prune")
-@_filter("label", "until")
-@_FORCE
+@filter_option("label", "until")
+@FORCE
 @click.pass_obj
 def prune(session: Session, wanted: Sequence[str], force: bool) -> int:
     """Remove all unused networks."""
-    chosen = _chosen(wanted)
-    if not _confirmed(force, "This will remove all custom networks not used by at least one container."):
+    chosen = chosen_by(wanted)
+    if not confirmed(force, "This will remove all custom networks not used by at least one container."):
         return 0
     removed = session.engine.networks.prune(lambda one: chosen.takes(one.created_at_ns, one.config.labels))
     if removed:

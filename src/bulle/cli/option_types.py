@@ -213,3 +213,12 @@ def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str)
         return _matching((Reference.parse(name).familiar for one in images for name in one.references), incomplete)
     except (BulleError, OSError):
         return []
+
+
+def complete_volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of all volumes."""
+    session = ctx.find_object(Session)
+    try:
+        return _matching((one.name for one in session.engine.volumes.list()), incomplete) if session else []
+    except (BulleError, OSError):
+        return []

@@ -46,7 +46,8 @@ def _labels(container: Container) -> str:
 
 
 def _mounts(container: Container) -> list[str]:
-    return [one.host_path for one in container.options.volumes]
+    """Names of volumes, and host paths of binds."""
+    return [one.volume or one.host_path or one.image for one in container.plan.mounts if one.kind != "tmpfs" or one.volume]
 
 
 def _identity(text: str) -> str:
@@ -87,7 +88,7 @@ def listing(*, truncate: bool, sizes: bool = False) -> Listing[Container]:
             "Status": ("STATUS", lambda one: status_of(one.state(), paused=one.is_paused())),
             "Labels": ("LABELS", _labels),
             "Mounts": ("MOUNTS", lambda one: ",".join(map(cut(15), _mounts(one)))),
-            "LocalVolumes": ("LOCAL VOLUMES", lambda one: "0"),
+            "LocalVolumes": ("LOCAL VOLUMES", lambda one: str(sum(bool(mount.volume) for mount in one.plan.mounts))),
             "Networks": ("NETWORKS", lambda one: ",".join(one.plan.network.names)),
             "Size": ("SIZE", _size if sizes else lambda one: "0B"),
             "Isolation": ("ISOLATION", lambda one: one.plan.isolation),

@@ -19,7 +19,7 @@ from bulle.errors import InvalidInput
 from bulle.model.reference import Reference
 
 if TYPE_CHECKING:
-    from bulle.engine.usage import ContainerUsage, ImageUsage, Kind, StepUsage, Usage
+    from bulle.engine.usage import ContainerUsage, ImageUsage, Kind, StepUsage, Usage, VolumeUsage
 
 _SHORT = 12
 
@@ -73,6 +73,15 @@ def _containers() -> Listing[ContainerUsage]:
     )
 
 
+_VOLUMES: Listing[VolumeUsage] = Listing(
+    fields={
+        "Name": ("VOLUME NAME", lambda one: one.name),
+        "Links": ("LINKS", lambda one: str(one.links)),
+        "Size": ("SIZE", lambda one: human.size(one.size_bytes)),
+    },
+    columns=("Name", "Links", "Size"),
+    methods={},
+)
 _STEPS: Listing[StepUsage] = Listing(
     fields={
         "ID": ("CACHE ID", lambda one: one.key.rpartition(":")[2][:_SHORT]),
@@ -108,7 +117,7 @@ def _verbose(usage: Usage) -> str:
         "Containers space usage:\n",
         render(_containers(), usage.containers),
         "Local Volumes space usage:\n",
-        "VOLUME NAME   LINKS     SIZE\n",
+        render(_VOLUMES, usage.volumes),
         f"Build cache usage: {human.size(cache.size_bytes)}\n",
         render(_STEPS, usage.steps),
     )

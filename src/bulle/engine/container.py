@@ -113,7 +113,7 @@ class Container:
             order = msgspec.structs.replace(self._start_order(attach, rows, columns), bound=bound)
             attachment = self._order(msgspec.structs.replace(order, plan=planning.with_environment(order.plan, secrets)) if secrets else order)
             if attach and self.options.auto_remove:
-                attachment.when_exited = lambda: removal.forget(self._database, self.plan)
+                attachment.when_exited = lambda: removal.forget(self._database, self.plan, volumes=True)
         if attach:
             return attachment
         attachment.close()
@@ -259,8 +259,8 @@ class Container:
             os.close(pidfd)
         pausing.resume(self._home, self.plan)  # a signal wakes nobody who stands still
 
-    def remove(self, *, force: bool = False) -> None:
-        """Remove it and all it wrote; a running one only by ``force``."""
+    def remove(self, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove it and all it wrote, with ``volumes`` also its anonymous volumes; a running one only by ``force``."""
         state = self.state()
         if state.active:
             if not force:
@@ -268,7 +268,7 @@ class Container:
                 raise Conflict(f"container {self.name} is {'paused' if self.is_paused() else state.status}", "", mend)
             self._end(0, "KILL", "rm")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
-        removal.forget(self._database, self.plan)
+        removal.forget(self._database, self.plan, volumes=volumes or self.options.auto_remove)
         removal.remove_directory(self.plan)
         removal.collect(self._home, self._database)
 

@@ -18,7 +18,9 @@ from bulle.engine.drivers import driver_for
 from bulle.engine.images import Images
 from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
+from bulle.engine.volumes import Volumes
 from bulle.errors import Conflict, StorageFull, Unavailable
+from bulle.isolation.driver import Feature
 from bulle.linux import subordinate_ids
 from bulle.model.container import ContainerOptions
 from bulle.model.image import ExecutionConfig
@@ -31,22 +33,29 @@ from bulle.store import Store
 
 if TYPE_CHECKING:
     import builtins
+    from collections.abc import Callable
     from sqlite3 import Connection
 
     from bulle.engine.measuring import ContainerStatistics
+    from bulle.engine.mounting import Adopt, Mounting
     from bulle.engine.pruning import Pruned, PruneFilter
+
+    Build = Callable[[set[int], Connection], ContainerRecord]
+
+_ATTEMPTS = 20
 
 
 class Containers:
     """The containers of a home."""
 
-    def __init__(self, home: Path, database: Database, store: Store, images: Images) -> None:
+    def __init__(self, home: Path, database: Database, store: Store, images: Images, volumes: Volumes) -> None:
         self._home = home
         self._database = database
         self._records = ContainerRecords(database)
         self._networks = NetworkRecords(database)
         self._store = store
         self._images = images
+        self._volumes = volumes
 
     def create(self, options: ContainerOptions, base: Base | None = None) -> Container:
         """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it."""
@@ -55,6 +64,9 @@ class Containers:
             base = self._base(options)
         else:
             self._store.layers.prepare(base.layers)  # as it was done for an image when that was committed
+        mounting = self._mounting(options, base)
+        if mounting is not None:
+            base = mounting.resolve(options, base, image_volumes=not for_build and self._obeys_volumes(options, base))
         kept = planning.with_image(options, base.config)
         if planning.has_own_users(options) and self._store.layers.has_large_ids(base.layers):
             raise Unavailable(
@@ -76,14 +88,20 @@ class Containers:
                 plan = replace(plan, network=network)
             return ContainerRecord.of(identifier, name, base.image_id, time.time_ns(), first, kept, plan)
 
-        record = self._insert(build, bool(options.name))
+        if mounting is None or not mounting.mounts:
+            record = self._insert(build, bool(options.name))
+        else:
+            record = self._insert_with_volumes(build, bool(options.name), mounting, base, options.user or base.config.user)
         try:
             if record.plan.root.size_bytes:
                 driver_for(record.plan.isolation, self._home).require(record.plan)
             make_directory(record.plan)
         except BaseException as error:
-            self._records.delete(identifier)
+            self._records.delete(identifier, volumes=True)
             shutil.rmtree(record.plan.state_host_path, ignore_errors=True)
+            for mount in record.plan.mounts:
+                if mount.volume:
+                    self._volumes.sweep(mount.volume)
             if isinstance(error, OSError) and error.errno in (28, 122):
                 raise StorageFull("the container could not be created", os.strerror(error.errno), "free some space") from error
             raise
@@ -97,6 +115,8 @@ class Containers:
         """What ``create`` and ``start`` would do, without doing it."""
         base = self._base(options)
         options = self._with_shared_network(options)
+        if (mounting := self._mounting(options, base)) is not None:
+            base = mounting.resolve(options, base, image_volumes=self._obeys_volumes(options, base))
         plan = self._compose(options, base, "0" * 64, identities.free_range(self._home, ()), options.name)
         if plan.network.mode != "own":
             return plan
@@ -140,10 +160,34 @@ class Containers:
         other = self._records.find(name)
         return replace(options, network=f"container:{other.plan.network.container_id or other.id}")
 
-    def _insert(self, build: object, named: bool) -> ContainerRecord:
-        for _ in range(20):
+    def _mounting(self, options: ContainerOptions, base: Base) -> Mounting | None:
+        """What resolves the mounts of a container that has any."""
+        if not (options.volumes or options.mounts or options.tmpfs or options.volumes_from or base.mounts or base.config.volumes):
+            return None
+        from bulle.engine.mounting import Mounting
+
+        return Mounting(self._database, self._store, self._images, self._volumes)
+
+    def _obeys_volumes(self, options: ContainerOptions, base: Base) -> bool:
+        """Whether the image's VOLUME means anything here; where a level has no volumes, what would be in them is in the container."""
+        level = options.isolation or "container"
+        return bool(base.config.volumes) and level in planning.LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
+
+    def _insert_with_volumes(self, build: Build, named: bool, mounting: Mounting, base: Base, user: str) -> ContainerRecord:
+        from bulle.engine.mounting import VolumesChanged
+
+        for _ in range(_ATTEMPTS):
             try:
-                return self._records.create(build)  # type: ignore[arg-type]
+                with mounting.prepared(base, user) as adopt:
+                    return self._insert(build, named, adopt)
+            except VolumesChanged:
+                continue
+        raise Conflict("the volumes of the container are made and removed again and again", "", "see what does that")
+
+    def _insert(self, build: Build, named: bool, also: Adopt | None = None) -> ContainerRecord:
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._records.create(build, also)
             except NameTaken:
                 if named:
                     raise

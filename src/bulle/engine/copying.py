@@ -115,7 +115,7 @@ class ContainerFiles:
 
         def work(root: int, line: Line) -> None:
             try:
-                for chunk in _ExportWalk(Path("/")).all(root):
+                for chunk in WholeWalk(Path("/")).all(root):
                     line.write(chunk)
             except OSError as error:
                 if isinstance(error, (BrokenPipeError, ConnectionResetError)):
@@ -263,7 +263,7 @@ class _CopyWalk(Walk):
         yield from super().directory(parent, name, path)
 
 
-class _ExportWalk(_CopyWalk):
+class WholeWalk(_CopyWalk):
     """A walk over everything."""
 
     def all(self, root: int) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from bulle.engine.changes import stubs
-from bulle.engine.inner_worker import Line, beside, require_writable_layer
+from bulle.engine.inner_worker import Line, beside, mappings_of, require_writable_layer
 from bulle.errors import BulleError, Unsupported
 from bulle.isolation import sized_layer
 from bulle.isolation.root_access import root_copy
@@ -60,7 +60,7 @@ def changes(home: Path, plan: RunPlan) -> list[Change]:
             line.send([(kind, os.fsdecode(path).encode("utf-8", "surrogateescape")) for kind, path in _Comparison(plan, below, upper).all()])
             line.end_stream()
 
-        with beside(plan, work) as line:
+        with beside(mappings_of(plan), work) as line:
             found = line.receive()
         import base64  # how bytes come through JSON
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bulle.engine.drivers import LEVELS
+from bulle.errors import BulleError
 from bulle.isolation.control_group import available
-from bulle.linux import seccomp, subordinate_ids
+from bulle.linux import nftables, seccomp, subordinate_ids
 from bulle.records.database import Database
 from bulle.store import Store
 
@@ -35,7 +36,7 @@ def examine(home: Path) -> list[Finding]:
         findings.append(
             Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
         )
-    return [*findings, *_layers(home), _limits(), _seccomp(), _identities(), _init(), *_programs(), _space(home), _kvm()]
+    return [*findings, *_layers(home), _limits(), _seccomp(), _identities(), _networks(), _init(), *_programs(), _space(home), _kvm()]
 
 
 def _layers(home: Path) -> list[Finding]:
@@ -79,6 +80,16 @@ def _identities() -> Finding:
     if shutil.which("newuidmap") is None:
         return Finding("user ids", False, "one id only: newuidmap is missing", "sudo apt-get install uidmap")
     return Finding("user ids", True, f"your own and {users[1].size} subordinate ids")
+
+
+def _networks() -> Finding:
+    if os.geteuid() != 0:
+        return Finding("networks", False, "none and host: bridges need root", "run as root")
+    try:
+        nftables.run("list tables\n")
+    except BulleError as error:
+        return Finding("networks", False, str(error), "apt-get install nftables")
+    return Finding("networks", True, "bridges, published ports and names")
 
 
 def _init() -> Finding:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bulle.engine import evidence, removal
+from bulle.engine.events import publish_volumes
 from bulle.engine.starting import Order
 from bulle.errors import BulleError
 from bulle.isolation.driver import Driver
@@ -37,8 +38,9 @@ def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, st
         delay_s = record_end(order, driver, watch, status, error)
     else:
         publish_container(order.plan.state_host_path, "die", exitCode=str(code))
+        publish_volumes(order.plan, "unmount")
         if not order.attach:
-            removal.forget(Database(Path(order.home)), order.plan)
+            removal.forget(Database(Path(order.home)), order.plan, volumes=True)
             forgotten = True
     if watch is not None:
         watch.finish_clients(finished)
@@ -47,7 +49,7 @@ def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, st
         watch.close()
     if removed:
         if not forgotten:
-            removal.forget(Database(Path(order.home)), order.plan)
+            removal.forget(Database(Path(order.home)), order.plan, volumes=True)
         driver.clean_up(order.plan)
         removal.remove_directory(order.plan)
     return delay_s
@@ -119,6 +121,7 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
         publish_container(directory, "oom")
     if error is None:
         publish_container(directory, "die", exitCode=str(code))
+        publish_volumes(plan, "unmount")
     return delay_s
 
 

@@ -16,6 +16,7 @@ from bulle.engine.images import Images
 from bulle.engine.indexes import Indexes
 from bulle.engine.networks import Networks
 from bulle.engine.registries import Registries
+from bulle.engine.volumes import Volumes
 from bulle.records.database import Database
 from bulle.store import Store
 
@@ -42,7 +43,8 @@ class Engine:
         self.artifacts = Artifacts(self.store, self.images)
         self.registries = Registries()
         self.networks = Networks(self.home, self.database)
-        self.containers = Containers(self.home, self.database, self.store, self.images)
+        self.volumes = Volumes(self.home, self.database, self.store)
+        self.containers = Containers(self.home, self.database, self.store, self.images, self.volumes)
 
     def __enter__(self) -> Engine:
         return self
@@ -62,7 +64,7 @@ class Engine:
         freed = self.store.gc()
         removal.collect_steps(self.home, self.database)
         removal.collect(self.home, self.database)
-        return freed
+        return freed + self.volumes.collect()
 
     def layer_backend(self) -> str:
         """How layers are shown on this machine: ``erofs``, ``loop`` or ``directory``."""

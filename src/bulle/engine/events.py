@@ -6,6 +6,7 @@ Docker's rule: values of one key are alternatives, different keys must all hold,
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from bulle.errors import InvalidInput
 from bulle.model.reference import Reference
+from bulle.model.volume import DRIVER
 from bulle.records.events import Event, Following, publish, read
 
 if TYPE_CHECKING:
+    from bulle.model.run_plan import RunPlan
     from bulle.store import Image
 
 FILTER_KEYS = ("builder", "container", "event", "image", "label", "network", "scope", "type", "volume")
@@ -106,3 +109,12 @@ def publish_image(home: Path, action: str, image: Image, name: str = "", **more:
     identifier = reference.familiar if by_name and reference is not None else image.id
     called = image.id if reference is None else reference.familiar_name if by_name else reference.familiar
     publish(home, "image", action, identifier, {**labels, "name": called, **more})
+
+
+def publish_volumes(plan: RunPlan, action: str) -> None:
+    """Publish that the volumes of a container are mounted (``mount``) or were (``unmount``)."""
+    home = os.path.dirname(os.path.dirname(plan.state_host_path))
+    for one in plan.mounts:
+        if one.volume:
+            more = {"destination": one.container_path, "read/write": str(not one.read_only).lower(), "propagation": ""} if action == "mount" else {}
+            publish(home, "volume", action, one.volume, {"driver": DRIVER, "container": plan.container_id, **more})

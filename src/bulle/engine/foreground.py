@@ -14,6 +14,7 @@ import msgspec
 
 from bulle.engine import removal, supervisor
 from bulle.engine.ending import is_removed, record_end
+from bulle.engine.events import publish_volumes
 from bulle.engine.starting import Order, Watch, begin
 from bulle.monitor import Outcome
 from bulle.monitor.frames import event
@@ -62,7 +63,8 @@ class Foreground:
         finish = event("exited", exit_code=code, kept=not removed)
         if removed:
             publish_container(self._order.plan.state_host_path, "die", exitCode=str(code))
-            removal.forget(self._database, self._order.plan)
+            publish_volumes(self._order.plan, "unmount")
+            removal.forget(self._database, self._order.plan, volumes=True)
             child.afterwards.append(lambda: self._clean_up(watch, finish))
         else:
             again = record_end(self._order, watch.driver, self._supervisor, status) is not None

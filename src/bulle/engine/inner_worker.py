@@ -11,7 +11,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -20,7 +20,7 @@ import msgspec
 from bulle.engine.starting import take_lock
 from bulle.errors import BulleError, Conflict, CorruptImage, NotFound, from_parts, to_parts
 from bulle.linux import process, user_namespace
-from bulle.model.run_plan import RunPlan
+from bulle.model.run_plan import IdMapping, RunPlan
 from bulle.monitor import current_state
 from bulle.store import Store
 
@@ -82,7 +82,8 @@ def working(home: Path, plan: RunPlan, name: str, work: Work, *, merged: bool = 
             require_writable_layer(plan)
         else:
             pidfd, lock = _seize(plan, name)
-        with _forked(lambda: _enter(home, plan, pidfd, merged), work, plan, in_user_namespace=os.geteuid() != 0 and pidfd < 0) as line:
+        mappings = mappings_of(plan) if os.geteuid() != 0 and pidfd < 0 else None
+        with _forked(lambda: _enter(home, plan, pidfd, merged), work, mappings) as line:
             yield line
     finally:
         for descriptor in (lock, pidfd):
@@ -90,10 +91,18 @@ def working(home: Path, plan: RunPlan, name: str, work: Work, *, merged: bool = 
                 os.close(descriptor)
 
 
+Mappings = tuple[Sequence[IdMapping], Sequence[IdMapping]]
+
+
+def mappings_of(plan: RunPlan) -> Mappings:
+    """The users and groups of a container's user namespace."""
+    return plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings
+
+
 @contextmanager
-def beside(plan: RunPlan, work: Callable[[Line], None]) -> Iterator[Line]:
-    """The line to a child that looks at a container's files on the host as the root of its users: what only an ordinary user needs."""
-    with _forked(lambda: -1, lambda _root, line: work(line), plan, in_user_namespace=os.geteuid() != 0) as line:
+def beside(mappings: Mappings, work: Callable[[Line], None]) -> Iterator[Line]:
+    """The line to a child that looks at containers' files on the host as the root of their users, which an ordinary user needs to be."""
+    with _forked(lambda: -1, lambda _root, line: work(line), mappings if os.geteuid() != 0 else None) as line:
         yield line
 
 
@@ -147,12 +156,12 @@ _in_user_namespace = False
 
 
 @contextmanager
-def _forked(enter: Callable[[], int], work: Work, plan: RunPlan, *, in_user_namespace: bool) -> Iterator[Line]:
+def _forked(enter: Callable[[], int], work: Work, mappings: Mappings | None) -> Iterator[Line]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _be_child(enter, work, plan, ours, theirs, writing, in_user_namespace)
+        _be_child(enter, work, ours, theirs, writing, mappings)
     theirs.close()
     os.close(writing)
     line = Line(ours)
@@ -174,7 +183,7 @@ def _forked(enter: Callable[[], int], work: Work, plan: RunPlan, *, in_user_name
 
 
 def _be_child(
-    enter: Callable[[], int], work: Work, plan: RunPlan, ours: socket.socket, theirs: socket.socket, writing: int, in_user_namespace: bool
+    enter: Callable[[], int], work: Work, ours: socket.socket, theirs: socket.socket, writing: int, mappings: Mappings | None
 ) -> None:
     global _in_user_namespace
     code = 1
@@ -186,10 +195,9 @@ def _be_child(
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits is told, and closes the line
         ours.close()
-        if in_user_namespace:
+        if mappings is not None:
             _in_user_namespace = True
-            users = plan.security.id_mappings
-            user_namespace.call(users, plan.security.group_mappings or users, do)
+            user_namespace.call(*mappings, do)
         else:
             do()
         code = 0

@@ -1,4 +1,4 @@
-"""``inspect``: what is known of a container or an image, in Docker's form, so that scripts written for it find what they look for."""
+"""``inspect``: what is known of a container, an image or a volume, in Docker's form, so that scripts written for it find what they look for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from bulle.engine.network_inspection import network_host_config, network_setting
 from bulle.model.container import ContainerState
 from bulle.model.lifecycle import Health, HealthCheck
 from bulle.model.reference import Reference
-from bulle.model.run_plan import Resources
+from bulle.model.run_plan import Mount, Resources, RunPlan
+from bulle.model.volume import DRIVER, Volume
 from bulle.monitor.logs import LOG_FILE, timestamp
 from bulle.records.containers import ContainerRecord
 from bulle.store import Image
@@ -35,17 +36,7 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
         "Driver": "overlay",
         "Platform": "linux",
         "HostConfig": _host_config(record),
-        "Mounts": [
-            {
-                "Type": mount.kind,
-                "Source": mount.host_path,
-                "Destination": mount.container_path,
-                "Mode": "ro" if mount.read_only else ",".join(mount.options),
-                "RW": not mount.read_only,
-                "Propagation": "rprivate" if mount.kind == "bind" else "",
-            }
-            for mount in plan.mounts
-        ],
+        "Mounts": [_mount(mount) for mount in plan.mounts],
         "Config": {
             "Hostname": plan.hostname,
             "Domainname": "",
@@ -63,6 +54,35 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
         }
         | ({"Healthcheck": _health_check(plan.lifecycle.health)} if plan.lifecycle.health else {}),
         "NetworkSettings": network_settings(record, state),
+    }
+
+
+def _mount(mount: Mount) -> dict[str, object]:
+    """One of Docker's ``Mounts``."""
+    kind = "volume" if mount.volume else mount.kind
+    return {
+        "Type": kind,
+        **({"Name": mount.volume} if mount.volume else {}),
+        "Source": mount.image or mount.host_path,
+        "Destination": mount.container_path,
+        **({"Driver": DRIVER} if mount.volume else {}),
+        "Mode": "ro" if mount.read_only else "" if mount.volume else ",".join(mount.options),
+        "RW": not mount.read_only,
+        "Propagation": mount.propagation if kind == "bind" else "",
+        **({"Subpath": mount.subpath} if mount.subpath else {}),
+    }
+
+
+def volume_document(volume: Volume) -> dict[str, object]:
+    """Docker's document of a volume."""
+    return {
+        "CreatedAt": timestamp(volume.created_at_ns),
+        "Driver": DRIVER,
+        "Labels": volume.labels or None,
+        "Mountpoint": volume.mountpoint,
+        "Name": volume.name,
+        "Options": volume.options or None,
+        "Scope": "local",
     }
 
 
@@ -139,12 +159,18 @@ def _device_limits(resources: Resources, kind: str, name: str) -> list[dict[str,
     return [{"Path": limit.host_path, name: limit.value} for limit in resources.device_limits if limit.kind == kind] or None
 
 
+def _binds(plan: RunPlan) -> list[str]:
+    """Binds and volumes as ``-v`` takes them."""
+    binds = (mount for mount in plan.mounts if mount.kind == "bind")
+    return [f"{mount.volume or mount.host_path}:{mount.container_path}{':ro' if mount.read_only else ''}" for mount in binds]
+
+
 def _host_config(record: ContainerRecord) -> dict[str, object]:
     plan, options = record.plan, record.options
     resources, security, policy = plan.resources, plan.security, restart_policy(options.restart_policy)
     return {
-        "Binds": [f"{mount.host_path}:{mount.container_path}{':ro' if mount.read_only else ''}" for mount in plan.mounts if mount.kind == "bind"]
-        or None,
+        "Binds": _binds(plan) or None,
+        "VolumesFrom": list(options.volumes_from) or None,
         **network_host_config(record),
         "AutoRemove": options.auto_remove,
         "RestartPolicy": {"Name": policy.name, "MaximumRetryCount": policy.retries},
@@ -166,7 +192,7 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
                 for item in security.group_mappings or security.id_mappings
             ],
         },
-        "Tmpfs": {mount.container_path: ",".join(mount.options) for mount in plan.mounts if mount.kind == "tmpfs"} or None,
+        "Tmpfs": {mount.container_path: ",".join(mount.options) for mount in plan.mounts if mount.kind == "tmpfs" and not mount.volume} or None,
         "ShmSize": plan.shm_bytes,
         "Memory": resources.memory_bytes,
         "MemorySwap": resources.memory_swap_bytes or 2 * resources.memory_bytes,

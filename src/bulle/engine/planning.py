@@ -49,7 +49,8 @@ _SECURITY_OPTIONS = frozenset({"no-new-privileges", "apparmor", "label", "seccom
 class Base(msgspec.Struct, frozen=True):
     """What a container stands on: an image (``image_id``), or the layers of a build so far.
 
-    ``writable`` is the host directory of its writable layer, by default inside its own; ``mounts`` and ``volume_layers`` come with the base.
+    ``writable`` is the host directory of its writable layer, by default inside its own. ``mounts`` and the ``volume_layers`` that they show come with
+    the base; :mod:`bulle.engine.mounting` adds those of the options.
     """
 
     layers: tuple[Digest, ...]
@@ -95,7 +96,7 @@ def compose(
         state_host_path=str(directory),
         root=root,
         process=_process(options, config, container_id),
-        mounts=_mounts(options, base.mounts),
+        mounts=base.mounts,
         volume_layers=base.volume_layers,
         resources=resources(options),
         security=_security(options, own_users, id_mappings, group_mappings),
@@ -282,26 +283,6 @@ def _profile(value: str) -> str:
         return Path(value).read_text()
     except OSError as error:
         raise NotFound(f"the seccomp profile {value} cannot be read", os.strerror(error.errno or 0), "give a file, or unconfined") from error
-
-
-def _mounts(options: ContainerOptions, given: tuple[Mount, ...]) -> tuple[Mount, ...]:
-    mounts = list(given)
-    for volume in options.volumes:
-        for path, whose in ((volume.host_path, "host"), (volume.container_path, "container")):
-            if not path.startswith("/"):
-                raise InvalidInput(f"the volume's path {path!r} on the {whose} is not absolute", "named volumes are not there yet", "begin it with /")
-        mounts.append(Mount("bind", os.path.normpath(volume.container_path), volume.host_path, volume.read_only))
-    for path, text in options.tmpfs:
-        if not path.startswith("/"):
-            raise InvalidInput(f"the tmpfs path {path!r} is not absolute", "", "begin it with /")
-        mounts.append(Mount("tmpfs", os.path.normpath(path), options=tuple(part for part in text.split(",") if part)))
-    places = [mount.container_path for mount in mounts]
-    for path in places:
-        if path in ("/", "//"):
-            raise InvalidInput("nothing can be mounted over the container's /", "", "mount it at a directory below /")
-        if places.count(path) > 1:
-            raise InvalidInput(f"duplicate mount point: {path}", "", "mount it once")
-    return tuple(mounts)
 
 
 def resources(options: ContainerOptions) -> Resources:

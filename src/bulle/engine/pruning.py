@@ -57,7 +57,7 @@ def prune_containers(containers: Containers, store: Store, chosen: PruneFilter) 
         pruned.reclaimed_bytes += size
     store.gc()  # layers that only these containers held
     pruned.reclaimed_bytes += store.collected_bytes - before
-    return _published(store, "container", pruned)
+    return published(store, "container", pruned)
 
 
 def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bool) -> Pruned:
@@ -79,7 +79,7 @@ def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bo
             continue
     store.gc()
     pruned.reclaimed_bytes = store.collected_bytes - before
-    return _published(store, "image", pruned)
+    return published(store, "image", pruned)
 
 
 def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned:
@@ -96,10 +96,11 @@ def prune_build_cache(store: Store, *, every: bool, until_ns: int = 0) -> Pruned
     keys, reclaimed = store.build_cache.prune(chosen)
     if every and not until_ns:
         reclaimed += store.build_mounts.prune()
-    return _published(store, "builder", Pruned(list(keys), reclaimed))
+    return published(store, "builder", Pruned(list(keys), reclaimed))
 
 
-def _published(store: Store, kind: str, pruned: Pruned) -> Pruned:
+def published(store: Store, kind: str, pruned: Pruned) -> Pruned:
+    """What was removed, once it is an event."""
     publish(store.home, kind, "prune", "", {"reclaimed": str(pruned.reclaimed_bytes)})
     return pruned
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from bulle.engine.drivers import driver_for
+from bulle.engine.volumes import Volumes
 from bulle.isolation.control_group import ControlGroup
 from bulle.linux import user_namespace
 from bulle.model.run_plan import RunPlan
@@ -17,22 +18,28 @@ from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
 from bulle.records.events import container_attributes, publish
+from bulle.store import Store
 from bulle.store.workspace import remove_tree
 
 _YOUNG_S = 60.0
 _REMOVALS = 50
 
 
-def forget(database: Database, plan: RunPlan) -> None:
-    """Delete the row: name, id range and leases are free."""
+def forget(database: Database, plan: RunPlan, *, volumes: bool = False) -> None:
+    """Delete the row: name, id range and leases are free. With ``volumes`` also those of its anonymous volumes that nobody else has."""
     attributes = container_attributes(plan.state_host_path)  # its directory may be gone as soon as its row is
-    if ContainerRecords(database).delete(plan.container_id) and attributes is not None:
+    if ContainerRecords(database).delete(plan.container_id, volumes=volumes) and attributes is not None:
         publish(database.path.parent, "container", "destroy", plan.container_id, attributes)
 
 
 def remove_directory(plan: RunPlan) -> None:
-    """Remove the container's host directory; harmless to repeat, and done by :func:`collect` for directories without a row."""
+    """Remove the container's host directory; harmless to repeat, and done by :func:`collect` for directories without a row.
+
+    With it go the directories of its volumes that have no row any more.
+    """
     directory = Path(plan.state_host_path)
+    if names := {mount.volume for mount in plan.mounts if mount.volume}:
+        _sweep_volumes(directory.parent.parent, names)
     if os.geteuid() != 0:
         # Files of the container's other users belong to subordinate ids: only root of such a namespace may remove them.
         mappings = (plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
@@ -49,6 +56,17 @@ def remove_directory(plan: RunPlan) -> None:
         if not directory.exists():
             return
         time.sleep(0.01)  # a monitor that records the end, or was being started anew, wrote or renamed something there meanwhile
+
+
+def _sweep_volumes(home: Path, names: set[str]) -> None:
+    database = Database(home)
+    store = Store(home, database)
+    try:
+        for name in names:
+            Volumes(home, database, store).sweep(name)
+    finally:
+        store.close()
+        database.close()
 
 
 def collect(home: Path, database: Database) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from bulle.engine import keeping, removal
 from bulle.engine.drivers import driver_for
+from bulle.engine.events import publish_volumes
 from bulle.errors import BulleError, Conflict, StorageFull
 from bulle.isolation.driver import Driver, Stdio, Workload
 from bulle.linux import process
@@ -131,8 +132,13 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: 
         for kept in filter(lambda held: held >= 0, (workload.terminal, streams.stdout, streams.stderr, streams.stdin)):
             leash.hold(kept)
     log, listener = opened
-    publish_container(directory, "start")
+    _publish_start(plan)
     return Watch(order, driver, workload, streams, log, listener, lock)
+
+
+def _publish_start(plan: RunPlan) -> None:
+    publish_volumes(plan, "mount")
+    publish_container(plan.state_host_path, "start")
 
 
 def _start_failed(order: Order, driver: Driver, error: BulleError, again: bool) -> None:
@@ -142,7 +148,7 @@ def _start_failed(order: Order, driver: Driver, error: BulleError, again: bool) 
         return  # its monitor decides
     if order.auto_remove:
         with suppress(OSError, BulleError):
-            removal.forget(Database(Path(order.home)), order.plan)
+            removal.forget(Database(Path(order.home)), order.plan, volumes=True)
             removal.remove_directory(order.plan)
     else:
         directory, now_ns = order.plan.state_host_path, time.time_ns()

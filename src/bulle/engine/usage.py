@@ -1,4 +1,4 @@
-"""``system df``: what images, containers and the build cache take on the disk, and how much of it could be had back."""
+"""``system df``: what images, containers, volumes and the build cache take on the disk, and how much of it could be had back."""
 
 from __future__ import annotations
 
@@ -51,6 +51,15 @@ class ContainerUsage:
 
 
 @dataclass(frozen=True)
+class VolumeUsage:
+    """One volume: how many containers have it, and its bytes on the disk."""
+
+    name: str
+    links: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class StepUsage:
     """One row of the build cache; ``own_bytes`` is what would be had back with it alone."""
 
@@ -70,6 +79,7 @@ class Usage:
     images: tuple[ImageUsage, ...] = ()
     containers: tuple[ContainerUsage, ...] = ()
     steps: tuple[StepUsage, ...] = field(default=())
+    volumes: tuple[VolumeUsage, ...] = ()
 
 
 def usage_of(engine: Engine) -> Usage:
@@ -79,6 +89,7 @@ def usage_of(engine: Engine) -> Usage:
     containers = tuple(ContainerUsage(one, disk_bytes(Path(one.directory))) for one in engine.containers.list(all=True))
     images = tuple(_image_usage(image, layers, containers) for image in engine.images.list())
     steps = tuple(_step_usage(row, layers) for row in store.build_cache.list())
+    volumes = tuple(VolumeUsage(one.name, len(one.users), engine.volumes.size(one.name)) for one in engine.volumes.list())
     in_use = {one.image.id for one in images if one.containers}
     # What nobody stands on is no layer: it speaks of images.
     of_images = [layer for layer in layers.values() if layer.images or not (layer.containers or layer.steps)]
@@ -90,10 +101,16 @@ def usage_of(engine: Engine) -> Usage:
     kinds = (
         Kind("Images", len(images), len(in_use), _sum(of_images), _sum(idle)),
         Kind("Containers", len(containers), len(containers) - len(stopped), written, left),
-        Kind("Local Volumes", 0, 0, 0, 0),
+        Kind(
+            "Local Volumes",
+            len(volumes),
+            sum(1 for one in volumes if one.links),
+            sum(one.size_bytes for one in volumes),
+            sum(one.size_bytes for one in volumes if not one.links),
+        ),
         Kind("Build Cache", len(steps) + len(mounts), 0, _sum(cached) + sum(mounts), _sum(cached) + sum(mounts)),
     )
-    return Usage(kinds, images, containers, steps)
+    return Usage(kinds, images, containers, steps, volumes)
 
 
 def container_sizes(home: Path, database: Database, plan: RunPlan) -> tuple[int, int]:

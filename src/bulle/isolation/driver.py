@@ -162,7 +162,7 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
     resources = plan.resources
     return [
         (Feature.NETWORKS, plan.network.mode in ("own", "container")),
-        (Feature.VOLUMES, any(mount.kind == "bind" for mount in plan.mounts)),
+        (Feature.VOLUMES, any(mount.kind != "tmpfs" for mount in plan.mounts)),
         (Feature.TMPFS, any(mount.kind == "tmpfs" for mount in plan.mounts)),
         (Feature.READ_ONLY_ROOT, plan.root.read_only),
         (Feature.MEMORY_LIMIT, _limits_memory(resources)),

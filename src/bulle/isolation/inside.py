@@ -14,7 +14,8 @@ import stat
 
 from bulle.errors import BulleError, InvalidInput
 from bulle.isolation import system
-from bulle.isolation.root_filesystem import DetachedMounts, identity_files, is_directory
+from bulle.isolation.host_mounts import is_directory
+from bulle.isolation.root_filesystem import DetachedMounts, identity_files
 from bulle.linux import mount, process
 from bulle.linux.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from bulle.model.run_plan import Mount, RunPlan
@@ -79,8 +80,8 @@ def attach_existing(plan: RunPlan, root: int, mounts: DetachedMounts) -> None:
 
 
 def attach_volumes(plan: RunPlan, root: int, mounts: DetachedMounts) -> None:
-    """Attach the binds of the plan, parents before children; what would be memory of its own is not there without a run."""
-    wanted = sorted(zip((one for one in plan.mounts if one.kind == "bind"), mounts.volumes, strict=True), key=lambda item: _depth(item[0]))
+    """Attach the mounts of the plan, parents before children; what would be memory of its own is not there without a run."""
+    wanted = sorted(zip((one for one in plan.mounts if one.kind != "tmpfs"), mounts.volumes, strict=True), key=lambda item: _depth(item[0]))
     for volume, descriptor in wanted:
         _attach_existing(root, volume.container_path, descriptor)
 
@@ -312,9 +313,9 @@ def _attach_existing(root: int, path: str, descriptor: int) -> None:
 
 
 def _user_mounts(plan: RunPlan, root: int, mounts: DetachedMounts) -> None:
-    """Binds and tmpfs of the plan, parents before children."""
+    """All mounts of the plan, parents before children."""
     volumes = iter(mounts.volumes)
-    sources = [(wanted, next(volumes) if wanted.kind == "bind" else -1) for wanted in plan.mounts]
+    sources = [(wanted, next(volumes) if wanted.kind != "tmpfs" else -1) for wanted in plan.mounts]
     for wanted, descriptor in sorted(sources, key=lambda item: _depth(item[0])):
         _attach_existing(root, wanted.container_path, descriptor if descriptor >= 0 else _tmpfs(wanted))
 

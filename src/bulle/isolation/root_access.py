@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from bulle.errors import BulleError, Unavailable
 from bulle.isolation import inside, rootless, sized_layer
-from bulle.isolation.root_filesystem import OVERLAY_OPTIONS, detached_mounts
+from bulle.isolation.host_mounts import OVERLAY_OPTIONS
+from bulle.isolation.root_filesystem import detached_mounts
 from bulle.linux import mount, namespaces, process, user_namespace
 from bulle.linux.fork import fork
 from bulle.linux.namespaces import CLONE_NEWNS, CLONE_NEWUSER

@@ -15,13 +15,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from bulle.errors import BulleError, InvalidInput, NotFound, Unavailable
-from bulle.isolation import sized_layer
+from bulle.errors import BulleError, InvalidInput
+from bulle.isolation import host_mounts, sized_layer
 from bulle.linux import libc, mount, process
-from bulle.model.run_plan import Mount, RunPlan
-
-# Decided once for ever: no feature whose state on disk a later commit or diff could misread.
-OVERLAY_OPTIONS = (("redirect_dir", "off"), ("metacopy", "off"), ("index", "off"))
+from bulle.model.run_plan import RunPlan
 
 
 @dataclass
@@ -29,7 +26,7 @@ class DetachedMounts:
     """Descriptors of detached mounts, owned by whoever holds this value.
 
     ``root`` is the overlay, ``binds`` the host directories that the image shows, ``files`` the container's hostname, hosts and resolv.conf,
-    ``volumes`` one per bind mount of the plan in the plan's order.
+    ``volumes`` one per mount of the plan that is not memory of its own, in the plan's order.
     """
 
     root: int = -1
@@ -75,12 +72,12 @@ def detached_mounts(plan: RunPlan, user_namespace_fd: int | None) -> DetachedMou
     try:
         mounts.root = _overlay(plan, user_namespace_fd, mounts.notes)
         for path in plan.root.host_binds:
-            mounts.binds.append(_bind(path, True, user_namespace_fd, mounts.notes))
+            mounts.binds.append(host_mounts.bind(path, True, user_namespace_fd, mounts.notes))
         for path in identity_files(plan):
-            mounts.files.append(_bind(path, False, user_namespace_fd, []))
-        for volume in plan.mounts:
-            if volume.kind == "bind":
-                mounts.volumes.append(_volume(volume, user_namespace_fd, mounts.notes))
+            mounts.files.append(host_mounts.bind(path, False, user_namespace_fd, []))
+        for wanted in plan.mounts:
+            if wanted.kind != "tmpfs":
+                mounts.volumes.append(host_mounts.detached(plan, wanted, user_namespace_fd, mounts.notes))
     except BaseException:
         mounts.close()
         raise
@@ -96,41 +93,10 @@ def match_root(plan: RunPlan, upper: str) -> None:
         os.chmod(upper, stat.S_IMODE(wanted.st_mode))
 
 
-def _volume(volume: Mount, user_namespace_fd: int | None, notes: list[str]) -> int:
-    try:
-        return _bind(volume.host_path, volume.read_only, user_namespace_fd, notes)
-    except FileNotFoundError as error:
-        raise NotFound(f"the volume's source {volume.host_path} does not exist", "", "create it first") from error
-
-
-def _bind(host_path: str, read_only: bool, user_namespace_fd: int | None, notes: list[str]) -> int:
-    """A detached recursive copy of what stands at a host path."""
-    descriptor = mount.open_tree(mount.AT_FDCWD, host_path, mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_RECURSIVE)
-    try:
-        attributes = mount.MOUNT_ATTR_RDONLY if read_only else 0
-        if user_namespace_fd is not None and is_directory(descriptor):
-            # Container root would be their owner; no list of allowed devices guards a container that can make none.
-            attributes |= mount.MOUNT_ATTR_NODEV
-        flags = mount.AT_EMPTY_PATH | mount.AT_RECURSIVE
-        if user_namespace_fd is not None:
-            try:
-                mount.mount_setattr(descriptor, "", flags, attributes | mount.MOUNT_ATTR_IDMAP, 0, mount.MS_PRIVATE, user_namespace_fd)
-                return descriptor
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                notes.append(f"{host_path}: its file system cannot map ids, so its files belong to nobody (65534) inside the container")
-        mount.mount_setattr(descriptor, "", flags, attributes, 0, mount.MS_PRIVATE)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> int:
     """The detached overlay. Its upper directory falls back to memory where the file system under it cannot carry one."""
     with contextlib.ExitStack() as stack:
-        lowers = [_layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
+        lowers = [host_mounts.layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
         if not lowers:
             raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
         writable: str | int = plan.root.writable_host_path
@@ -158,23 +124,6 @@ def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> 
             "the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops"
         )
         return descriptor
-
-
-def _layer(stack: contextlib.ExitStack, host_path: str, user_namespace_fd: int | None) -> int:
-    descriptor = mount.open_tree(mount.AT_FDCWD, host_path)
-    stack.callback(os.close, descriptor)
-    attributes = mount.MOUNT_ATTR_RDONLY | (mount.MOUNT_ATTR_IDMAP if user_namespace_fd is not None else 0)
-    try:
-        mount.mount_setattr(descriptor, "", mount.AT_EMPTY_PATH, attributes, 0, mount.MS_PRIVATE, user_namespace_fd or 0)
-    except OSError as error:
-        if error.errno == errno.EINVAL and user_namespace_fd is not None:
-            raise Unavailable(
-                "this kernel or file system cannot map the ids of an image layer",
-                f"mount_setattr on {host_path}: {error.strerror}",
-                "use --userns=host, --isolation chroot, or a kernel of 5.19 or newer with BULLE_HOME on ext4, xfs or btrfs",
-            ) from error
-        raise
-    return descriptor
 
 
 def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable: str | int, user_namespace_fd: int | None) -> int:
@@ -205,35 +154,19 @@ def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], w
 
 def _overlay_by_path(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable_fd: int) -> int:
     """The overlay for kernels before 6.15, which refuse detached layers: each is attached for a moment in this process's private mount namespace."""
-    stage = f"{plan.state_host_path}/stage"
-    with contextlib.ExitStack() as attached:
-        names = []
-        for number, descriptor in enumerate([*lowers, writable_fd]):
-            path = f"{stage}/{number}"
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            # A descriptor attached once cannot be attached again: attach a copy.
-            copy = mount.open_tree(descriptor, "", mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_EMPTY_PATH)
-            attached.callback(os.close, copy)
-            mount.attach_mount(copy, path)
-            attached.callback(mount.umount, path, mount.MNT_DETACH)
-            names.append(path)
-        here = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        attached.callback(os.close, here)
+    with host_mounts.attached(plan, [*lowers, writable_fd]) as here:
         overlay = _overlay_context(stack, plan)
         # Short names through the directory's descriptor: 500 long paths would not fit into mount options.
-        mount.fsconfig_set_string(overlay, "lowerdir", ":".join(f"/proc/self/fd/{here}/{number}" for number in range(len(lowers))))
-        mount.fsconfig_set_string(overlay, "upperdir", f"{names[-1]}/upper")
-        mount.fsconfig_set_string(overlay, "workdir", f"{names[-1]}/work")
+        stage = f"/proc/self/fd/{here}"
+        mount.fsconfig_set_string(overlay, "lowerdir", ":".join(f"{stage}/{number}" for number in range(len(lowers))))
+        mount.fsconfig_set_string(overlay, "upperdir", f"{stage}/{len(lowers)}/upper")
+        mount.fsconfig_set_string(overlay, "workdir", f"{stage}/{len(lowers)}/work")
         mount.fsconfig_create(overlay)
         return _checked(mount.fsmount(overlay, _root_attributes(plan)))
 
 
 def _overlay_context(stack: contextlib.ExitStack, plan: RunPlan) -> int:
-    overlay = mount.fsopen("overlay")
-    stack.callback(os.close, overlay)
-    mount.fsconfig_set_string(overlay, "source", "overlay")
-    for key, value in OVERLAY_OPTIONS:
-        mount.fsconfig_set_string(overlay, key, value)
+    overlay = host_mounts.overlay_context(stack)
     if plan.root.volatile:
         mount.fsconfig_set_flag(overlay, "volatile")
     return overlay
@@ -286,8 +219,3 @@ def _acting_as_container_root(plan: RunPlan | None) -> Iterator[None]:
         libc.libc.setfsuid(os.geteuid())
         libc.libc.setfsgid(os.getegid())
         process.prctl(process.PR_SET_SECUREBITS, bits)
-
-
-def is_directory(descriptor: int) -> bool:
-    """Whether the detached mount is a directory (a file is bound on a file)."""
-    return stat.S_ISDIR(os.fstat(descriptor).st_mode)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from bulle.errors import InvalidInput, NotFound, Unavailable
+from bulle.errors import InvalidInput, Unavailable
+from bulle.isolation import host_mounts
 from bulle.isolation.root_filesystem import DetachedMounts, identity_files, match_root
 from bulle.linux import mount
-from bulle.linux.mount import MOUNT_ATTR_RDONLY
 from bulle.model.run_plan import RunPlan
 
 
@@ -21,12 +21,12 @@ def detached_mounts(plan: RunPlan) -> DetachedMounts:
     """The same value as the driver's process makes for root, with nothing id-mapped."""
     mounts = DetachedMounts(root=_overlay(plan))
     for path in plan.root.host_binds:
-        mounts.binds.append(_bind(path, True))
+        mounts.binds.append(host_mounts.bind(path, True, None, mounts.notes))
     for path in identity_files(plan):
-        mounts.files.append(_bind(path, False))
-    for volume in plan.mounts:
-        if volume.kind == "bind":
-            mounts.volumes.append(_bind(volume.host_path, volume.read_only))
+        mounts.files.append(host_mounts.bind(path, False, None, mounts.notes))
+    for wanted in plan.mounts:
+        if wanted.kind != "tmpfs":
+            mounts.volumes.append(host_mounts.detached(plan, wanted, None, mounts.notes, unprivileged=True))
     return mounts
 
 
@@ -58,14 +58,3 @@ def _overlay(plan: RunPlan) -> int:
         ) from error
     finally:
         os.close(context)
-
-
-def _bind(host_path: str, read_only: bool) -> int:
-    flags = mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_RECURSIVE
-    try:
-        descriptor = mount.open_tree(mount.AT_FDCWD, host_path, flags)
-    except FileNotFoundError as error:
-        raise NotFound(f"the volume's source {host_path} does not exist", "", "create it first") from error
-    if read_only:
-        mount.mount_setattr(descriptor, "", mount.AT_EMPTY_PATH | mount.AT_RECURSIVE, MOUNT_ATTR_RDONLY)
-    return descriptor

@@ -13,12 +13,13 @@ import msgspec
 from bulle.model.lifecycle import Health
 from bulle.model.network import NetworkOption, PortMapping
 from bulle.model.run_plan import DeviceLimit, ResourceLimit
+from bulle.model.volume import MountOption
 
 Status = Literal["created", "running", "restarting", "exited", "dead", "removing"]
 
 
 class VolumeOption(msgspec.Struct, frozen=True):
-    """``-v host_path:container_path[:ro]``: a bind of an absolute host path."""
+    """``-v host_path:container_path[:ro]``: a bind of an absolute host path, or the volume of that name."""
 
     host_path: str
     container_path: str
@@ -104,6 +105,9 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Names and addresses for /etc/hosts; the address ``host-gateway`` is the host's on the container's first network."""
     egress: str = ""
     """``none``, ``internet``, ``allow:LIST`` or ``all``; empty for what the network says."""
+    mounts: tuple[MountOption, ...] = ()
+    volumes_from: tuple[str, ...] = ()
+    """Names of containers, each perhaps with ``:ro``, whose binds and volumes this one has as well."""
 
 
 class LimitChanges(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,13 +58,26 @@ class RootFilesystem(msgspec.Struct, frozen=True):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """One mount that the user asked for: a bind of ``host_path`` or a tmpfs, at ``container_path``."""
+    """One mount that the user asked for, at ``container_path``: a bind of ``host_path``, a tmpfs with ``options``, or the files of an image.
 
-    kind: Literal["bind", "tmpfs"]
+    ``volume`` is the name of the volume that it shows. One of a limited size (``size_bytes``) is a file system in the file ``disk`` below
+    ``host_path``. ``subpath`` is resolved below what is shown, links and all. ``propagation`` says whether later mounts of the host arrive
+    (``rslave``); ``recursive`` is :class:`bulle.model.volume.MountOption`'s. An image is named by ``image``, and shown by ``layer_host_paths``, the
+    lowest first.
+    """
+
+    kind: Literal["bind", "tmpfs", "image"]
     container_path: str
     host_path: str = ""
     read_only: bool = False
     options: tuple[str, ...] = ()
+    volume: str = ""
+    subpath: str = ""
+    size_bytes: int = 0
+    propagation: str = "rprivate"
+    recursive: Literal["enabled", "disabled", "writable", "readonly"] = "enabled"
+    image: str = ""
+    layer_host_paths: tuple[str, ...] = ()
 
 
 class ResourceLimit(msgspec.Struct, frozen=True):
@@ -193,7 +206,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     """One run of one container, ready to be realised by the driver named ``isolation``.
 
     ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files). ``volume_layers`` are layers that
-    binds among ``mounts`` show parts of: they must stand at their ``host_path`` before it starts. ``systemd`` makes it a system container: the
+    ``mounts`` show or show parts of: they must stand at their ``host_path`` before it starts. ``systemd`` makes it a system container: the
     command is an init, which manages control groups of its own below the container's. ``oom_score_adj`` is how willingly the kernel ends its
     processes when memory runs out (-1000 to 1000; None: as the engine itself).
     """

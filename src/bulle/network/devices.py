@@ -43,6 +43,14 @@ def inside(namespace_fd: int) -> Iterator[None]:
         os.close(here)
 
 
+def exists(device: str) -> bool:
+    """Whether this network namespace has a device of that name; a /sys may be another's."""
+    try:
+        return socket.if_nametoindex(device) > 0
+    except OSError:
+        return False
+
+
 def make_bridge(device: str, mtu: int, alias: str) -> bool:
     """Have the bridge of a network stand; False where it did. ``alias`` is what `ip link` says beside its name."""
     with RouteSocket() as route:

@@ -207,13 +207,13 @@ class NameServer:
         if not found:
             return dns_messages.empty(message, question)
         answers = dns_messages.answers(message, question, found, dns_messages.LARGEST_MESSAGE if by_stream else question.payload_bytes)
+        turn = next(self._turns) % len(answers)  # also for those who never ask twice in the same words (with a cookie), or by a stream
         if not by_stream and len(message) <= _LONGEST_REMEMBERED:
-            self._remember(client, message, answers)
-        # Those who never ask twice in the same words (with a cookie, by a stream) take turns as well.
-        return message[:2] + answers[next(self._turns) % len(answers)]
+            self._remember(client, message, answers[turn + 1 :] + answers[: turn + 1])
+        return message[:2] + answers[turn]
 
     def _remember(self, client: _Client, message: bytes, answers: list[bytes]) -> None:
-        """Have the answers to a datagram ready, each beginning with another address."""
+        """Have the answers to a datagram ready, in this order."""
         if self._ready_bytes > _MOST_REMEMBERED_BYTES:
             self._forget_ready()
         self._ready_bytes += len(message) + sum(map(len, answers)) + 500

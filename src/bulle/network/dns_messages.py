@@ -153,7 +153,7 @@ def query(message: bytes, question: Question) -> bytes:
     return packed
 
 
-def failure(message: bytes, code: int) -> bytes:
+def failure(message: bytes, code: int, is_truncated: bool = False) -> bytes:
     """An answer that says only why there is none, to anything with a header; the question is repeated if it can be read."""
     end = _HEADER.size
     flags = int.from_bytes(message[2:4], "big")
@@ -163,7 +163,8 @@ def failure(message: bytes, code: int) -> bytes:
         question = None
     if question is not None:
         end = question.end
-    packed = message[:2] + _HEADER.pack(0, _answer_flags(flags, code), int(question is not None), 0, 0, 0)[2:] + message[_HEADER.size : end]
+    flags = _answer_flags(flags, code) | (_TRUNCATED if is_truncated else 0)
+    packed = message[:2] + _HEADER.pack(0, flags, int(question is not None), 0, 0, 0)[2:] + message[_HEADER.size : end]
     return _extended(packed, question) if question is not None else packed
 
 
@@ -277,6 +278,11 @@ def rewritten(message: bytes, question: Question, kept: Sequence[Record], longes
 def code_of(message: bytes) -> int:
     """The response code of an answer."""
     return message[3] & 0xF
+
+
+def is_truncated(message: bytes) -> bool:
+    """Whether an answer is only the beginning of one, which can be had by a stream."""
+    return bool(message[2] << 8 & _TRUNCATED)
 
 
 def _reply(question: Question, authoritative: bool = False) -> dnslib.DNSRecord:

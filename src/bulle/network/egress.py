@@ -132,3 +132,13 @@ def is_private(address: str) -> bool:
     if isinstance(parsed, ipaddress.IPv4Address):
         return any(parsed in network for network in private4)
     return not any(parsed in network for network in public6) or any(parsed in network for network in private6)
+
+
+def is_listed(egress: Egress, address: str, port: int) -> bool:
+    """Whether a CIDR of the list covers an address, with that port."""
+    parsed = ipaddress.ip_address(address)
+    return any(
+        parsed in ipaddress.ip_network(destination.target) and (not destination.ports or port in destination.ports)
+        for destination in egress.destinations
+        if not is_name(destination.target)
+    )

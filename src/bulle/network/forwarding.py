@@ -205,8 +205,9 @@ class Forwarder:
             return
         code = dns_messages.code_of(message)
         end = exchange.question.end
-        if message[4:6] == b"\0\0" and code:
-            message = dns_messages.failure(exchange.message, code)  # some repeat no question when they fail
+        is_truncated = dns_messages.is_truncated(message)
+        if message[4:6] == b"\0\0" and (code or is_truncated):  # some repeat no question when they have nothing to say to it
+            message = dns_messages.failure(exchange.message, code, is_truncated)
         elif message[4:6] != b"\0\1" or message[12:end].lower() != exchange.message[12:end].lower():
             return
         self._shunned.pop(asking.server, None)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bulle.errors import Unavailable
+from bulle.linux import bridge
 
 _SYSCTLS = Path("/proc/sys/net")
 
@@ -36,6 +37,8 @@ def prepare_host(*, ipv6: bool = False) -> list[str]:
 
 def open_bridge(device: str, *, ipv6: bool = False) -> None:
     """Tell one of our bridges, once it is made, that it routes; also 127.0.0.0/8, so that localhost reaches published ports. Errors: Unavailable."""
+    with suppress(OSError):  # a kernel before 5.0, on which no container of ours runs
+        bridge.learn_nothing_from_link_local(device)
     _set(f"ipv4/conf/{device}/forwarding", "1")
     _set(f"ipv4/conf/{device}/route_localnet", "1")
     if not has_ipv6():
@@ -46,6 +49,11 @@ def open_bridge(device: str, *, ipv6: bool = False) -> None:
     _set(f"ipv6/conf/{device}/disable_ipv6", "0" if ipv6 else "1")
     if ipv6:
         _set(f"ipv6/conf/{device}/forwarding", "1")
+
+
+def open_port(veth: str) -> None:
+    """Tell a port of our bridge, once it is one, that a container may reach its own published ports. Errors: OSError."""
+    bridge.send_back(veth)
 
 
 def _read(name: str) -> str:

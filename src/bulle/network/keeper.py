@@ -189,7 +189,7 @@ class Keeper:
         if record is None:
             with closing(Database(self._home)) as database:
                 record = NetworkRecords(database).find(attachment.network_id)
-        elif os.path.exists(f"/sys/class/net/{record.device}"):
+        elif devices.exists(record.device):
             return
         config = record.config
         # The host's own address on an internal network too: names and health checks come from there, but no route leads out.

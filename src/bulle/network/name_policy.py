@@ -78,7 +78,7 @@ class NamePolicy:
             return self._screen_listed(message, question, records, largest_bytes)
         fine = [record for record in records if self._fine(message, record)]
         if len(fine) == len(records):
-            return Screened(message)
+            return Screened(message[: records[-1].end if records else question.end])
         answers = [record for record in records if record.section == ANSWER]
         if all(self._fine(message, record) for record in answers):
             return Screened(dns_messages.cut(message, question, answers))

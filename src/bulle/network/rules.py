@@ -2,20 +2,23 @@
 
 The keeper calls it, and is its only caller: one object per home, whose memory is the truth. A change is one transaction of elements; where it does
 not fit what stands (somebody flushed the table), all of it is made anew from memory, also in one transaction, so that no moment is without rules.
-What connection tracking knows is not in the table: connections that stand outlive that. It neither makes devices nor asks for names.
+What connection tracking knows is not in the table: connections that stand outlive that; those that must not are forgotten one by one.
+It neither makes devices nor asks for names.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
-from bulle.errors import BulleError
-from bulle.linux import nftables
+from bulle.errors import BulleError, Conflict
+from bulle.linux import connection_tracking, nftables
 from bulle.model.network import Egress, PublishedPort
 from bulle.network import ruleset
-from bulle.network.egress import is_private
+from bulle.network.egress import is_listed, is_private
 from bulle.network.ruleset import Elements, Link
 
 _MOST_NAMED = 4096  # addresses remembered for the names of one container: what a name server answers must not fill the kernel's memory
@@ -107,6 +110,11 @@ class Rules:
         if before is not None and before.egress == egress:
             new.named = before.named
         self._change(self._members, container_id, new, self._member_change(before, new))
+        if list_name and self._stands and (before is None or before.egress != egress):
+            # Where connections that stand go on, some may be from before the list; or of a container that had the address, by which two could agree.
+            for address in (address for link in links for address in link.addresses):
+                with suppress(OSError):
+                    connection_tracking.forget_from(address, lambda found: not is_listed(egress, found.target, found.port))
 
     def change_member(self, container_id: str, links: Sequence[Link], egress: Egress) -> None:
         """Other interfaces, or another way out, of a container that is known."""
@@ -119,8 +127,16 @@ class Rules:
     def publish(self, container_id: str, ports: Sequence[tuple[PublishedPort, str]]) -> None:
         """Lead ports of the host to an address of the container. What only a relay can do (::1, or another family than the target's) is no rule."""
         before = self._published.get(container_id, {})
-        new = before | ruleset.port_elements(ports)
+        wanted = ruleset.port_elements(ports)
+        for other_id, others in self._published.items():
+            if other_id != container_id and (taken := wanted.keys() & others.keys()):
+                raise Conflict(f"port {ruleset.port_text(min(taken))} is published by another container", other_id)
+        new = before | wanted
         self._change(self._published, container_id, new, ruleset.difference(self.table, before, new))
+        for port, target in ports:
+            if self._stands and port.protocol == "udp":  # who sent there before would be led where it was led then, for as long as it goes on
+                with suppress(OSError):
+                    connection_tracking.forget_to_port(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.IPPROTO_UDP, port.host_port)
 
     def retract(self, container_id: str, ports: Sequence[tuple[PublishedPort, str]]) -> None:
         """Lead them there no longer; harmless where unknown."""
@@ -128,6 +144,9 @@ class Rules:
         gone = ruleset.port_elements(ports)
         new = {key: value for key, value in before.items() if key not in gone}
         self._change(self._published, container_id, new or None, ruleset.difference(self.table, before, new))
+        for target in {target for port, target in ports if self._stands and port.protocol == "udp"}:
+            with suppress(OSError):
+                connection_tracking.forget_answered_by(target, socket.IPPROTO_UDP)
 
     def allow(self, container_id: str, addresses: Sequence[str], ports: Sequence[int], lifetime_s: int) -> None:
         """Let a container reach addresses of an allowed name for so long (no ports: all). Private ones stay closed: only a CIDR opens those."""

@@ -128,6 +128,14 @@ def port_elements(ports: Sequence[tuple[PublishedPort, str]]) -> Elements:
     return found
 
 
+def port_text(element: tuple[str, str, str]) -> str:
+    """A published port's element as people write it."""
+    _, name, key = element
+    protocol, *address, port = key.split(" . ")
+    host = address[0] if address else {"everywhere4": "0.0.0.0", "everywhere6": "::"}[name]
+    return f"{f'[{host}]' if ':' in host else host}:{port}/{protocol}"
+
+
 def list_name_of(container_id: str) -> str:
     """The chain of a container in mode ``allow``; its sets of resolved names have a suffix."""
     return "list_" + re.sub(r"[^0-9A-Za-z]", "_", container_id)[:32]

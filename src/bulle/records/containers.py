@@ -64,8 +64,15 @@ class ContainerRecords:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def create(self, build: Callable[[set[int], sqlite3.Connection], ContainerRecord]) -> ContainerRecord:
-        """Insert the record that ``build`` makes from the id ranges that are taken, in one transaction; Conflict for a name that is taken."""
+    def create(
+        self,
+        build: Callable[[set[int], sqlite3.Connection], ContainerRecord],
+        also: Callable[[sqlite3.Connection, ContainerRecord], None] | None = None,
+    ) -> ContainerRecord:
+        """Insert the record that ``build`` makes from the id ranges that are taken, in one transaction, in which ``also`` is called.
+
+        Raises Conflict for a name that is taken.
+        """
         with self._database.transaction() as connection:
             taken = {row[0] for row in connection.execute("SELECT id_range FROM container WHERE id_range IS NOT NULL")}
             record = build(taken, connection)
@@ -81,8 +88,10 @@ class ContainerRecords:
                 raise _taken(record.name) from error
             connection.executemany(
                 "INSERT INTO container_layer (container_id, diff_id) VALUES (?, ?)",
-                [(record.id, diff_id) for diff_id in dict.fromkeys(layer.diff_id for layer in record.plan.root.layers)],
+                [(record.id, diff_id) for diff_id in dict.fromkeys(one.diff_id for one in (*record.plan.root.layers, *record.plan.volume_layers))],
             )
+            if also is not None:
+                also(connection, record)
         return record
 
     def find(self, name: str) -> ContainerRecord:
@@ -108,10 +117,14 @@ class ContainerRecords:
         """The ids of all containers."""
         return {str(row[0]) for row in self._database.rows("SELECT id FROM container")}
 
-    def delete(self, container_id: str) -> bool:
-        """Forget a container, its name, its ids and its leases; False where there is none."""
+    def delete(self, container_id: str, *, volumes: bool = False) -> bool:
+        """Forget a container, its name, its ids and its leases; False where there is none. With ``volumes`` also anonymous ones of nobody else's."""
         with self._database.transaction() as connection:
-            return connection.execute("DELETE FROM container WHERE id = ?", (container_id,)).rowcount > 0
+            mine = [row[0] for row in connection.execute("SELECT volume FROM container_volume WHERE container_id = ?", (container_id,)) if volumes]
+            found = connection.execute("DELETE FROM container WHERE id = ?", (container_id,)).rowcount > 0
+            unused = "anonymous AND NOT EXISTS (SELECT 1 FROM container_volume WHERE volume = name)"
+            connection.executemany(f"DELETE FROM volume WHERE name = ? AND {unused}", [(name,) for name in mine])
+            return found
 
     def rename(self, container_id: str, name: str) -> None:
         """Give a container another name. Raises Conflict for one that is taken, NotFound when it was removed meanwhile."""

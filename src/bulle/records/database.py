@@ -145,7 +145,23 @@ CREATE TABLE endpoint (                 -- a container's place on a network, for
 CREATE INDEX endpoint_container ON endpoint(container_id);
 """
 
-SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS)
+VOLUMES = """
+CREATE TABLE volume (
+    name TEXT PRIMARY KEY,
+    created_at_ns INTEGER NOT NULL,
+    anonymous INTEGER NOT NULL,         -- 1: nobody gave it its name; it goes with its container where that is asked for
+    labels BLOB NOT NULL,               -- JSON
+    options BLOB NOT NULL               -- JSON: the local driver's
+) STRICT;
+CREATE TABLE container_volume (         -- keeps a volume while a container has it
+    container_id TEXT NOT NULL REFERENCES container(id) ON DELETE CASCADE,
+    volume TEXT NOT NULL REFERENCES volume(name),
+    PRIMARY KEY (container_id, volume)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX container_volume_volume ON container_volume(volume);
+"""
+
+SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 

@@ -22,6 +22,7 @@ from bulle.registry.compression import CHUNK_BYTES
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTR = "SCHILY.xattr."
+_NO_ID = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class Rules:
 
 @dataclass
 class TreeWriter:
-    """One tar on its way below one directory; ``left_out`` are the names of what could not be written."""
+    """One tar on its way below one directory.
+
+    ``left_out`` are the names of what could not be written, ``root`` is what the archive says of the directory itself, which is left as it is.
+    """
 
     directory: int
     rules: Rules
     left_out: list[str] = field(default_factory=list)
+    root: tarfile.TarInfo | None = None
     _path: list[str] = field(default_factory=list)
     _opened: list[int] = field(default_factory=list)
     _directories: dict[tuple[str, ...], tarfile.TarInfo] = field(default_factory=dict)
@@ -69,6 +74,7 @@ class TreeWriter:
         if ".." in parts:
             raise InvalidInput("the archive contains a path that leaves its directory", f"{member.name!r} contains '..'")
         if not parts:
+            self.root = member if member.isdir() else self.root
             return
         try:
             parent = self._enter(parts[:-1])
@@ -194,7 +200,7 @@ class TreeWriter:
         self._chown(lambda user, group: os.fchown(descriptor, user, group), member)
 
     def _chown(self, act: Callable[[int, int], None], member: tarfile.TarInfo) -> None:
-        owner = (member.uid, member.gid) if self.rules.owners else self.rules.owner
+        owner = owner_of(member) if self.rules.owners else self.rules.owner
         if owner is None:
             return
         try:
@@ -231,6 +237,13 @@ class TreeWriter:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             return Conflict(what, "a directory on its way is none, or a symlink")
         return BulleError(what, os.strerror(error.errno or 0))
+
+
+def owner_of(member: tarfile.TarInfo) -> tuple[int, int]:
+    """The numbers of a member's user and group. Raises InvalidInput for what the kernel would take for something else: -1 is nobody's number."""
+    if not (0 <= member.uid < _NO_ID and 0 <= member.gid < _NO_ID):
+        raise InvalidInput(f"the owner of {member.name!r} cannot be kept", f"{member.uid}:{member.gid} is no user and group", "correct the archive")
+    return member.uid, member.gid
 
 
 def _is_mount_point(parent: int, name: str) -> bool:

@@ -1,0 +1,139 @@
+"""What the kernel remembers of connections, and forgetting some of it. ctnetlink (linux/netfilter/nfnetlink_conntrack.h), conntrack(8)
+
+The kernel is asked for those that match only (Linux 5.8), since a busy machine knows hundreds of thousands; not by IPv6 addresses, of which it gives
+all others (seen up to 6.18), so that those are looked at here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+_NETLINK_NETFILTER = 12
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_IPCTNL_MSG_CT_GET, _IPCTNL_MSG_CT_DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ID, _CTA_ZONE, _CTA_FILTER = 1, 2, 12, 18, 25
+_CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
+_CTA_IP_V4_SRC, _CTA_IP_V4_DST, _CTA_IP_V6_SRC, _CTA_IP_V6_DST = 1, 2, 3, 4
+_CTA_PROTO_NUM, _CTA_PROTO_DST_PORT = 1, 3
+_CTA_FILTER_ORIG_FLAGS, _CTA_FILTER_REPLY_FLAGS = 1, 2
+_MATCH_SOURCE, _MATCH_PROTOCOL, _MATCH_PORT = 1 << 0, 1 << 3, 1 << 5
+_NLA_F_NESTED = 0x8000
+
+
+class Connection(NamedTuple):
+    """One direction of a connection as it began: who spoke to whom, by which IP protocol, to which port (0 where there are none)."""
+
+    source: str
+    target: str
+    protocol: int
+    port: int
+
+
+def forget_from(source: str, chosen: Callable[[Connection], bool]) -> int:
+    """Forget the connections that an address began and that are chosen; returns how many. What is sent on is new to the rules."""
+    source = str(ipaddress.ip_address(source))
+    family, packed = _packed(source)
+    wanted = b"" if family == socket.AF_INET6 else _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, _ip(family, packed)) + _filter(_MATCH_SOURCE, 0)
+    return _forget(family, wanted, _CTA_TUPLE_ORIG, lambda found: found.source == source and chosen(found))
+
+
+def forget_answered_by(target: str, protocol: int) -> int:
+    """Forget the connections that an address answers, by one IP protocol: also those that were led there from another address."""
+    target = str(ipaddress.ip_address(target))
+    family, packed = _packed(target)
+    matched = _MATCH_PROTOCOL if family == socket.AF_INET6 else _MATCH_PROTOCOL | _MATCH_SOURCE
+    wanted = _attribute(_CTA_TUPLE_REPLY | _NLA_F_NESTED, _ip(family, packed) + _protocol(protocol, 0)) + _filter(0, matched)
+    return _forget(family, wanted, _CTA_TUPLE_REPLY, lambda found: (found.source, found.protocol) == (target, protocol))
+
+
+def forget_to_port(family: socket.AddressFamily, protocol: int, port: int) -> int:
+    """Forget the connections that were begun to a port, wherever they were led."""
+    wanted = _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, _protocol(protocol, port))
+    chosen = _filter(_MATCH_PROTOCOL | _MATCH_PORT, 0)
+    return _forget(family, wanted + chosen, _CTA_TUPLE_ORIG, lambda found: (found.protocol, found.port) == (protocol, port))
+
+
+def _packed(address: str) -> tuple[socket.AddressFamily, bytes]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _ip(family: int, source: bytes) -> bytes:
+    return _attribute(_CTA_TUPLE_IP | _NLA_F_NESTED, _attribute(_CTA_IP_V6_SRC if family == socket.AF_INET6 else _CTA_IP_V4_SRC, source))
+
+
+def _protocol(number: int, port: int) -> bytes:
+    parts = _attribute(_CTA_PROTO_NUM, bytes([number]))
+    return _attribute(_CTA_TUPLE_PROTO | _NLA_F_NESTED, parts + (_attribute(_CTA_PROTO_DST_PORT, struct.pack(">H", port)) if port else b""))
+
+
+def _filter(begun: int, answered: int) -> bytes:
+    flags = _attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", begun)) + _attribute(_CTA_FILTER_REPLY_FLAGS, struct.pack("=I", answered))
+    return _attribute(_CTA_FILTER | _NLA_F_NESTED, flags)
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    position = 0
+    while position + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, position)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[position + 4 : position + length]
+        position += (length + 3) & ~3
+    return found
+
+
+def _connection(tuple_: bytes) -> Connection:
+    parts = _attributes(tuple_)
+    addresses, protocol = _attributes(parts.get(_CTA_TUPLE_IP, b"")), _attributes(parts.get(_CTA_TUPLE_PROTO, b""))
+    source = addresses.get(_CTA_IP_V4_SRC) or addresses.get(_CTA_IP_V6_SRC) or bytes(4)
+    target = addresses.get(_CTA_IP_V4_DST) or addresses.get(_CTA_IP_V6_DST) or bytes(4)
+    (port,) = struct.unpack(">H", protocol.get(_CTA_PROTO_DST_PORT, b"\0\0"))
+    return Connection(str(ipaddress.ip_address(source)), str(ipaddress.ip_address(target)), protocol.get(_CTA_PROTO_NUM, b"\0")[0], port)
+
+
+def _forget(family: int, wanted: bytes, direction: int, chosen: Callable[[Connection], bool]) -> int:
+    """Ask for what is wanted, look at one direction of each, and delete what is chosen."""
+    forgotten = 0
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as kernel:
+        found = [parts for parts in _ask(kernel, _IPCTNL_MSG_CT_GET, _NLM_F_DUMP, family, wanted) if chosen(_connection(parts.get(direction, b"")))]
+        for parts in found:
+            exactly = _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, parts[_CTA_TUPLE_ORIG])
+            exactly += b"".join(_attribute(kind, parts[kind]) for kind in (_CTA_ZONE, _CTA_ID) if kind in parts)
+            try:
+                list(_ask(kernel, _IPCTNL_MSG_CT_DELETE, _NLM_F_ACK, family, exactly))
+                forgotten += 1
+            except FileNotFoundError:
+                pass  # it ended meanwhile
+    return forgotten
+
+
+def _ask(kernel: socket.socket, message: int, flags: int, family: int, attributes: bytes) -> Iterator[dict[int, bytes]]:
+    """Send one request; each answer as its attributes."""
+    body = struct.pack(">BBH", family, 0, 0) + attributes
+    kernel.send(struct.pack("=IHHII", 16 + len(body), message, _NLM_F_REQUEST | flags, 1, 0) + body)
+    while True:
+        data = kernel.recv(1 << 17)
+        position = 0
+        while position + 16 <= len(data):
+            length, kind = struct.unpack_from("=IH", data, position)
+            if kind == _NLMSG_ERROR:
+                (error,) = struct.unpack_from("=i", data, position + 16)
+                if error:
+                    raise OSError(-error, f"ctnetlink: {os.strerror(-error)}")
+                return
+            if kind == _NLMSG_DONE:
+                return
+            yield _attributes(data[position + 20 : position + length])
+            position += (length + 3) & ~3

@@ -1,0 +1,220 @@
+"""The rules of networks over time: flushed, changed by others, two homes side by side, a keeper that is killed, and machines that lack something."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from bulle.errors import BulleError, Conflict, Unavailable
+from bulle.linux import nftables
+from bulle.model.network import PublishedPort
+from bulle.network import ruleset
+from bulle_testing.network_lab import HOST, WORLD, WORLD6, Lab, connected, echoes, listening, ports, reaches
+
+pytestmark = [pytest.mark.root, pytest.mark.programs("ip", "nft")]
+
+TABLE = "bulle_0badcafe"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    made = Lab.make()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def shape(text: object) -> list[str]:
+    """What nft prints, without what changes with time."""
+    return sorted(re.sub(r"(timeout|expires) [0-9a-z]+", "", str(text)).split())
+
+
+@pytest.fixture(params=["libnftables.so.1", "no such library"], ids=["library", "program"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By the library, and by the program ``nft`` where there is no library."""
+    monkeypatch.setattr(nftables, "LIBRARY", request.param)
+    return str(request.param)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "nft flush ruleset",
+        f"nft delete table inet {TABLE}",
+        f"nft flush chain bridge {TABLE} sender",
+        f"nft delete element inet {TABLE} everywhere4 '{{ tcp . 9090 }}'",
+        f"nft insert rule inet {TABLE} egress accept",
+    ],
+)
+def test_what_others_take_away_is_noticed_and_put_back(lab: Lab, way: str, damage: str) -> None:
+    rules = lab.rules()
+    rules.open()
+    network = lab.network(rules, 1)
+    member, other = lab.member(rules, network, 2, "allow:example.org"), lab.member(rules, network, 3, "none")
+    assert rules.touched() is False, "from now on it is watched"
+    rules.publish(member.name, ports(PublishedPort("0.0.0.0", 9090, 80), target=member.address))
+    rules.allow(member.name, [WORLD], [80], 60)
+    before = shape(rules.describe())
+    assert rules.touched() is False, "what it changes itself is no news"
+    lab.machine.run("nft add table inet somebody; nft add chain inet somebody chain; nft delete table inet somebody")
+    assert rules.touched() is False, "nor what does not concern it"
+    lab.machine.run(damage)
+    assert rules.touched() is True
+    rules.restore()
+    assert rules.touched() is False
+    assert shape(rules.describe()) == before
+    with listening(member.space, "0.0.0.0", 80) as listener:
+        assert reaches(lab.world, HOST, 9090, listener) == WORLD
+    with listening(lab.world, "0.0.0.0", 80) as listener:
+        assert reaches(member.space, WORLD, 80, listener) == HOST
+    assert not echoes(other.space, WORLD)
+
+
+def test_a_change_on_a_flushed_table_makes_all_of_it_anew(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    network = lab.network(rules, 1)
+    member = lab.member(rules, network, 2, "none")
+    lab.machine.run("nft flush ruleset")
+    rules.publish(member.name, ports(PublishedPort("0.0.0.0", 9090, 80), target=member.address))
+    assert not echoes(member.space, WORLD)
+    lab.machine.run("nft flush ruleset")
+    rules.retract(member.name, ports(PublishedPort("0.0.0.0", 9090, 80), target=member.address))
+    assert not echoes(member.space, WORLD)
+    lab.machine.run("nft flush ruleset")
+    rules.remove_member(member.name)
+    assert echoes(member.space, WORLD), "masqueraded, and no longer limited"
+    rules.close()
+    assert lab.machine.run("nft list ruleset") == ""
+
+
+def test_what_the_kernel_refuses_changes_nothing(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    network = lab.network(rules, 1)
+    member, other = lab.member(rules, network, 2), lab.member(rules, network, 3)
+    rules.publish(member.name, ports(PublishedPort("0.0.0.0", 9090, 80), target=member.address))
+    before = rules.describe()
+    with pytest.raises(Conflict, match=r"0\.0\.0\.0:9090/tcp"):
+        rules.publish(other.name, ports(PublishedPort("127.0.0.1", 8080, 80), PublishedPort("0.0.0.0", 9090, 80), target=other.address))
+    with pytest.raises(BulleError, match="rules of the networks"):
+        rules.add_network("overlapping", "bulle00000009", ["10.208.0.0/16"], ["10.208.0.1"], False)
+    assert rules.describe() == before
+    rules.restore()
+    assert rules.describe() == before
+
+
+def test_two_homes_stand_side_by_side(lab: Lab) -> None:
+    one, two = lab.rules("bulle_00000001"), lab.rules("bulle_00000002")
+    one.open()
+    two.open()
+    first, second = lab.member(one, lab.network(one, 1), 2), lab.member(two, lab.network(two, 2), 2, "internet")
+    one.publish(first.name, ports(PublishedPort("0.0.0.0", 9090, 80), target=first.address))
+    two.publish(second.name, ports(PublishedPort("127.0.0.1", 8080, 80), target=second.address))
+    with listening(first.space, "0.0.0.0", 80) as listener:
+        assert reaches(lab.world, HOST, 9090, listener) == WORLD
+        assert connected(second.space, first.address, 80) is None
+        assert connected(second.space, HOST, 9090) is None, "the host is not the internet"
+    with listening(second.space, "0.0.0.0", 80) as listener:
+        assert reaches(lab.machine, "127.0.0.1", 8080, listener) == "10.208.2.1"
+        assert connected(first.space, second.address, 80) is None
+    assert echoes(first.space, WORLD)
+    assert echoes(second.space, WORLD6)
+    assert two.touched() is False
+    one.close()
+    assert two.touched() is False
+    with listening(second.space, "0.0.0.0", 80) as listener:
+        assert reaches(lab.machine, "127.0.0.1", 8080, listener) == "10.208.2.1"
+        assert connected(lab.world, HOST, 9090) is None
+
+
+def test_the_next_keeper_takes_over_and_connections_go_on(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    network = lab.network(rules, 1)
+    member, gone = lab.member(rules, network, 2, "none"), lab.member(rules, network, 3)
+    published = ports(PublishedPort("0.0.0.0", 9090, 80), target=member.address)
+    rules.publish(member.name, published)
+    rules.publish(gone.name, ports(PublishedPort("0.0.0.0", 7070, 80), target=gone.address))
+    with listening(member.space, "0.0.0.0", 80) as listener:
+        connection = connected(lab.world, HOST, 9090)
+        assert connection is not None
+        with connection, listener.accept()[0] as accepted:
+            rules.kill()
+            following = lab.rules()
+            following.add_network(network, "bulle00000001", ["10.208.1.0/24", "fd00:1::/64"], ["10.208.1.1", "fd00:1::1"], False)
+            following.add_member(member.name, [member.link], member.egress)
+            following.publish(member.name, published)
+            following.open()
+            connection.sendall(b"over")
+            assert accepted.recv(9) == b"over"
+            accepted.sendall(b"and back")
+            assert connection.recv(9) == b"and back"
+            assert reaches(lab.world, HOST, 9090, listener) == WORLD
+    assert "7070" not in str(following.describe())
+    assert not echoes(member.space, WORLD)
+
+
+def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    network = lab.network(rules, 1)
+    old, new = lab.member(rules, network, 2), lab.member(rules, network, 3)
+
+    def published(member: object) -> object:
+        return ports(PublishedPort("0.0.0.0", 5353, 53, "udp"), target=member.address)  # type: ignore[attr-defined]
+
+    with lab.world.inside():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sender, listening(old.space, "0.0.0.0", 53, socket.SOCK_DGRAM) as before, listening(new.space, "0.0.0.0", 53, socket.SOCK_DGRAM) as after:
+        sender.connect((HOST, 5353))
+        sender.send(b"too early")
+        rules.publish(old.name, published(old))
+        try:
+            sender.send(b"first")
+        except ConnectionRefusedError:  # of the one before
+            sender.send(b"first")
+        assert before.recv(99) == b"first"
+        rules.retract(old.name, published(old))
+        rules.publish(new.name, published(new))
+        sender.send(b"second")
+        assert after.recv(99) == b"second"
+
+
+def test_a_machine_without_ipv6_has_rules_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.path.exists
+    monkeypatch.setattr(ruleset.os.path, "exists", lambda path: path != "/proc/sys/net/ipv6" and really(path))
+    lab.machine.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+    rules = lab.rules()
+    rules.open()
+    member = lab.member(rules, lab.network(rules, 1, ipv6=False), 2)
+    rules.publish(member.name, ports(PublishedPort("0.0.0.0", 9090, 80), PublishedPort("::", 9090, 80), target=member.address))
+    with listening(member.space, "0.0.0.0", 80) as listener:
+        assert reaches(lab.world, HOST, 9090, listener) == WORLD
+    assert "dnat ip6" not in str(rules.describe())
+
+
+def test_without_nftables_it_says_what_to_install(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "LIBRARY", "no such library")
+    monkeypatch.setattr(nftables.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(Unavailable, match="install the package nftables"):
+        lab.rules().open()
+
+
+def test_the_watcher_says_so_when_more_happened_than_it_was_told(lab: Lab) -> None:
+    with lab.machine.inside(), nftables.Watcher() as watcher:
+        watcher.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        lab.machine.run("for i in 1 2 3 4 5 6 7 8; do nft add table inet somebody; nft delete table inet somebody; done")
+        assert watcher.changed() is None
+        assert watcher.changed() == set()
+        lab.machine.run("nft add table inet somebody")
+        assert watcher.changed() == {"somebody"}
+        with pytest.raises(BlockingIOError) as caught:
+            watcher.recv(1)
+        assert caught.value.errno == errno.EAGAIN
