@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bulle.network.naming import table_name
 from bulle_testing import leaks, places, tiers, turns
 from bulle_testing.running import LEVELS, Level, Machine, machine, open_machines, usable
 
@@ -155,6 +156,7 @@ def home(run_directory: Path, nothing_left_behind: None, monkeypatch: pytest.Mon
         if not path.exists():
             break
     path.mkdir(mode=0o700)
+    leaks.our_tables.add(table_name(path))
     monkeypatch.setenv("BULLE_HOME", str(path))
     try:
         yield path

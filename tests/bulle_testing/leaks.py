@@ -1,4 +1,4 @@
-"""What a test left behind: processes, mounts, control groups, loop devices, network devices, descriptors, a changed process.
+"""What a test left behind: processes, mounts, control groups, loop and network devices, nftables tables, descriptors, a changed process.
 
 The test process is a subreaper, so that whatever a test starts stays among its descendants, even a daemon's orphan. Only what this process can have
 made counts: the other half of the suite, and other people, may work on the same machine at the same time. Mounts and loop devices name this process's
@@ -12,6 +12,8 @@ import ctypes
 import gc
 import os
 import signal
+import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +25,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 # Directories of services that live for the whole session (a private dockerd): what names one of them is not the test's.
 session_places: set[str] = set()
+# The names of the nftables tables that homes of this run may have.
+our_tables: set[str] = set()
+NETLINK_NETFILTER, NFT_GET_TABLE, NLM_F_REQUEST_DUMP, NLMSG_DONE = 12, 10 << 8 | 1, 0x301, 3  # linux/netlink.h, linux/netfilter/nf_tables.h
 
 
 def become_subreaper() -> None:
@@ -39,6 +44,7 @@ class Snapshot:
     control_groups: frozenset[str] = frozenset()
     loops: frozenset[str] = frozenset()
     network_devices: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()
     descriptors: dict[int, str] = field(default_factory=dict)
     process_state: tuple[tuple[str, str], ...] = ()
 
@@ -51,6 +57,7 @@ class Snapshot:
             control_groups=frozenset(_control_groups()),
             loops=frozenset(_loops(str(root))),
             network_devices=frozenset(name for name in os.listdir("/sys/class/net") if name.startswith("bulle")),
+            tables=frozenset(_tables()),
             descriptors=_descriptors(),
             process_state=_process_state(),
         )
@@ -151,6 +158,32 @@ def _loops(root: str) -> list[str]:
     return found
 
 
+def _tables() -> set[str]:
+    """The nftables tables of this run's homes, as the kernel lists them. An ordinary user has none."""
+    found: set[str] = set()
+    if not our_tables:
+        return found
+    with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as asker:
+        asker.settimeout(2)
+        asker.send(struct.pack("=IHHIIBBH", 20, NFT_GET_TABLE, NLM_F_REQUEST_DUMP, 1, 0, socket.AF_UNSPEC, 0, 0))
+        while True:
+            answer = asker.recv(1 << 16)
+            found |= {name for name in our_tables if name.encode() in answer}
+            if NLMSG_DONE in _message_kinds(answer):
+                break
+    return found
+
+
+def _message_kinds(answer: bytes) -> list[int]:
+    kinds = []
+    position = 0
+    while position + 16 <= len(answer):
+        length, kind = struct.unpack_from("=IH", answer, position)
+        kinds.append(kind if length >= 16 else NLMSG_DONE)
+        position += max((length + 3) & ~3, 16)
+    return kinds
+
+
 def _descriptors() -> dict[int, str]:
     found = {}
     for entry in os.listdir("/proc/self/fd"):
@@ -209,6 +242,7 @@ def _difference(before: Snapshot, now: Snapshot, root: Path) -> list[str]:
     left += [f"control group: {group}" for group in now.control_groups - before.control_groups if _abandoned(group, root)]
     left += [f"loop device: {loop}" for loop in now.loops - before.loops]
     left += [f"network device: {name}" for name in now.network_devices - before.network_devices if _ours(name, root)]
+    left += [f"nftables table: {name}" for name in now.tables - before.tables]
     # The listing's own descriptor comes and goes; a pidfd or socket that stays has a target of its own. What was closed and opened again under
     # another number is not left.
     more = Counter(now.descriptors.values()) - Counter(before.descriptors.values())

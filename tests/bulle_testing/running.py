@@ -28,6 +28,7 @@ from bulle.engine.home import default_home
 from bulle.engine.running import _engine as engine_of_run
 from bulle.isolation.driver import Feature, Probe
 from bulle.monitor.frames import Event, Kind
+from bulle.network.naming import table_name
 from bulle_testing import leaks, places, tiers
 
 PATIENCE_S = 20.0
@@ -159,6 +160,7 @@ def machine(run_directory: Path, name: str) -> Iterator[Machine]:
     home = run_directory / name
     home.mkdir(mode=0o700)
     leaks.session_places.add(str(home))
+    leaks.our_tables.add(table_name(home))
     place = Machine(home)
     place.settle()  # connections to the database stay open from test to test
     open_machines.append(place)

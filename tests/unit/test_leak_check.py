@@ -145,3 +145,16 @@ def test_a_control_group_that_comes_when_the_test_is_over(before: leaks.Snapshot
         late.join()
         os.close(number)
     assert group.is_dir() and f"descriptor {number}: /etc/passwd" in found and "control group" not in found
+
+
+@pytest.mark.root
+@pytest.mark.programs("nft")
+def test_a_table(before: leaks.Snapshot, run_directory: Path) -> None:
+    table = f"bulle_{os.getpid()}"
+    leaks.our_tables.add(table)
+    subprocess.run(["nft", "add", "table", "inet", table], check=True)
+    try:
+        assert left(before, run_directory) == f"nftables table: {table}"
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", table], check=True)
+        leaks.our_tables.discard(table)

@@ -25,7 +25,7 @@ from bulle.linux import subordinate_ids
 from bulle.model.container import ContainerOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.run_plan import RunPlan
-from bulle.records.containers import ContainerRecord, ContainerRecords
+from bulle.records.containers import ContainerRecord, ContainerRecords, NameTaken
 from bulle.records.database import Database
 from bulle.records.events import describe_container, publish
 from bulle.records.networks import NetworkRecords
@@ -153,9 +153,12 @@ class Containers:
         return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds)
 
     def _with_shared_network(self, options: ContainerOptions) -> ContainerOptions:
-        """With the id of the container whose network is shared in place of its name."""
+        """With the id of the container whose network is shared in place of its name; that of the first where it shares it itself."""
         kind, colon, name = options.network.partition(":")
-        return replace(options, network=f"container:{self._records.find(name).id}") if kind == "container" and colon else options
+        if kind != "container" or not colon:
+            return options
+        other = self._records.find(name)
+        return replace(options, network=f"container:{other.plan.network.container_id or other.id}")
 
     def _mounting(self, options: ContainerOptions, base: Base) -> Mounting | None:
         """What resolves the mounts of a container that has any."""
@@ -185,7 +188,7 @@ class Containers:
         for _ in range(_ATTEMPTS):
             try:
                 return self._records.create(build, also)
-            except Conflict:
+            except NameTaken:
                 if named:
                     raise
         raise Conflict("no free name was found for the container", "", "give it one with --name")
@@ -204,4 +207,6 @@ class Containers:
             id_mappings=users,
             group_mappings=groups,
         )
+        if plan.network.mode == "container":  # who shares a network is called the same there
+            plan = replace(plan, hostname=self._records.find(plan.network.container_id).plan.hostname)
         return with_log(plan, planning.with_image(options, base.config), name, base.image_id) if options.log_driver or options.log_options else plan

@@ -35,6 +35,8 @@ def make_directory(plan: RunPlan) -> None:
             os.mkdir(path, 0o755)
     for path in identity_files(plan) if plan.network.mode != "container" else ():
         _write(path, _identity_text(os.path.basename(path), plan))
+    if plan.network.mode == "none":
+        _write(f"{directory}/resolv.conf", "")  # for containers that share this one's network
 
 
 def write_hosts(plan: RunPlan) -> None:
@@ -55,8 +57,7 @@ def _identity_text(name: str, plan: RunPlan) -> str:
             return ""
     if name == "resolv.conf":
         network = plan.network
-        server = NAME_SERVER if network.mode == "own" else ""
-        return resolver_text(server, network.search or host_search(), network.dns_options)
+        return resolver_text(NAME_SERVER, network.search or host_search(), network.dns_options)
     return hosts_text(plan)
 
 

@@ -34,7 +34,15 @@ def completed(config: NetworkConfig, others: Sequence[str], routes: Sequence[str
         gateways=tuple(gateways),
         ip_ranges=tuple(ranges),
         ipv6=any(subnet.version == 6 for subnet in subnets),
+        dns=tuple(_server(text) for text in config.dns),
     )
+
+
+def _server(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise InvalidInput(f"{text!r} is not an address for --dns", "", "write one such as 192.0.2.1") from None
 
 
 def _host_routes(routes: Sequence[str]) -> list[str]:
@@ -49,6 +57,9 @@ def _subnet(text: str) -> IPv4Network | IPv6Network:
         raise InvalidInput(f"invalid subnet {text}", str(error), "write it as 192.0.2.0/24") from None
     if subnet.num_addresses < 4:
         raise InvalidInput(f"invalid subnet {text}", "it has no room for containers", "make it larger")
+    for kind in ("loopback", "multicast", "link_local", "unspecified"):
+        if getattr(subnet[0], f"is_{kind}") or getattr(subnet[-1], f"is_{kind}"):
+            raise InvalidInput(f"invalid subnet {text}", f"it has {kind.replace('_', '-')} addresses", "take one of 10.0.0.0/8, or of fd00::/8")
     return subnet
 
 

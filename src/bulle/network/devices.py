@@ -19,6 +19,7 @@ from bulle.linux.netlink import RouteSocket
 from bulle.model.network import Attachment
 
 NAME_SERVER = "127.0.0.11"
+_LONGEST_ALIAS = 255
 _LOCAL_BIT, _GROUP_BIT = 0x02, 0x01
 
 
@@ -50,8 +51,8 @@ def exists(device: str) -> bool:
         return False
 
 
-def make_bridge(device: str, mtu: int) -> bool:
-    """Have the bridge of a network stand; False where it did."""
+def make_bridge(device: str, mtu: int, alias: str) -> bool:
+    """Have the bridge of a network stand; False where it did. ``alias`` is what `ip link` says beside its name."""
     with RouteSocket() as route:
         try:
             route.add_bridge(device, random_mac(), mtu)
@@ -62,6 +63,8 @@ def make_bridge(device: str, mtu: int) -> bool:
                 mend = "load the kernel's module `bridge`, and run as root; or use --network none or host"
                 raise Unavailable("no bridge can be made for the network", os.strerror(error.errno), mend) from error
             raise
+    with suppress(OSError), open(f"/sys/class/net/{device}/ifalias", "w") as file:
+        file.write(alias[:_LONGEST_ALIAS])
     return True
 
 
@@ -95,6 +98,7 @@ def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bo
                 attachment,
                 lambda: route.add_veth(veth, attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu),
             )
+            _let_reach_itself(veth)
     with inside(namespace_fd):
         route = RouteSocket()
         index = socket.if_nametoindex(attachment.interface)
@@ -108,6 +112,15 @@ def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bo
                 with suppress(FileExistsError):
                     route.add_default_route(gateway, index)
     return veth
+
+
+def _let_reach_itself(veth: str) -> None:
+    """Where the kernel shows what is bridged to the rules for what is routed (br_netfilter), a container that asks for a port of this host that leads
+    to itself is answered on the bridge, by which nothing goes back to where it came from unless it may.
+    """
+    if os.path.exists("/proc/sys/net/bridge"):
+        with suppress(OSError), open(f"/sys/class/net/{veth}/brport/hairpin_mode", "w") as file:
+            file.write("1")
 
 
 def _made(attachment: Attachment, make: object) -> None:

@@ -44,6 +44,8 @@ def open_bridge(device: str, *, ipv6: bool = False) -> None:
     if not has_ipv6():
         return
     _set(f"ipv6/conf/{device}/accept_ra", "0")  # no container is this host's router
+    # Nobody on it may have this host's address. Without an address of its link in use, it can ask for no neighbour, in the first seconds.
+    _set(f"ipv6/conf/{device}/accept_dad", "0")
     _set(f"ipv6/conf/{device}/disable_ipv6", "0" if ipv6 else "1")
     if ipv6:
         _set(f"ipv6/conf/{device}/forwarding", "1")

@@ -198,7 +198,7 @@ class Keeper:
             self._rules.open()
             host_settings.prepare_host()
         has_six = any(":" in subnet for subnet in config.subnets)
-        if devices.make_bridge(record.device, config.mtu):
+        if devices.make_bridge(record.device, config.mtu, f"network {record.name} of {self._home}"):
             host_settings.open_bridge(record.device, ipv6=has_six)  # before it has addresses, of which it could have none without
             devices.give_addresses(record.device, addresses)
         if has_six:

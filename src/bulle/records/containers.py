@@ -19,6 +19,10 @@ _options = msgspec.json.Decoder(ContainerOptions)
 _plan = msgspec.json.Decoder(RunPlan)
 
 
+class NameTaken(Conflict):
+    """A container has the name already."""
+
+
 class ContainerRecord:
     """One container as it was created; ``id_range`` is the first of its host ids, None where it uses the host's.
 
@@ -158,8 +162,8 @@ class ContainerRecords:
         return bool(self._database.rows("SELECT 1 FROM container WHERE id = ?", (container_id,)))
 
 
-def _taken(name: str) -> Conflict:
-    return Conflict(f"the container name {name!r} is taken", "", f"remove it with `bulle rm {name}`, or use another")
+def _taken(name: str) -> NameTaken:
+    return NameTaken(f"the container name {name!r} is taken", "", f"remove it with `bulle rm {name}`, or use another")
 
 
 def _record(row: tuple[object, ...]) -> ContainerRecord:

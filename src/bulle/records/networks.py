@@ -160,6 +160,8 @@ class NetworkRecords:
                 raise InvalidInput(f"{wanted} is not an address of network {record.name}", f"its subnet is {subnet}", "choose one of those")
             if str(address) == gateway:
                 raise Conflict(f"{wanted} is the gateway of network {record.name}", "", "choose another address")
+            if str(address) in _reserved(subnet, gateway):
+                raise InvalidInput(f"{wanted} is the first or last address of {subnet}", "no container can have it", "choose another address")
             holder = connection.execute(
                 f"SELECT container.name FROM endpoint JOIN container ON container.id = container_id WHERE network_id = ? AND {column} = ?",
                 (record.id, str(address)),
