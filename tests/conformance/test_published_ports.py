@@ -166,7 +166,7 @@ def test_a_port_that_another_container_has(net: Networked) -> None:
         assert f":{port}/tcp is already taken: container first publishes it" in words, mapping
         assert ask("127.0.0.1", port + 1) == "ConnectionRefusedError", "what it had taken before was given back"
     assert net("ps", "-aq").split() == [net.inspect("first", ".Id")[:12]], "--rm leaves nothing"
-    assert f"container first publishes it" in net.refused("run", "-d", "--name", "kept", "-p", f"{port}:80", IMAGE, "sleep", "100", code=125)
+    assert "container first publishes it" in net.refused("run", "-d", "--name", "kept", "-p", f"{port}:80", IMAGE, "sleep", "100", code=125)
     assert net("ps", "-a", "--filter", "name=kept", "--format", "{{.State}}") == "created"
     net("rm", "-f", "first")
     net("start", "kept")

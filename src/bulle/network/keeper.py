@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ import msgspec
 
 from bulle.errors import BulleError, NotFound, to_parts
 from bulle.linux import process
-from bulle.model.network import Attachment
+from bulle.model.network import Attachment, Egress
 from bulle.model.run_plan import Network
 from bulle.network import devices, host_settings, protocol
 from bulle.network.dns import NameServer, View
@@ -28,7 +29,7 @@ from bulle.network.loop import Loop
 from bulle.network.members import Member, read_ports
 from bulle.network.naming import table_name
 from bulle.network.protocol import Answer, Connect, Disconnect, Forget, Publish, Register, Rename, Request, Retract
-from bulle.network.resolver_configuration import host_servers
+from bulle.network.resolvers import HostResolvers
 from bulle.network.rules import Link, Rules
 from bulle.records.database import Database
 from bulle.records.networks import NetworkRecord, NetworkRecords
@@ -46,7 +47,7 @@ class Keeper:
         self._idle_s = idle_s
         self._loop = Loop()
         self._rules = Rules(table_name(home))
-        self._names = NameServer(self._loop, host_servers)
+        self._names = NameServer(self._loop, HostResolvers())
         self._names.on_allowed = self._rules.allow
         self._members: dict[str, Member] = {}
         self._networks: dict[str, NetworkRecord] = {}
@@ -54,6 +55,8 @@ class Keeper:
 
     def serve(self) -> None:
         """Be the home's keeper until it is not needed; returns at once where another is."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two sockets for each container, and those who ask and are relayed
         lock = os.open(self._home / "run" / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one that ends has it until everything is gone
@@ -126,6 +129,7 @@ class Keeper:
         if isinstance(request, Forget):
             self._networks.pop(request.network_id, None)
             self._rules.remove_network(request.network_id)
+            self._names.forget_network(request.network_id)
             devices.remove_bridge(request.device)
             return Answer()
         if (member := self._members.get(request.container_id)) is None:
@@ -182,7 +186,8 @@ class Keeper:
         return first[0], first[1]
 
     def _bring_up(self, attachment: Attachment) -> None:
-        """The network's bridge and rules."""
+        """The network's name, bridge and rules."""
+        self._names.set_network(attachment.network_id, attachment.network)
         if attachment.driver != "bridge":
             return
         record = self._networks.get(attachment.network_id)
@@ -238,7 +243,9 @@ class Keeper:
 
     def _view(self, network: Network) -> View:
         networks = tuple(attachment.network_id for attachment in network.attachments)
-        return View(networks, network.search, network.dns, network.egress)
+        # What is on internal networks alone must not send words out of them as questions.
+        leads_out = any(attachment.gateways for attachment in network.attachments)
+        return View(networks, network.search, network.dns, network.egress if leads_out else Egress("none"))
 
     def _describe(self, member: Member) -> None:
         """Tell the others its names, and who looks at it its ports."""
@@ -284,11 +291,12 @@ class Keeper:
         self._listener.close()
         if self._members:
             return  # told to end: what runs keeps its network, without names
-        with closing(Database(self._home)) as database:
-            for record in NetworkRecords(database).all():
-                if record.config.driver == "bridge":
-                    devices.remove_bridge(record.device)
         self._rules.close()
+        standing = {record.device for record in self._networks.values()}
+        with suppress(BulleError), closing(Database(self._home)) as database:  # what a keeper before this one made; the home may be gone by now
+            standing |= {record.device for record in NetworkRecords(database).all() if record.config.driver == "bridge"}
+        for device in standing:
+            devices.remove_bridge(device)
 
     def _take_over(self) -> None:
         """Make anew, for what runs, what another keeper had; a container for which that fails goes on without."""
