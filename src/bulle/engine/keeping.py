@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 
 from bulle.errors import BulleError, Conflict
-from bulle.linux import namespaces
 from bulle.model.run_plan import RunPlan
 from bulle.monitor.state import current_state
 from bulle.network import protocol
+from bulle.network.devices import inside
 from bulle.network.protocol import Answer, Register, Request
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
@@ -125,16 +125,9 @@ def standing_in_shared_network(plan: RunPlan) -> Iterator[None]:
     state = current_state(directory)
     if state.status != "running":
         raise Conflict("cannot join the network of a container that does not run", plan.network.container_id[:12], "start that one first")
-    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            namespaces.setns(there, namespaces.CLONE_NEWNET)
-        finally:
-            os.close(there)
-        try:
+        with inside(there):
             yield
-        finally:
-            namespaces.setns(here, namespaces.CLONE_NEWNET)
     finally:
-        os.close(here)
+        os.close(there)
