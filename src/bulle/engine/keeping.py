@@ -10,7 +10,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -95,9 +95,19 @@ def running(home: Path) -> Iterator[Register]:
             yield registration(record.plan, state.pid, record.name)
 
 
-def register(home: Path, plan: RunPlan, pid: int) -> None:
-    """Give a container that is being started its interfaces, ports and names, before its command can look for them."""
-    ask(home, registration(plan, pid))
+def register(home: Path, plan: RunPlan, pid: int) -> Callable[[], None]:
+    """Have a container that is being started given its interfaces, ports and names; what is returned waits until it has them."""
+    request = registration(plan, pid)
+    connection = protocol.connect(home) or _start(home)
+    protocol.send(connection, request)
+
+    def wait() -> None:
+        with connection:
+            answer = protocol.receive(connection)
+        if answer is None:  # it ended before it answered
+            ask(home, request)
+
+    return wait
 
 
 def with_changed_network(home: Path, plan: RunPlan) -> RunPlan:
