@@ -17,6 +17,7 @@ tests=(
     docker.io:dockerd containerd:containerd bubblewrap:bwrap gcc:gcc libc6-dev:/usr/include/stdio.h strace:strace jq:jq iptables:iptables
     libcap2-bin:capsh sudo:sudo tmux:tmux util-linux:setpriv iproute2:ip procps:ps git:git xz-utils:xz zstd:zstd e2fsprogs:mkfs.ext4
     erofs-utils:dump.erofs attr:setfattr iputils-ping:ping systemd:systemd-analyze openssh-client:ssh-agent
+    ufw:ufw firewalld:firewalld dbus:dbus-daemon
 )
 
 benchmarks=(buildah:buildah isal:igzip curl:curl)

@@ -210,10 +210,7 @@ class Lab:
         member = Member(name, space, Link(network_id, veth, mac, ()), f"{four}.{last}", f"{six}:{last:x}" if six else "", parse_egress(egress))
         member.link = member.link._replace(addresses=tuple(filter(None, (member.address, member.address6))))
         rules.add_member(name, [member.link], member.egress)
-        self.machine.run(
-            f"ip link add {veth} type veth peer name eth0 netns /proc/{os.getpid()}/fd/{space.descriptor}"
-            f" && ip link set {veth} master {device} && ip link set {veth} up"
-        )
+        self.attach(space, veth, device)
         with self.machine.inside():
             host_settings.open_port(veth)
         space.run(
@@ -221,6 +218,13 @@ class Lab:
             f"ip addr add {member.address6}/64 dev eth0 nodad && ip -6 route add default via {six}:1" if six else "true",
         )
         return member
+
+    def attach(self, space: Space, veth: str, bridge: str) -> None:
+        """Give somebody an ``eth0`` on a bridge of the machine."""
+        self.machine.run(
+            f"ip link add {veth} type veth peer name eth0 netns /proc/{os.getpid()}/fd/{space.descriptor}"
+            f" && ip link set {veth} master {bridge} && ip link set {veth} up"
+        )
 
     def close(self) -> None:
         """End everything."""

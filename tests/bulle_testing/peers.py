@@ -304,13 +304,17 @@ class Docker:
 
 
 @contextmanager
-def private_docker(directory: Path) -> Iterator[Docker]:
-    """A dockerd with everything below ``directory``, for as long as the block lasts. Needs root."""
+def private_docker(directory: Path, *, networks: bool = False) -> Iterator[Docker]:
+    """A dockerd with everything below ``directory``, for as long as the block lasts. Needs root.
+
+    With ``networks`` it makes its bridge and firewall rules: only in a network namespace of its own.
+    """
     directory.mkdir()
     docker = Docker(directory / "docker.sock")
     command = [str(tiers.program("dockerd")), "--host", f"unix://{docker.socket_path}", "--data-root", f"{directory}/data"]
     command += ["--exec-root", f"{directory}/exec", "--pidfile", f"{directory}/pid", "--config-file", f"{directory}/daemon.json"]
-    command += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2", "--log-level=warn"]
+    command += ["--storage-driver=overlay2", "--log-level=warn"]
+    command += [] if networks else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
     (directory / "daemon.json").write_text("{}")
     environment = os.environ | {"PATH": tiers.SEARCH_PATH}
     try:
