@@ -16,6 +16,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bulle.linux import namespaces
@@ -267,6 +268,15 @@ def connected(space: Space, address: str, port: int, *, source: str = "") -> soc
         return None
     connection.settimeout(5)
     return connection
+
+
+def all_refused(*attempts: tuple[Space, str, int]) -> bool:
+    """Whether no TCP connection comes about, from there to an address and port; all are tried at once."""
+    with ThreadPoolExecutor(len(attempts)) as pool:
+        made = [connection for connection in pool.map(lambda attempt: connected(*attempt), attempts) if connection is not None]
+    for connection in made:
+        connection.close()
+    return not made
 
 
 def reaches(space: Space, address: str, port: int, listener: socket.socket, *, source: str = "") -> str:
