@@ -16,6 +16,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bulle.linux import namespaces
@@ -210,10 +211,7 @@ class Lab:
         member = Member(name, space, Link(network_id, veth, mac, ()), f"{four}.{last}", f"{six}:{last:x}" if six else "", parse_egress(egress))
         member.link = member.link._replace(addresses=tuple(filter(None, (member.address, member.address6))))
         rules.add_member(name, [member.link], member.egress)
-        self.machine.run(
-            f"ip link add {veth} type veth peer name eth0 netns /proc/{os.getpid()}/fd/{space.descriptor}"
-            f" && ip link set {veth} master {device} && ip link set {veth} up"
-        )
+        self.attach(space, veth, device)
         with self.machine.inside():
             host_settings.open_port(veth)
         space.run(
@@ -221,6 +219,13 @@ class Lab:
             f"ip addr add {member.address6}/64 dev eth0 nodad && ip -6 route add default via {six}:1" if six else "true",
         )
         return member
+
+    def attach(self, space: Space, veth: str, bridge: str) -> None:
+        """Give somebody an ``eth0`` on a bridge of the machine."""
+        self.machine.run(
+            f"ip link add {veth} type veth peer name eth0 netns /proc/{os.getpid()}/fd/{space.descriptor}"
+            f" && ip link set {veth} master {bridge} && ip link set {veth} up"
+        )
 
     def close(self) -> None:
         """End everything."""
@@ -263,6 +268,15 @@ def connected(space: Space, address: str, port: int, *, source: str = "") -> soc
         return None
     connection.settimeout(5)
     return connection
+
+
+def all_refused(*attempts: tuple[Space, str, int]) -> bool:
+    """Whether no TCP connection comes about, from there to an address and port; all are tried at once."""
+    with ThreadPoolExecutor(len(attempts)) as pool:
+        made = [connection for connection in pool.map(lambda attempt: connected(*attempt), attempts) if connection is not None]
+    for connection in made:
+        connection.close()
+    return not made
 
 
 def reaches(space: Space, address: str, port: int, listener: socket.socket, *, source: str = "") -> str:

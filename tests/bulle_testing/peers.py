@@ -304,16 +304,16 @@ class Docker:
 
 
 @contextmanager
-def private_docker(directory: Path, enter: Sequence[str] = ()) -> Iterator[Docker]:
+def private_docker(directory: Path, enter: Sequence[str] = (), *, networks: bool = False) -> Iterator[Docker]:
     """A dockerd with everything below ``directory``, for as long as the block lasts. Needs root.
 
-    ``enter`` is a command that starts it on a network namespace of its own, where it has its bridge and firewall rules.
+    With ``networks`` it makes its bridge and firewall rules: only in a network namespace of its own, in which ``enter`` is a command that starts it.
     """
     directory.mkdir()
     docker = Docker(directory / "docker.sock")
     command = [str(tiers.program("dockerd")), "--host", f"unix://{docker.socket_path}", "--data-root", f"{directory}/data"]
     command += ["--exec-root", f"{directory}/exec", "--pidfile", f"{directory}/pid", "--config-file", f"{directory}/daemon.json"]
-    command += [] if enter else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
+    command += [] if networks or enter else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
     command = [*enter, *command, "--storage-driver=overlay2", "--log-level=warn"]
     (directory / "daemon.json").write_text("{}")
     environment = os.environ | {"PATH": tiers.SEARCH_PATH}

@@ -101,7 +101,8 @@ def _destination(entry: str, text: str) -> tuple[str, int | None]:
 def _target(target: str, entry: str, text: str) -> str:
     """A name in lower case, or a CIDR with its prefix."""
     try:
-        return str(ipaddress.ip_network(target))
+        if "%" not in target:  # an interface means nothing here
+            return str(ipaddress.ip_network(target))
     except ValueError as error:
         if "host bits" in str(error):
             whole = ipaddress.ip_network(target, strict=False)

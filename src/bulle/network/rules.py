@@ -53,6 +53,7 @@ class Rules:
         self._watcher: nftables.Watcher | None = None
         self._stands = False
         self._touched = False
+        self._others_changed = False
 
     # What stands
 
@@ -81,6 +82,11 @@ class Rules:
         self._look(watcher)
         touched, self._touched = self._touched, False
         return touched and self._stands
+
+    def others_changed(self) -> bool:
+        """Whether, since it was asked last, tables of others were seen to change: other firewalls may have to be told again."""
+        changed, self._others_changed = self._others_changed, False
+        return changed
 
     def describe(self) -> str:
         """The rules that stand, as nft prints them."""
@@ -206,6 +212,7 @@ class Rules:
     def _look(self, watcher: nftables.Watcher) -> None:
         changed = watcher.changed()
         self._touched = self._touched or changed is None or self.table in changed
+        self._others_changed = self._others_changed or changed is None or bool(changed - {self.table})
 
     def _member_change(self, before: _Member | None, after: _Member | None) -> str:
         """Commands from one state of a container to the next."""

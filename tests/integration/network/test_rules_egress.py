@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +24,6 @@ from bulle_testing.network_lab import (
     Member,
     Space,
     carries,
-    connected,
     echoes,
     frame,
     ipv4_packet,
@@ -149,32 +147,6 @@ def test_broadcast_and_multicast_do_not_reach_the_host(lab: Lab, text: str) -> N
             send_frame(who.space, frame(who.link.mac, to_host, 0x0800, ipv4_packet(who.address, "224.0.0.251", udp(5353, b"psst"), 17)))
             with contextlib.nullcontext() if heard else pytest.raises(TimeoutError):
                 assert listener.recvfrom(99)[1][0] == who.address
-
-
-def test_an_allowed_name_is_open_for_its_time_and_what_stands_goes_on(lab: Lab) -> None:
-    rules = lab.rules()
-    rules.open()
-    member = lab.member(rules, lab.network(rules, 1), 2, "allow:example.org:80,*.example.net")
-    other = lab.member(rules, "network1", 3, "allow:example.org:80")
-    with listening(lab.world, "0.0.0.0", 80) as listener, listening(lab.world, "0.0.0.0", 81) as another_port:
-        assert connected(member.space, WORLD, 80) is None
-        rules.allow(member.name, [WORLD, WORLD6], [80], 1)
-        connection = connected(member.space, WORLD, 80)
-        assert connection is not None
-        assert connected(member.space, WORLD, 81) is None
-        assert connected(other.space, WORLD, 80) is None
-        assert not echoes(member.space, WORLD)
-        rules.allow(member.name, [WORLD], [], 1)
-        assert reaches(member.space, WORLD, 81, another_port)
-        assert echoes(member.space, WORLD)
-        rules.allow(member.name, [WORLD], [80], 2)  # asked again: its time begins anew
-        time.sleep(1.3)
-        with connection, listener.accept()[0] as accepted:
-            assert reaches(member.space, WORLD, 80, listener)
-            time.sleep(1)
-            assert connected(member.space, WORLD, 80) is None
-            connection.sendall(b"still here")
-            assert accepted.recv(99) == b"still here"
 
 
 def test_a_name_opens_no_private_address_and_not_this_host(lab: Lab) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -108,6 +109,32 @@ def test_what_the_kernel_refuses_changes_nothing(lab: Lab) -> None:
     assert rules.describe() == before
     rules.restore()
     assert rules.describe() == before
+
+
+def test_an_allowed_name_is_open_for_its_time_and_what_stands_goes_on(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    member = lab.member(rules, lab.network(rules, 1), 2, "allow:example.org:80,*.example.net")
+    other = lab.member(rules, "network1", 3, "allow:example.org:80")
+    with listening(lab.world, "0.0.0.0", 80) as listener, listening(lab.world, "0.0.0.0", 81) as another_port:
+        assert connected(member.space, WORLD, 80) is None
+        rules.allow(member.name, [WORLD, WORLD6], [80], 1)
+        connection = connected(member.space, WORLD, 80)
+        assert connection is not None
+        assert connected(member.space, WORLD, 81) is None
+        assert connected(other.space, WORLD, 80) is None
+        assert not echoes(member.space, WORLD)
+        rules.allow(member.name, [WORLD], [], 1)
+        assert reaches(member.space, WORLD, 81, another_port)
+        assert echoes(member.space, WORLD)
+        rules.allow(member.name, [WORLD], [80], 2)  # asked again: its time begins anew
+        time.sleep(1.3)
+        with connection, listener.accept()[0] as accepted:
+            assert reaches(member.space, WORLD, 80, listener)
+            time.sleep(1)
+            assert connected(member.space, WORLD, 80) is None
+            connection.sendall(b"still here")
+            assert accepted.recv(99) == b"still here"
 
 
 def test_two_homes_stand_side_by_side(lab: Lab) -> None:
