@@ -55,13 +55,26 @@ def _identity(text: str) -> str:
 
 
 def _ports(container: Container) -> str:
-    """What it publishes, as Docker writes it; ports of one address that follow each other as a range."""
-    standing = sorted(container.published_ports(), key=lambda one: (one.container_port, one.protocol, one.host_address))
+    """What it publishes, as Docker writes it; ports that have the same number on both sides and follow each other as a range."""
     texts = []
-    for port in standing:
+    ranges: dict[tuple[str, str], list[list[int]]] = {}
+    for port in sorted(container.published_ports(), key=lambda one: (one.container_port, one.protocol, one.host_address)):
         address = f"[{port.host_address}]" if ":" in port.host_address else port.host_address
-        texts.append(f"{address}:{port.host_port}->{port.container_port}/{port.protocol}")
-    return ", ".join(texts)
+        if port.host_port != port.container_port:
+            texts.append(f"{address}:{port.host_port}->{port.container_port}/{port.protocol}")
+            continue
+        known = ranges.setdefault((address, port.protocol), [])
+        if known and known[-1][1] == port.container_port - 1:
+            known[-1][1] = port.container_port
+        else:
+            known.append([port.container_port, port.container_port])
+    same = [
+        f"{address}:{text}->{text}/{protocol}"
+        for (address, protocol), known in ranges.items()
+        for first, last in known
+        for text in (str(first) if first == last else f"{first}-{last}",)
+    ]
+    return ", ".join(same + texts)
 
 
 def _size(container: Container) -> str:

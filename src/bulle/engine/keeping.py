@@ -44,12 +44,13 @@ def ask(home: Path, request: Request) -> Answer:
     raise BulleError("the network could not be made", "its keeper ends before it answers", f"see {home}/run/spawner.log")
 
 
-def tell(home: Path, request: Request) -> None:
-    """Ask the keeper if there is one: where nothing runs there is nothing to change."""
+def tell(home: Path, request: Request) -> bool:
+    """Ask the keeper if there is one, and whether there was: where nothing runs there is nothing to change."""
     connection = protocol.connect(home)
-    if connection is not None:
-        with closing(connection):
-            protocol.ask(connection, request)
+    if connection is None:
+        return False
+    with closing(connection):
+        return protocol.ask(connection, request) is not None
 
 
 def _start(home: Path) -> socket.socket:

@@ -17,7 +17,7 @@ from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
 from bulle.model.network import DEFAULT_NETWORK, NetworkConfig, NetworkOption, PortMapping, PublishedPort
 from bulle.model.run_plan import Network
 from bulle.monitor.state import current_state
-from bulle.network.devices import random_mac
+from bulle.network.devices import random_mac, remove_bridge
 from bulle.network.members import published_ports
 from bulle.network.naming import table_name
 from bulle.network.protocol import Connect, Disconnect, Forget, Publish, Retract
@@ -89,7 +89,8 @@ class Networks:
         if record.name in PREDEFINED:
             raise Conflict(f"{record.name} is a pre-defined network and cannot be removed", "", "leave it")
         self._records.delete(record)
-        keeping.tell(self._home, Forget(record.id, record.device if record.config.driver == "bridge" else ""))
+        if record.config.driver == "bridge" and not keeping.tell(self._home, Forget(record.id, record.device)):
+            remove_bridge(record.device)  # a keeper that ends at this very moment knows it no longer
         publish(self._home, "network", "destroy", record.id, {"name": record.name, "type": record.config.driver})
 
     def rules(self) -> str:

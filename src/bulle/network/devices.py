@@ -9,8 +9,9 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from ipaddress import ip_interface
 
 from bulle.errors import BulleError, Unavailable
@@ -19,6 +20,7 @@ from bulle.linux.netlink import RouteSocket
 from bulle.model.network import Attachment
 
 NAME_SERVER = "127.0.0.11"
+_HOST_END = "bullev"
 _LONGEST_ALIAS = 255
 _LOCAL_BIT, _GROUP_BIT = 0x02, 0x01
 
@@ -93,11 +95,13 @@ def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bo
         if attachment.driver == "macvlan":
             _made(attachment, lambda: route.add_macvlan(attachment.device, namespace_fd, attachment.interface, attachment.mac, mtu=attachment.mtu))
         else:
-            veth = f"bullev{secrets.token_hex(4)}"
-            _made(
-                attachment,
-                lambda: route.add_veth(veth, attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu),
-            )
+            veth = f"{_HOST_END}{secrets.token_hex(4)}"
+            make = partial(route.add_veth, veth, attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu)
+            try:
+                _made(attachment, make)
+            except FileExistsError:  # another keeper was killed when it had begun
+                detach(attachment.interface, namespace_fd)
+                _made(attachment, make)
             _let_reach_itself(veth)
     with inside(namespace_fd):
         route = RouteSocket()
@@ -126,6 +130,8 @@ def _let_reach_itself(veth: str) -> None:
 def _made(attachment: Attachment, make: object) -> None:
     try:
         make()  # type: ignore[operator]
+    except FileExistsError:
+        raise
     except OSError as error:
         if error.errno == errno.ENODEV or isinstance(error, FileNotFoundError):
             raise BulleError(f"network {attachment.network} has lost its device {attachment.device}", str(error.strerror), "make it anew") from error
@@ -133,25 +139,38 @@ def _made(attachment: Attachment, make: object) -> None:
         raise BulleError(f"no interface could be made for network {attachment.network}", reason, "see `bulle doctor`") from error
 
 
-def detach(attachment: Attachment, namespace_fd: int) -> None:
+def lead_further(attachments: Sequence[Attachment], namespace_fd: int) -> None:
+    """Have the first interfaces with a gateway be the way to everything else, where no other is any longer."""
+    for attachment in attachments:
+        with inside(namespace_fd):
+            route = RouteSocket()
+            index = socket.if_nametoindex(attachment.interface)
+        with route:
+            for gateway in attachment.gateways:
+                with suppress(FileExistsError):
+                    route.add_default_route(gateway, index)
+
+
+def detach(interface: str, namespace_fd: int) -> None:
     """Remove an interface from a container's namespace; harmless where it is gone."""
     with inside(namespace_fd):
         route = RouteSocket()
         with suppress(OSError):
-            index = socket.if_nametoindex(attachment.interface)
+            index = socket.if_nametoindex(interface)
             route.delete_link(index)
         route.close()
 
 
 def host_ends(namespace_fd: int) -> dict[str, str]:
-    """The host's end of every veth in a namespace, by the interface's name inside."""
+    """The host's end of every veth of ours in a namespace, by the interface's name inside."""
     with inside(namespace_fd):
         route = RouteSocket()
     with route:
         inner = route.links()
     with RouteSocket() as here:
-        names = {index: name for name, (index, _peer, _mac) in here.links().items()}
-    return {name: names[peer] for name, (_index, peer, _mac) in inner.items() if name != "lo" and peer in names}
+        names = {(index, peer): name for name, (index, peer, _mac) in here.links().items() if name.startswith(_HOST_END)}
+    # Both must say so: a container may have veths of its own, whose other ends are elsewhere and have numbers of their own.
+    return {name: names[peer, index] for name, (index, peer, _mac) in inner.items() if (peer, index) in names}
 
 
 def name_server_sockets(namespace_fd: int) -> tuple[socket.socket, socket.socket]:

@@ -21,7 +21,7 @@ import msgspec
 
 from bulle.errors import BulleError, NotFound, to_parts
 from bulle.linux import process
-from bulle.model.network import Attachment, Egress
+from bulle.model.network import Attachment, Egress, PortMapping
 from bulle.model.run_plan import Network
 from bulle.network import devices, host_settings, protocol
 from bulle.network.dns import NameServer, View
@@ -141,8 +141,7 @@ class Keeper:
         elif isinstance(request, Disconnect):
             self._disconnect(member, request.network_id)
         elif isinstance(request, Publish):
-            for mapping in request.ports:
-                member.publish(mapping, self._rules, self._loop, self._holder)
+            self._publish(member, request.ports)
         elif isinstance(request, Retract):
             member.retract(request.ports, self._rules)
         self._describe(member)
@@ -162,8 +161,10 @@ class Keeper:
             for attachment in network.attachments:
                 self._bring_up(attachment)
                 first = self._default_routes(has_route, attachment)
-                veth = ends.get(attachment.interface, "") if again else devices.attach(attachment, member.namespace_fd, default_route=first)
+                veth = ends.pop(attachment.interface, "") or devices.attach(attachment, member.namespace_fd, default_route=first)
                 member.links[attachment.network_id] = veth
+            for interface in ends:
+                devices.detach(interface, member.namespace_fd)  # taken off a network while nobody was there to do it
             self._rules.add_member(member.container_id, self._links(member), network.egress)
             known = read_ports(request.directory) if again else {}
             for mapping in network.ports:
@@ -211,26 +212,42 @@ class Keeper:
         self._rules.add_network(record.id, record.device, config.subnets, config.gateways, config.internal)
         self._networks[record.id] = record
 
+    def _publish(self, member: Member, mappings: Iterable[PortMapping]) -> None:
+        """Publish more ports of a container, all or none."""
+        before = member.ports
+        try:
+            for mapping in mappings:
+                member.publish(mapping, self._rules, self._loop, self._holder)
+        except BaseException:
+            member.retract(tuple(port for port in member.ports if port not in before), self._rules)
+            raise
+
     def _connect(self, member: Member, attachment: Attachment) -> None:
+        if attachment.network_id in member.links:
+            return  # done already, by a keeper that took over amid it
         self._bring_up(attachment)
         has_route = [False, False]
         for standing in member.network.attachments:
             self._default_routes(has_route, standing)
         veth = devices.attach(attachment, member.namespace_fd, default_route=self._default_routes(has_route, attachment))
         member.links[attachment.network_id] = veth
-        member.network = msgspec.structs.replace(member.network, attachments=(*member.network.attachments, attachment))
-        self._rules.change_member(member.container_id, self._links(member), member.network.egress)
-        self._names.change(member.container_id, self._view(member.network))
+        self._move(member, (*member.network.attachments, attachment))
 
     def _disconnect(self, member: Member, network_id: str) -> None:
         attachments = member.network.attachments
         for attachment in attachments:
             if attachment.network_id == network_id:
-                devices.detach(attachment, member.namespace_fd)
-        left = tuple(one for one in attachments if one.network_id != network_id)
-        member.network = msgspec.structs.replace(member.network, attachments=left)
+                devices.detach(attachment.interface, member.namespace_fd)
         member.links.pop(network_id, None)
-        self._rules.change_member(member.container_id, self._links(member), member.network.egress)
+        left = tuple(one for one in attachments if one.network_id != network_id)
+        devices.lead_further(left, member.namespace_fd)
+        self._move(member, left)
+
+    def _move(self, member: Member, attachments: tuple[Attachment, ...]) -> None:
+        """The container is on these networks now: so are its rules, names and ports."""
+        with member.moving(self._rules):
+            member.network = msgspec.structs.replace(member.network, attachments=attachments)
+            self._rules.change_member(member.container_id, self._links(member), member.network.egress)
         self._names.change(member.container_id, self._view(member.network))
 
     def _links(self, member: Member) -> list[Link]:

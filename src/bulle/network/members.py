@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -78,7 +78,8 @@ class Member:
         known: Mapping[tuple[int, str, str], int] | None = None,
     ) -> None:
         """Publish one mapping. Raises Conflict that names who has the port."""
-        if not self.address(4) and not self.address(6):
+        attachments = self.network.attachments
+        if attachments and not any(one.driver == "bridge" for one in attachments):
             return  # a macvlan's ports are open on its own address
         before = {(known or {}).get((mapping.container_port, mapping.protocol, address), 0) for address in mapping.host_addresses} - {0}
         if before and not (mapping.host_port and not mapping.last_host_port):
@@ -109,11 +110,28 @@ class Member:
             return Relay(loop, bound, (target, published.container_port))
         return UdpRelay(loop, bound, (target, published.container_port)) if published.protocol == "udp" else None
 
+    @contextmanager
+    def moving(self, rules: Rules) -> Iterator[None]:
+        """Lead what is published to where the container can be reached after the block."""
+        before = self._targets()
+        yield
+        after = self._targets()
+        if before != after:
+            rules.retract(self.container_id, [(port, target) for port, target in before.items() if target])
+            rules.publish(self.container_id, [(port, target) for port, target in after.items() if target])
+            for _bound, relay in self._held.values():
+                if relay is not None:
+                    relay.lead_to(self.address(4) or self.address(6))
+
+    def _targets(self) -> dict[PublishedPort, str]:
+        return {port: self.address(6 if ":" in port.host_address else 4) for port in self._held}
+
     def retract(self, ports: tuple[PublishedPort, ...], rules: Rules) -> None:
         """Give ports back."""
         going = [port for port in ports if port in self._held]
         if going:
-            rules.retract(self.container_id, [(port, self.address(6 if ":" in port.host_address else 4)) for port in going])
+            targets = self._targets()
+            rules.retract(self.container_id, [(port, targets[port]) for port in going if targets[port]])
         for port in going:
             bound, relay = self._held.pop(port)
             if relay is not None:

@@ -139,6 +139,10 @@ class Relay:
         listener.setblocking(False)
         loop.watch(listener.fileno(), self._accept)
 
+    def lead_to(self, address: str) -> None:
+        """Connect whoever comes from now on to another address."""
+        self._target = (address, self._target[1])
+
     def close(self) -> None:
         """Accept nobody any longer, and cut off who is connected."""
         self._is_closed = True
@@ -208,6 +212,10 @@ class UdpRelay:
             # On :: an answer has to leave from the address that was asked. ipv6(7)
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         loop.watch(bound.fileno(), self._receive)
+
+    def lead_to(self, address: str) -> None:
+        """Connect whoever comes from now on to another address."""
+        self._target = (address, self._target[1])
 
     def close(self) -> None:
         """Close everything."""
