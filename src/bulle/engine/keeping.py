@@ -96,17 +96,16 @@ def running(home: Path) -> Iterator[Register]:
             yield registration(record.plan, state.pid, record.name)
 
 
-def register(home: Path, plan: RunPlan, pid: int) -> Callable[[], None]:
-    """Have a container that is being started given its interfaces, ports and names; what is returned waits until it has them."""
+def register(home: Path, plan: RunPlan, pid: int) -> Callable[[], Sequence[str]]:
+    """Have a container that is being started given its interfaces, ports and names; what is returned waits until it has them, and returns notes."""
     request = registration(plan, pid)
     connection = protocol.connect(home) or _start(home)
     protocol.send(connection, request)
 
-    def wait() -> None:
+    def wait() -> Sequence[str]:
         with connection:
             answer = protocol.receive(connection)
-        if answer is None:  # it ended before it answered
-            ask(home, request)
+        return (answer or ask(home, request)).notes  # it ended before it answered
 
     return wait
 

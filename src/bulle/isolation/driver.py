@@ -16,8 +16,8 @@ from bulle.errors import Unavailable, Unsupported
 from bulle.isolation.statistics import Statistics
 from bulle.model.run_plan import Process, Resources, RunPlan
 
-Connect = Callable[[int], Callable[[], object]]
-"""Begins to connect the network of a process, by its pid; returns what waits until that is done. Both raise BulleError."""
+Connect = Callable[[int], Callable[[], Sequence[str]]]
+"""Begins to connect the network of a process, by its pid; returns what waits until that is done, and returns notes. Both raise BulleError."""
 
 
 class Feature(enum.Enum):

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -21,10 +22,12 @@ import msgspec
 
 from bulle.errors import BulleError, NotFound, to_parts
 from bulle.linux import process
+from bulle.linux.nftables import Watcher
 from bulle.model.network import Attachment, Egress, PortMapping
 from bulle.model.run_plan import Network
 from bulle.network import devices, host_settings, protocol
 from bulle.network.dns import NameServer, View
+from bulle.network.firewalls import Firewalls
 from bulle.network.loop import Loop
 from bulle.network.members import Member, read_ports
 from bulle.network.naming import table_name
@@ -35,6 +38,7 @@ from bulle.records.database import Database
 from bulle.records.networks import NetworkRecord, NetworkRecords
 
 IDLE_S = 30.0
+_SETTLED_AFTER_S = 0.2
 LOCK_NAME = "keeper.lock"
 
 
@@ -47,6 +51,10 @@ class Keeper:
         self._idle_s = idle_s
         self._loop = Loop()
         self._rules = Rules(table_name(home))
+        self._firewalls = Firewalls(table_name(home))
+        self._notes: list[str] = []
+        """What whoever starts the next container is to be told."""
+        self._emptied_at_s = 0.0
         self._names = NameServer(self._loop, HostResolvers())
         self._names.on_allowed = self._rules.allow
         self._members: dict[str, Member] = {}
@@ -89,8 +97,18 @@ class Keeper:
         signal.set_wakeup_fd(awake.fileno())
         self._loop.watch(asleep.fileno(), lambda _events: self._told_to_end(asleep, awake))
         watcher = self._rules.watcher()
-        self._loop.watch(watcher.fileno(), lambda _events: self._rules.restore() if self._rules.was_touched(watcher) else None)
+        self._loop.watch(watcher.fileno(), lambda _events: self._tables_changed(watcher))
         self._rest_if_idle()
+
+    def _tables_changed(self, watcher: Watcher) -> None:
+        """Put back what is ours; other firewalls may have been started or made anew, and are told of us once they are done."""
+        if self._rules.was_touched(watcher):
+            self._rules.restore()
+        if self._rules.others_changed():
+            self._loop.later(_SETTLED_AFTER_S, self._admit)
+
+    def _admit(self) -> None:
+        self._notes += self._firewalls.admit([record.device for record in self._networks.values()])
 
     def _told_to_end(self, asleep: socket.socket, _awake: socket.socket) -> None:
         with suppress(OSError):
@@ -174,7 +192,8 @@ class Keeper:
             undo.pop_all()
         self._loop.watch(member.pidfd, lambda _events: self._drop(member))
         self._describe(member)
-        return Answer(member.ports)
+        notes, self._notes = tuple(dict.fromkeys(self._notes)), []
+        return Answer(member.ports, notes)
 
     @staticmethod
     def _default_routes(has_route: list[bool], attachment: Attachment) -> tuple[bool, bool]:
@@ -211,6 +230,7 @@ class Keeper:
             host_settings.prepare_host(ipv6=True)
         self._rules.add_network(record.id, record.device, config.subnets, config.gateways, config.internal)
         self._networks[record.id] = record
+        self._admit()
 
     def _publish(self, member: Member, mappings: Iterable[PortMapping]) -> None:
         """Publish more ports of a container, all or none."""
@@ -295,10 +315,11 @@ class Keeper:
 
     def _rest_if_idle(self) -> None:
         if not self._members:
+            self._emptied_at_s = time.monotonic()
             self._loop.later(self._idle_s, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if not self._members:
+        if not self._members and time.monotonic() >= self._emptied_at_s + self._idle_s:
             self._loop.ended = True
 
     def _end(self) -> None:
@@ -308,6 +329,7 @@ class Keeper:
         self._listener.close()
         if self._members:
             return  # told to end: what runs keeps its network, without names
+        self._firewalls.withdraw()
         self._rules.close()
         standing = {record.device for record in self._networks.values()}
         with suppress(BulleError), closing(Database(self._home)) as database:  # what a keeper before this one made; the home may be gone by now

@@ -143,7 +143,7 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Conne
     workload.notes += mounts.notes
     try:
         if connected is not None:
-            connected()
+            workload.notes += connected()
         with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
             channel.send_descriptors(mounts.descriptors())
     finally:
