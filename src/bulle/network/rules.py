@@ -18,7 +18,7 @@ from bulle.errors import BulleError, Conflict
 from bulle.linux import connection_tracking, nftables
 from bulle.model.network import Egress, PublishedPort
 from bulle.network import ruleset
-from bulle.network.egress import is_listed, is_private
+from bulle.network.egress import is_listed, is_name, is_private
 from bulle.network.ruleset import Elements, Link
 
 _MOST_NAMED = 4096  # addresses remembered for the names of one container: what a name server answers must not fill the kernel's memory
@@ -157,7 +157,7 @@ class Rules:
     def allow(self, container_id: str, addresses: Sequence[str], ports: Sequence[int], lifetime_s: int) -> None:
         """Let a container reach addresses of an allowed name for so long (no ports: all). Private ones stay closed: only a CIDR opens those."""
         member = self._members.get(container_id)
-        if member is None or not member.list_name:
+        if member is None or not any(is_name(destination.target) for destination in member.egress.destinations):
             return
         now = time.monotonic()
         until = now + max(1, lifetime_s)

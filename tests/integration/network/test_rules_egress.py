@@ -11,6 +11,7 @@ import pytest
 
 from bulle.model.network import PublishedPort
 from bulle.network.egress import parse_egress
+from bulle.network.ruleset import link_local
 from bulle_testing.network_lab import (
     HOST,
     HOST6,
@@ -48,7 +49,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A machine whose kernel shows the rules what stays on a bridge, as where Docker runs, and one where it does not."""
     made = Lab.make()
     try:
-        made.machine.run(f"for family in iptables ip6tables; do echo {request.param} >/proc/sys/net/bridge/bridge-nf-call-$family; done")
+        made.machine.run(
+            f"for family in iptables ip6tables; do echo {request.param} >/proc/sys/net/bridge/bridge-nf-call-$family; done",
+            f"sysctl -qw net.ipv4.conf.all.rp_filter={request.param}",
+        )
         yield made
     finally:
         made.close()
@@ -112,6 +116,9 @@ def test_what_each_mode_opens_is_open_to_every_protocol_and_the_rest_to_none(lab
     for protocol, found in in_reach(lab, member).items():
         assert found == open_to, protocol
     own_network_works(lab, member, neighbour)
+    host_by_link = f"{link_local(mac_of(lab.machine, 'bulle00000001'))}%eth0"
+    assert echoes(neighbour.space, host_by_link)
+    assert echoes(member.space, host_by_link) == (text == "all")
     assert in_reach(lab, neighbour)["tcp"] == EVERYWHERE, "another's rules are not its own"
 
 
