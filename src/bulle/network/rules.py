@@ -236,7 +236,9 @@ class Rules:
         try:
             return nftables.run(commands)
         except nftables.RulesRefused as refused:
-            raise BulleError(f"the rules of the networks ({self.table}) could not be changed", str(refused)) from refused
+            reason = (str(refused).splitlines() or ["nft does not say why"])[0]
+            mend = "see whether `nft list ruleset` works as root: the kernel needs nf_tables, with nat and fib"
+            raise BulleError(f"the rules of the networks ({self.table}) could not be changed", reason, mend) from refused
 
     def _look(self, watcher: nftables.Watcher) -> None:
         changed = watcher.changed()
