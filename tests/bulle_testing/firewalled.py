@@ -63,6 +63,10 @@ class FirewalledMachine(Firewalls):
             setpriv = [str(tiers.program("setpriv")), "--pdeathsig", "KILL", "--"]
             subprocess.Popen([*setpriv, program, *command[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    def forget(self) -> None:
+        """Know no more of what was told than a new keeper."""
+        super().__init__(self.table)
+
     def devices_in_zone(self) -> Sequence[str]:
         """The interfaces of firewalld's zone ``trusted``."""
         return run("firewall-cmd --zone=trusted --list-interfaces").split()

@@ -190,7 +190,9 @@ class Lab:
         """A bridge ``10.208.NUMBER.0/24`` and ``fd00:NUMBER::/64``, known to the rules; returns its id."""
         device, network_id = f"bulle{number:08x}", f"network{number}"
         four, six = f"10.208.{number}", f"fd00:{number:x}:"
-        self.machine.run(f"ip link add {device} type bridge && ip addr add {four}.1/24 dev {device} && ip link set {device} up")
+        self.machine.run(
+            f"ip link add {device} address 02:42:0a:d0:{number:02x}:01 type bridge && ip addr add {four}.1/24 dev {device} && ip link set {device} up"
+        )
         with self.machine.inside():
             host_settings.open_bridge(device, ipv6=ipv6)
         if ipv6:

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 _NETLINK_NETFILTER = 12
@@ -40,23 +40,28 @@ def forget_from(source: str, chosen: Callable[[Connection], bool]) -> int:
     source = str(ipaddress.ip_address(source))
     family, packed = _packed(source)
     wanted = b"" if family == socket.AF_INET6 else _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, _ip(family, packed)) + _filter(_MATCH_SOURCE, 0)
-    return _forget(family, wanted, _CTA_TUPLE_ORIG, lambda found: found.source == source and chosen(found))
+    return _forget(family, wanted, lambda begun, answered: begun.source == source and chosen(begun))
 
 
-def forget_answered_by(target: str, protocol: int) -> int:
-    """Forget the connections that an address answers, by one IP protocol: also those that were led there from another address."""
-    target = str(ipaddress.ip_address(target))
-    family, packed = _packed(target)
-    matched = _MATCH_PROTOCOL if family == socket.AF_INET6 else _MATCH_PROTOCOL | _MATCH_SOURCE
-    wanted = _attribute(_CTA_TUPLE_REPLY | _NLA_F_NESTED, _ip(family, packed) + _protocol(protocol, 0)) + _filter(0, matched)
-    return _forget(family, wanted, _CTA_TUPLE_REPLY, lambda found: (found.source, found.protocol) == (target, protocol))
+def forget_datagrams(family: socket.AddressFamily, ports: Collection[int], answered_by: Collection[str]) -> int:
+    """Forget the UDP connections that were begun to one of these ports, wherever they were led, or are answered by one of these addresses."""
+    addresses = {str(ipaddress.ip_address(address)) for address in answered_by}
+    begun = answered = 0
+    wanted = b""
+    if len(ports) == 1 and not addresses:
+        wanted = _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, _protocol(socket.IPPROTO_UDP, *ports))
+        begun = _MATCH_PROTOCOL | _MATCH_PORT
+    elif len(addresses) == 1 and not ports and family == socket.AF_INET:
+        wanted = _attribute(_CTA_TUPLE_REPLY | _NLA_F_NESTED, _ip(*_packed(*addresses)) + _protocol(socket.IPPROTO_UDP, 0))
+        answered = _MATCH_PROTOCOL | _MATCH_SOURCE
+    else:
+        wanted = _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, _protocol(socket.IPPROTO_UDP, 0))
+        begun = _MATCH_PROTOCOL
 
+    def chosen(begun: Connection, answered: Connection) -> bool:
+        return begun.protocol == socket.IPPROTO_UDP and (begun.port in ports or answered.source in addresses)
 
-def forget_to_port(family: socket.AddressFamily, protocol: int, port: int) -> int:
-    """Forget the connections that were begun to a port, wherever they were led."""
-    wanted = _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, _protocol(protocol, port))
-    chosen = _filter(_MATCH_PROTOCOL | _MATCH_PORT, 0)
-    return _forget(family, wanted + chosen, _CTA_TUPLE_ORIG, lambda found: (found.protocol, found.port) == (protocol, port))
+    return _forget(family, wanted + _filter(begun, answered), chosen)
 
 
 def _packed(address: str) -> tuple[socket.AddressFamily, bytes]:
@@ -103,11 +108,15 @@ def _connection(tuple_: bytes) -> Connection:
     return Connection(str(ipaddress.ip_address(source)), str(ipaddress.ip_address(target)), protocol.get(_CTA_PROTO_NUM, b"\0")[0], port)
 
 
-def _forget(family: int, wanted: bytes, direction: int, chosen: Callable[[Connection], bool]) -> int:
-    """Ask for what is wanted, look at one direction of each, and delete what is chosen."""
+def _forget(family: int, wanted: bytes, chosen: Callable[[Connection, Connection], bool]) -> int:
+    """Ask for what is wanted, look at both directions of each, and delete what is chosen."""
     forgotten = 0
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as kernel:
-        found = [parts for parts in _ask(kernel, _IPCTNL_MSG_CT_GET, _NLM_F_DUMP, family, wanted) if chosen(_connection(parts.get(direction, b"")))]
+        found = [
+            parts
+            for parts in _ask(kernel, _IPCTNL_MSG_CT_GET, _NLM_F_DUMP, family, wanted)
+            if chosen(_connection(parts.get(_CTA_TUPLE_ORIG, b"")), _connection(parts.get(_CTA_TUPLE_REPLY, b"")))
+        ]
         for parts in found:
             exactly = _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, parts[_CTA_TUPLE_ORIG])
             exactly += b"".join(_attribute(kind, parts[kind]) for kind in (_CTA_ZONE, _CTA_ID) if kind in parts)

@@ -21,6 +21,7 @@ _ANY_BRIDGE = "bulle+"  # a prefix, as iptables and ufw write it; our bridges ha
 _SEARCH_PATH = ":/usr/local/sbin:/usr/sbin:/sbin"
 _LONGEST_S = 20
 _FAMILIES = (("ip", "iptables"), ("ip6", "ip6tables"))
+_UFW_COMMENT = "networks of Bulle"
 _UFW_RULES = (["in", "on", _ANY_BRIDGE], ["out", "on", _ANY_BRIDGE])
 
 
@@ -41,16 +42,17 @@ class Firewalls:
             problems += self._admit_ufw()
         return problems
 
-    def withdraw(self) -> list[str]:
-        """Take back what was told, also by a keeper before this one. Returns a sentence for each that did not obey."""
+    def withdraw(self, devices: Sequence[str] = ()) -> list[str]:
+        """Take back what was told, also by a keeper before this one of these bridges. Returns a sentence for each that did not obey."""
         problems = []
         for family, program in _FAMILIES:
             for command in _docker_commands(family, program):
                 problems += _failure(f"{program} did not take back our rules", *_replace(command, self.table, []))
-        for device in sorted(self._zoned):
+        there = _listed("list table inet firewalld")
+        for device in sorted({device for device in devices if f'"{device}"' in there} | self._zoned):
             _run(["firewall-cmd", "--zone=trusted", f"--remove-interface={device}"])  # it, or the bridge, may be gone
         self._zoned.clear()
-        if _ufw_admits() and not self._others():
+        if _ufw_has_ours() and not self._others():
             for words in _UFW_RULES:
                 problems += _failure("ufw did not take back our rule", *_run(["ufw", "--force", "route", "delete", "allow", *words]))
         return problems
@@ -106,7 +108,7 @@ class Firewalls:
             return []
         problems = []
         for words in _UFW_RULES:
-            problems += _failure("ufw did not take our rule", *_run(["ufw", "route", "allow", *words, "comment", "networks of Bulle"]))
+            problems += _failure("ufw did not take our rule", *_run(["ufw", "route", "allow", *words, "comment", _UFW_COMMENT]))
         return problems
 
 
@@ -171,6 +173,14 @@ def _ufw_is_active() -> bool:
 
 def _ufw_admits() -> bool:
     return _admitted(_ufw_chains())
+
+
+def _ufw_has_ours() -> bool:
+    """Whether ufw has a rule of ours: an administrator's own like it is left alone."""
+    try:
+        return _UFW_COMMENT.encode().hex() in Path("/etc/ufw/user.rules").read_text()
+    except OSError:
+        return False
 
 
 def _admitted(rules: str) -> bool:

@@ -140,15 +140,17 @@ def test_beside_a_docker_that_uses_the_old_iptables(lab: Lab, machine: RulesProc
     lab.machine.run(
         "iptables-legacy -P FORWARD DROP; iptables-legacy -N DOCKER-USER; iptables-legacy -N DOCKER",
         "iptables-legacy -A FORWARD -j DOCKER-USER; iptables-legacy -A FORWARD -o docker0 -j DOCKER; iptables-legacy -A DOCKER-USER -j RETURN",
+        "ip6tables -P FORWARD DROP; ip6tables -N DOCKER-USER; ip6tables -A FORWARD -j DOCKER-USER",  # and IPv6 by the new one
     )
-    assert "out" not in traffic.passing()
-    assert len(machine.obstacles()) == 1
+    assert not {"out", "out6", "in", "in6"} & traffic.passing()
+    assert len(machine.obstacles()) == 2
     assert machine.admit([BRIDGE]) == []
     assert traffic.passing() == EVERYTHING
     assert machine.obstacles() == []
     assert "-i bulle+ -o docker0 -m comment --comment bulle_0badcafe -j RETURN" in lab.machine.run("iptables-legacy -S DOCKER-USER")
     assert machine.withdraw() == []
     assert lab.machine.run("iptables-legacy -S DOCKER-USER") == "-N DOCKER-USER\n-A DOCKER-USER -j RETURN\n"
+    assert lab.machine.run("ip6tables -S DOCKER-USER") == "-N DOCKER-USER\n"
 
 
 @pytest.mark.programs("ufw")
@@ -174,6 +176,10 @@ def test_beside_ufw(lab: Lab, machine: RulesProcess) -> None:
     other.close()
     assert machine.withdraw() == []
     assert machine.run("ufw status numbered") == before
+    machine.run("ufw route allow in on bulle+; ufw route allow out on bulle+")
+    assert machine.admit([BRIDGE]) == []
+    assert machine.withdraw() == []
+    assert machine.run("ufw status").count("bulle+") == 4, "an administrator's own stay"
 
 
 @pytest.mark.slow
@@ -195,6 +201,12 @@ def test_beside_firewalld(lab: Lab, machine: RulesProcess) -> None:
     assert machine.admit([BRIDGE, OTHER_BRIDGE]) == []
     assert traffic.passing() == EVERYTHING
     assert machine.withdraw() == []
+    assert machine.devices_in_zone() == []
+    assert machine.admit([BRIDGE]) == []
+    machine.forget()  # as a keeper that was killed
+    assert machine.withdraw() == []
+    assert machine.devices_in_zone() == [BRIDGE]
+    assert machine.withdraw([BRIDGE]) == []
     assert machine.devices_in_zone() == []
 
 

@@ -42,7 +42,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A machine whose kernel shows the rules what stays on a bridge, as where Docker runs, and one where it does not."""
     made = Lab.make()
     try:
-        made.machine.run(f"for family in iptables ip6tables; do echo {request.param} >/proc/sys/net/bridge/bridge-nf-call-$family; done")
+        made.machine.run(
+            f"for family in iptables ip6tables; do echo {request.param} >/proc/sys/net/bridge/bridge-nf-call-$family; done",
+            f"sysctl -qw net.ipv4.conf.all.rp_filter={request.param}",
+        )
         yield made
     finally:
         made.close()
@@ -208,6 +211,7 @@ def test_what_a_container_sends_as_somebody_else_is_dropped(lab: Lab) -> None:
         "router": frame(own, there, 0x86DD, icmpv6(link_local(own), "ff02::1", 134, struct.pack("!BBHII", 64, 0, 1800, 0, 0))),
         "redirect": frame(own, there, 0x86DD, neighbour(link_local(own), victim.address6, own, 137)),
         "VLAN": frame(own, there, 0x8100, struct.pack("!HH", 7, 0x0800) + ipv4_packet(attacker.address, target.address, data, 17)),
+        "VLAN and IPv6": frame(own, there, 0x8100, struct.pack("!HH", 7, 0x86DD) + ipv6_packet(attacker.address6, target.address6, data, 17)),
         "another protocol": frame(own, there, 0x88CC, b"switches speak so to each other"),
     }
     with sniffing(target.space) as arrived:

@@ -11,6 +11,7 @@ import pytest
 
 from bulle.model.network import PublishedPort
 from bulle.network.egress import parse_egress
+from bulle.network.ruleset import link_local
 from bulle_testing.network_lab import (
     HOST,
     HOST6,
@@ -48,7 +49,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A machine whose kernel shows the rules what stays on a bridge, as where Docker runs, and one where it does not."""
     made = Lab.make()
     try:
-        made.machine.run(f"for family in iptables ip6tables; do echo {request.param} >/proc/sys/net/bridge/bridge-nf-call-$family; done")
+        made.machine.run(
+            f"for family in iptables ip6tables; do echo {request.param} >/proc/sys/net/bridge/bridge-nf-call-$family; done",
+            f"sysctl -qw net.ipv4.conf.all.rp_filter={request.param}",
+        )
         yield made
     finally:
         made.close()
@@ -112,7 +116,22 @@ def test_what_each_mode_opens_is_open_to_every_protocol_and_the_rest_to_none(lab
     for protocol, found in in_reach(lab, member).items():
         assert found == open_to, protocol
     own_network_works(lab, member, neighbour)
+    host_by_link = f"{link_local(mac_of(lab.machine, 'bulle00000001'))}%eth0"
+    assert echoes(neighbour.space, host_by_link)
+    assert echoes(member.space, host_by_link) == (text == "all")
     assert in_reach(lab, neighbour)["tcp"] == EVERYWHERE, "another's rules are not its own"
+
+
+def test_ipv6_forms_of_private_addresses_are_not_the_internet(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    member = lab.member(rules, lab.network(rules, 1), 2, "internet")
+    foreign = ["64:ff9b::808:808", "2002:808:808::1", "2003::1"]
+    closed = ["64:ff9b::c0a8:4d02", "64:ff9b::a9fe:a9fe", "2002:c0a8:4d02::1", "2001:db8::1", "2001::1", "64:ff9b:1::1", "1000::1", "4000::1"]
+    lab.world.run(*(f"ip addr add {address}/128 dev eth0 nodad" for address in (*foreign, *closed)))
+    with ThreadPoolExecutor(len(foreign) + len(closed)) as pool:
+        reached = dict(zip((*foreign, *closed), pool.map(lambda address: echoes(member.space, address), (*foreign, *closed)), strict=True))
+    assert [address for address, came in reached.items() if came] == foreign
 
 
 def test_a_list_opens_only_its_ports(lab: Lab) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,7 +15,9 @@ from bulle.errors import BulleError, Conflict, Unavailable
 from bulle.linux import nftables
 from bulle.model.network import PublishedPort
 from bulle.network import ruleset
-from bulle_testing.network_lab import HOST, WORLD, WORLD6, Lab, connected, echoes, listening, ports, reaches
+from bulle.network.egress import parse_egress
+from bulle.network.rules import Rules
+from bulle_testing.network_lab import HOST, QUICK_S, WORLD, WORLD6, Lab, WatchingRules, connected, echoes, listening, ports, reaches
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("ip", "nft")]
 
@@ -188,8 +190,25 @@ def test_the_next_keeper_takes_over_and_connections_go_on(lab: Lab) -> None:
     assert not echoes(member.space, WORLD)
 
 
-def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab) -> None:
-    rules = lab.rules()
+class LaterRules(WatchingRules):
+    """Rules that leave what is not urgent to a loop."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(table)
+        self.waiting: list[Callable[[], None]] = []
+        self.later = lambda delay_s, callback: self.waiting.append(callback)
+
+    def turn(self) -> int:
+        """What the loop would do; how much that was."""
+        waiting, self.waiting = self.waiting, []
+        for callback in waiting:
+            callback()
+        return len(waiting)
+
+
+@pytest.mark.parametrize("kind", [WatchingRules, LaterRules], ids=["at-once", "later"])
+def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab, kind: type[Rules]) -> None:
+    rules = lab.rules(kind=kind)
     rules.open()
     network = lab.network(rules, 1)
     old, new = lab.member(rules, network, 2), lab.member(rules, network, 3)
@@ -203,6 +222,7 @@ def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab) -> 
         sender.connect((HOST, 5353))
         sender.send(b"too early")
         rules.publish(old.name, published(old))
+        assert kind is WatchingRules or rules.turn() == 1
         try:
             sender.send(b"first")
         except ConnectionRefusedError:  # of the one before
@@ -210,8 +230,28 @@ def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab) -> 
         assert before.recv(99) == b"first"
         rules.retract(old.name, published(old))
         rules.publish(new.name, published(new))
+        assert kind is WatchingRules or rules.turn() == 1, "for both"
         sender.send(b"second")
         assert after.recv(99) == b"second"
+
+
+def test_a_list_is_not_got_around_by_who_had_the_address_before(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    member = lab.member(rules, lab.network(rules, 1), 2)
+    with listening(lab.world, "0.0.0.0", 80) as listener, listening(lab.world, "0.0.0.0", 81) as listed:
+        connection, allowed = connected(member.space, WORLD, 80), connected(member.space, WORLD, 81)
+        assert connection is not None
+        assert allowed is not None
+        with connection, allowed, listener.accept()[0] as accepted, listed.accept()[0] as accepted_too:
+            rules.remove_member(member.name)
+            rules.add_member("the next", [member.link], parse_egress(f"allow:example.org,{WORLD}:81"))
+            allowed.sendall(b"as before")
+            assert accepted_too.recv(99) == b"as before"
+            connection.sendall(b"as before")
+            accepted.settimeout(QUICK_S)
+            with pytest.raises(TimeoutError):
+                accepted.recv(99)
 
 
 def test_a_machine_without_ipv6_has_rules_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

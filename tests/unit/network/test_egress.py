@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bulle.errors import BulleError, InvalidInput
 from bulle.model.network import Destination, Egress
-from bulle.network.egress import is_listed, is_name, is_private, parse_egress
+from bulle.network.egress import is_listed, is_name, is_private, narrower, parse_egress
 
 
 @pytest.mark.parametrize("word", ["none", "internet", "all"])
@@ -114,3 +114,27 @@ def test_a_list_covers_its_ranges_and_ports() -> None:
     assert not is_listed(egress, "10.1.1.1", 81)
     assert not is_listed(egress, "11.1.1.1", 80)
     assert is_listed(egress, "2a00::1", 5)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ("all", "internet", "internet"),
+        ("none", "all", "none"),
+        ("internet", "internet", "internet"),
+        ("allow:a.org", "none", "none"),
+        ("allow:a.org:80,10.0.0.0/8", "all", "allow:a.org:80,10.0.0.0/8"),
+        ("allow:a.org:80,10.0.0.0/8,1.2.3.0/24,fd00::/8,2a00::/16", "internet", "allow:a.org:80,1.2.3.0/24,2a00::/16"),
+        ("allow:192.168.0.0/15:22", "internet", "allow:192.169.0.0/16:22"),
+        ("allow:10.0.0.0/8", "internet", "none"),
+        ("allow:a.org,b.org:80,*.c.org:443", "allow:*.org:80", "allow:a.org:80,b.org:80"),
+        ("allow:*.c.org:443,*.d.org", "allow:x.c.org,*.y.d.org", "allow:x.c.org:443,*.y.d.org"),
+        ("allow:c.org,xc.org", "allow:*.c.org", "none"),
+        ("allow:10.0.0.0/8:80,11.0.0.0/8", "allow:10.1.0.0/16,8.0.0.0/6:53", "allow:10.1.0.0/16:80,11.0.0.0/8:53"),
+        ("allow:10.0.0.0/8", "allow:a.org,fd00::/8", "none"),
+    ],
+)
+def test_two_words_together_allow_what_both_allow(one: str, other: str, both: str) -> None:
+    assert narrower(parse_egress(one), parse_egress(other)) == parse_egress(both)
+    found = narrower(parse_egress(other), parse_egress(one))
+    assert sorted(found.destinations, key=str) == sorted(parse_egress(both).destinations, key=str)
