@@ -20,7 +20,7 @@ import msgspec
 
 from bulle.errors import BulleError, NotFound, to_parts
 from bulle.linux import process
-from bulle.model.network import Attachment, PortMapping
+from bulle.model.network import Attachment, Egress, PortMapping
 from bulle.model.run_plan import Network
 from bulle.network import devices, host_settings, protocol
 from bulle.network.dns import NameServer, View
@@ -126,6 +126,7 @@ class Keeper:
         if isinstance(request, Forget):
             self._networks.pop(request.network_id, None)
             self._rules.remove_network(request.network_id)
+            self._names.forget_network(request.network_id)
             devices.remove_bridge(request.device)
             return Answer()
         if (member := self._members.get(request.container_id)) is None:
@@ -205,6 +206,7 @@ class Keeper:
         if has_six:
             host_settings.prepare_host(ipv6=True)
         self._rules.add_network(record.id, record.device, config.subnets, config.gateways, config.internal)
+        self._names.set_network(record.id, record.name)
         self._networks[record.id] = record
 
     def _publish(self, member: Member, mappings: Iterable[PortMapping]) -> None:
@@ -255,7 +257,9 @@ class Keeper:
 
     def _view(self, network: Network) -> View:
         networks = tuple(attachment.network_id for attachment in network.attachments)
-        return View(networks, network.search, network.dns, network.egress)
+        # A question that is passed on leaves the machine with whatever stands in it, and internal networks lead nowhere.
+        leads_further = any(attachment.gateways or attachment.driver != "bridge" for attachment in network.attachments)
+        return View(networks, network.search, network.dns, network.egress if leads_further else Egress("none"))
 
     def _describe(self, member: Member) -> None:
         """Tell the others its names, and who looks at it its ports."""
