@@ -97,7 +97,12 @@ class Networks:
         """The nftables rules that stand for this home's networks, as nft(8) writes them; empty where none do."""
         from bulle.network.rules import Rules
 
-        return Rules(table_name(self._home)).describe()
+        try:
+            return Rules(table_name(self._home)).describe()
+        except BulleError as error:
+            if "No such file" in error.details:
+                return ""
+            raise
 
     def prune(self, chosen: PruneFilter | None = None) -> Pruned:
         """Remove every network that no container is on, of those that the filter takes; says their names."""

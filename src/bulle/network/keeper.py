@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -40,6 +41,7 @@ from bulle.records.networks import NetworkRecord, NetworkRecords
 IDLE_S = 30.0
 _SETTLED_AFTER_S = 0.2
 LOCK_NAME = "keeper.lock"
+_PATIENCE_MS = 5000
 
 
 class Keeper:
@@ -71,12 +73,29 @@ class Keeper:
             if (other := protocol.connect(self._home)) is not None:
                 other.close()
                 return
+            self._succeed(lock)
             self._take_over()
             self._listen()
             self._loop.run()
             self._end()
         finally:
             os.close(lock)
+
+    @staticmethod
+    def _succeed(lock: int) -> None:
+        """Wait until the one before is dead: where it was killed, the kernel gives this lock away before it has closed that one's sockets."""
+        pid, _, ticks = os.pread(lock, 64, 0).decode(errors="replace").partition(" ")
+        with suppress(OSError, ValueError):
+            before = os.pidfd_open(int(pid))
+            try:
+                if process.start_ticks(int(pid)) == int(ticks):
+                    poll = select.poll()
+                    poll.register(before, select.POLLIN)
+                    poll.poll(_PATIENCE_MS)
+            finally:
+                os.close(before)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()} {process.start_ticks(os.getpid())}".encode(), 0)
 
     def _listen(self) -> None:
         path = self._home / "run" / protocol.SOCKET_NAME
@@ -186,7 +205,8 @@ class Keeper:
             self._rules.add_member(member.container_id, self._links(member), network.egress)
             known = read_ports(request.directory) if again else {}
             for mapping in network.ports:
-                member.publish(mapping, self._rules, self._loop, self._holder, known)
+                with suppress(*(BulleError,) if again else ()):  # a port that was lost meanwhile costs it that port alone
+                    member.publish(mapping, self._rules, self._loop, self._holder, known)
             datagrams, listener = devices.name_server_sockets(member.namespace_fd)
             self._names.add(member.container_id, self._view(network), datagrams, listener)
             undo.pop_all()
@@ -280,9 +300,9 @@ class Keeper:
 
     def _view(self, network: Network) -> View:
         networks = tuple(attachment.network_id for attachment in network.attachments)
-        # What is on internal networks alone must not send words out of them as questions.
-        leads_out = any(attachment.gateways for attachment in network.attachments)
-        return View(networks, network.search, network.dns, network.egress if leads_out else Egress("none"))
+        # A question that is passed on leaves the machine with whatever stands in it, and internal networks lead nowhere.
+        leads_further = any(attachment.gateways or attachment.driver != "bridge" for attachment in network.attachments)
+        return View(networks, network.search, network.dns, network.egress if leads_further else Egress("none"))
 
     def _describe(self, member: Member) -> None:
         """Tell the others its names, and who looks at it its ports."""

@@ -106,7 +106,6 @@ class Member:
         """Connections over IPv6 that no rule leads on (from ::1, or to a container that has only IPv4) are carried by the keeper."""
         target = self.address(4) or self.address(6)
         if published.protocol == "tcp":
-            bound.listen(1024)
             return Relay(loop, bound, (target, published.container_port))
         return UdpRelay(loop, bound, (target, published.container_port)) if published.protocol == "udp" else None
 

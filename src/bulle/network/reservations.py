@@ -18,6 +18,7 @@ from bulle.model.network import PortMapping, PublishedPort
 
 _KINDS = {"tcp": (socket.SOCK_STREAM, 0), "udp": (socket.SOCK_DGRAM, 0), "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP)}
 _TRIES = 32
+_MOST_WAITING = 1024
 _TABLES = {"tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6"), "sctp": ()}
 
 
@@ -71,7 +72,13 @@ def _bind(protocol: str, address: str, port: int) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind((address, port))
+        if family == socket.AF_INET6 and protocol == "tcp":
+            # A relay had connections here, which the kernel remembers for a while; who listens shares with nobody all the same.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((address, port))
+            bound.listen(_MOST_WAITING)
+        else:
+            bound.bind((address, port))
     except BaseException:
         bound.close()
         raise

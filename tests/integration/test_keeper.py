@@ -1,0 +1,325 @@
+"""The keeper of a home's networks killed, ended and asked by many at once: everything is there all the same, or gone for good."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from bulle.network.naming import table_name
+from bulle_testing import places
+from bulle_testing.networking import IMAGE, Networked, ask, free_ports, python_image
+from bulle_testing.running import Machine, machine, wait_for
+
+pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
+
+
+@pytest.fixture(scope="module")
+def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Iterator[Machine]:
+    with machine(run_directory, "integration-keeper") as made:
+        made.engine.images.load(python_image(tmp_path_factory.mktemp("image"), busybox_rootfs))
+        yield made
+
+
+@pytest.fixture
+def net(box: Machine) -> Iterator[Networked]:
+    networked = Networked(box)
+    yield networked
+    networked.clear()
+
+
+def kill_keeper(net: Networked) -> int:
+    """Kill it as the kernel's out-of-memory killer would; returns its pid (0: there was none)."""
+    pid = places.keeper_pid(net.home)
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def next_keeper(net: Networked, before: int) -> None:
+    """Wait until there is another one."""
+    wait_for(lambda: places.keeper_pid(net.home) not in (0, before), "another keeper, without a command that needs one")
+
+
+def table(net: Networked) -> str:
+    """Our rules as nft shows them; empty where there are none."""
+    done = subprocess.run(["nft", "list", "table", "inet", table_name(net.home)], capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def devices(net: Networked) -> list[str]:
+    """The bridges of this home."""
+    found = []
+    for name in os.listdir("/sys/class/net"):
+        with suppress(OSError):
+            if Path("/sys/class/net", name, "ifalias").read_text().strip().endswith(f" of {net.home}"):
+                found.append(name)
+    return found
+
+
+def test_killed_while_containers_run(net: Networked) -> None:
+    """Connections go on, nothing of the network is missing for a moment longer than it takes, and everything is as it was."""
+    port = free_ports(2)
+    net("network", "create", "--ipv6", "shop")
+    net.start("web", "--network", "shop", "-p", f"{port}:80", "-p", "127.0.0.1::80/udp", "--egress", "none")
+    net.start("peer", "--network", "shop")
+    echo = "import socket; c = socket.create_server(('', 99)).accept()[0]\nwhile data := c.recv(100): c.sendall(data)"
+    net("exec", "-d", "web", "/usr/bin/python3", "-c", echo)
+    net("port", "add", "web", f"127.0.0.1:{port + 1}:99")
+    any_port = net("port", "web", "80/udp")
+    links = net("exec", "web", "ip", "-o", "address").replace(" tentative ", "")
+
+    def connected() -> socket.socket | None:
+        with suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port + 1), 2)
+        return None
+
+    wait_for(lambda: _echoes(connected()), "the server that repeats")
+    net("exec", "-d", "web", "/usr/bin/python3", "-c", echo)
+    standing = None
+    while standing is None:
+        standing = connected()
+    with closing(standing):
+        standing.settimeout(5)
+        rules = _without_counts(table(net))
+        for _ in range(3):
+            before = kill_keeper(net)
+            assert before
+            standing.sendall(b"still there?")
+            assert standing.recv(100) == b"still there?"
+            assert ask("127.0.0.1", port).startswith("web "), "the rules are the kernel's"
+            next_keeper(net, before)
+            assert ask("::1", port).startswith("web "), "the relay is back"
+            assert net.ask_from("peer", "web").startswith("web "), "and the names"
+        standing.sendall(b"and now?")
+        assert standing.recv(100) == b"and now?"
+    assert _without_counts(table(net)) == rules
+    assert net("port", "web", "80/udp") == any_port, "also a port that was chosen for it"
+    assert net("exec", "web", "ip", "-o", "address").replace(" tentative ", "") == links
+    with closing(socket.socket()) as mine, pytest.raises(OSError, match="in use"):
+        mine.bind(("127.0.0.1", port))
+    assert net.run("--network", "shop", "--", "nslookup", "-type=a", "web").count(net.address("web", "shop")) == 1
+
+
+def _echoes(connection: socket.socket | None) -> bool:
+    if connection is None:
+        return False
+    with closing(connection):
+        connection.settimeout(1)
+        try:
+            connection.sendall(b"x")
+            return connection.recv(1) == b"x"
+        except OSError:
+            return False
+
+
+def _without_counts(text: str) -> list[str]:
+    return sorted(re.sub(r" expires \S+| counter packets \d+ bytes \d+", "", text).replace(",", " ").split())
+
+
+def test_killed_at_any_moment_of_a_start(net: Networked) -> None:
+    """A start goes on with the next keeper; where it cannot, it fails with a sentence, and the next start works."""
+    net("network", "create", "shop")
+    net("network", "create", "second")
+    port = free_ports(1)
+    ended = threading.Event()
+    killed = [0]
+
+    def kill_again_and_again() -> None:
+        while not ended.wait(0.003 + 0.02 * (killed[0] % 5)):
+            killed[0] += bool(kill_keeper(net))
+
+    killer = threading.Thread(target=kill_again_and_again)
+    killer.start()
+    failed = []
+    try:
+        for number in range(12):
+            flags = ("--network", "shop", "--network", "second", "-p", f"{port}:80")
+            done = net.bulle("run", "--rm", *flags, IMAGE, "sh", "-c", "ip address show eth0 && ip address show eth1 && ip route | grep -c default")
+            if done.returncode:
+                assert done.returncode == 125 and done.stderr.startswith("bulle: ") and done.stderr.count("\n") == 1, done.stderr
+                failed.append(done.stderr)
+            else:
+                assert done.stdout.count("inet ") == 2 and done.stdout.rstrip().endswith("\n1"), (number, done.stdout)
+    finally:
+        ended.set()
+        killer.join()
+    assert killed[0] >= 5
+    assert len(failed) <= 4, failed
+    assert net("ps", "-aq") == ""
+    net.start("web", "--network", "shop", "-p", f"{port}:80")
+    assert ask("127.0.0.1", port).startswith("web ")
+
+
+def test_killed_amid_connect_and_disconnect(net: Networked) -> None:
+    net("network", "create", "late")
+    net.start("web")
+    net.start("peer", "--network", "late")
+    for number in range(6):
+        verb = ("connect", "disconnect")[number % 2]
+        process = subprocess.Popen([*places.command_line(), "network", verb, "late", "web"], env=net.environment)
+        time.sleep(0.045 + 0.008 * number)
+        before = kill_keeper(net)
+        assert process.wait(30) == 0
+        if before:
+            next_keeper(net, before)
+        interfaces = re.findall(r"^\d+: (\w+)", net("exec", "web", "ip", "address"), re.MULTILINE)
+        assert interfaces == (["lo", "eth0", "eth1"] if verb == "connect" else ["lo", "eth0"]), (number, verb)
+        if verb == "connect":
+            assert net.ask_from("web", "peer").startswith("peer ") and net.ask_from("peer", "web").startswith("web ")
+
+
+def test_killed_between_commit_and_deed(net: Networked) -> None:
+    """A keeper that comes finds what was meant: an interface that is missing is made, one that should be gone goes."""
+    net("network", "create", "late")
+    net.start("web")
+    keeper = places.keeper_pid(net.home)
+    os.kill(keeper, signal.SIGSTOP)  # it hears nothing of it
+    connecting = subprocess.Popen([*places.command_line(), "network", "connect", "late", "web"], env=net.environment)
+    wait_for(lambda: net.network("late")["Containers"], "what was asked is written down")
+    connecting.kill()
+    connecting.wait()
+    os.kill(keeper, signal.SIGKILL)
+    next_keeper(net, keeper)
+    wait_for(lambda: "eth1" in net("exec", "web", "ip", "address"), "the interface")
+    keeper = places.keeper_pid(net.home)
+    os.kill(keeper, signal.SIGSTOP)
+    leaving = subprocess.Popen([*places.command_line(), "network", "disconnect", "late", "web"], env=net.environment)
+    wait_for(lambda: not net.network("late")["Containers"], "what was asked is written down")
+    leaving.kill()
+    leaving.wait()
+    os.kill(keeper, signal.SIGKILL)
+    next_keeper(net, keeper)
+    wait_for(lambda: "eth1" not in net("exec", "web", "ip", "address"), "the interface goes")
+    assert net.ask_from("web", "web").startswith("web ")
+
+
+def test_killed_when_the_last_container_had_ended(net: Networked) -> None:
+    """What it left on the machine is cleared by the next one."""
+    net("network", "create", "shop")
+    net("run", "-d", "--name", "web", "--network", "shop", "-p", "80", IMAGE, "sleep", "1000")
+    keeper = places.keeper_pid(net.home)
+    os.kill(keeper, signal.SIGSTOP)
+    net("kill", "web")
+    net("rm", "web")
+    assert devices(net) and table(net)
+    os.kill(keeper, signal.SIGKILL)
+    wait_for(lambda: not devices(net) and not table(net), "that nothing is left")
+
+
+def test_killed_with_its_container(net: Networked) -> None:
+    """Both die at one moment: the ports are free, the names are gone, the next of the name has everything."""
+    port = free_ports(1)
+    net.start("other")
+    for _ in range(3):
+        net.start("web", "-p", f"{port}:80")
+        pids = (places.keeper_pid(net.home), net.inspect("web", ".State.Pid"))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: net("ps", "-q", "--filter", "name=web") == "", "its end")
+        wait_for(lambda: ask("127.0.0.1", port, patience_s=0.3) == "ConnectionRefusedError", "the port is given back", 5)
+        net("rm", "web")
+    assert net.ask_from("other", "web", patience_s=1) == "gaierror"
+
+
+def test_told_to_end_while_containers_run(net: Networked) -> None:
+    """As a machine that shuts down does: what runs keeps its network, and the next command has all of it."""
+    port = free_ports(1)
+    net.start("web", "-p", f"{port}:80")
+    os.kill(places.keeper_pid(net.home), signal.SIGTERM)
+    assert ask("127.0.0.1", port).startswith("web ")
+    net.start("peer")
+    assert net.ask_from("peer", "web").startswith("web ")
+    assert ask("::1", port).startswith("web ")
+
+
+def test_it_goes_with_everything_when_nothing_runs(net: Networked) -> None:
+    net("network", "create", "shop")
+    net("run", "-d", "--name", "web", "--network", "shop", "-p", "80", IMAGE, "sleep", "100")
+    assert devices(net) and table(net) and places.keeper_pid(net.home)
+    assert f"table inet {table_name(net.home)}" in net("network", "rules")
+    net("stop", "-t", "0", "web")
+    wait_for(lambda: not places.keeper_pid(net.home) and not devices(net) and not table(net), "the keeper's end", 5)
+    assert net("network", "rules") == ""
+    net("start", "web")
+    assert devices(net) and table(net)
+
+
+def test_flushed_rules_come_back(net: Networked) -> None:
+    port = free_ports(1)
+    net.start("web", "-p", f"127.0.0.1:{port}:80", "--egress", "none")
+    rules = _without_counts(table(net))
+    for command in (["flush", "table", "inet", table_name(net.home)], ["delete", "table", "inet", table_name(net.home)]):
+        subprocess.run(["nft", *command], check=True)
+        wait_for(lambda: _without_counts(table(net)) == rules, "the rules are put back", 5)
+        assert ask("127.0.0.1", port).startswith("web ")
+
+
+# Many at once
+
+
+def test_fifty_starts_at_once(net: Networked) -> None:
+    """Addresses, ports, interfaces and names never clash."""
+    net("network", "create", "shop")
+
+    def start(number: int) -> str:
+        return net("run", "-d", "--name", f"c{number}", "--network", "shop", "-p", "80", "-p", "127.0.0.1::53/udp", IMAGE, "sleep", "1000")
+
+    with ThreadPoolExecutor(16) as pool:
+        assert len(set(pool.map(start, range(50)))) == 50
+    containers = net.network("shop")["Containers"].values()
+    assert len({one["IPv4Address"] for one in containers}) == len({one["MacAddress"] for one in containers}) == 50
+    lines = net("ps", "--format", "{{.Ports}}").splitlines()
+    ports = [found for line in lines for found in re.findall(r"127\.0\.0\.1:(\d+)->(?:80/tcp|53/udp)", line)]
+    assert len(lines) == 50 and len(ports) == 100
+    assert len({(port, kind) for line in lines for port, kind in re.findall(r"127\.0\.0\.1:(\d+)->(80/tcp|53/udp)", line)}) == 100
+    names = [f"c{number}" for number in range(50)]
+    known = sorted(one["IPv4Address"].partition("/")[0] for one in containers)
+    script = "for name in " + " ".join(names) + "; do nslookup -type=a $name | awk '/^Address: 10/ {print $2}'; done"
+    assert sorted(net.run("--network", "shop", "--", "sh", "-c", script).split()) == known
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: net("rm", "-f", name), names))
+
+
+def test_one_port_for_fifty(net: Networked) -> None:
+    """Of many starts at once that want one port, one has it; the others say who."""
+    port = free_ports(1)
+
+    def start(number: int) -> subprocess.CompletedProcess[str]:
+        return net.bulle("run", "-d", "--rm", "--name", f"c{number}", "-p", f"{port}:80", IMAGE, "sleep", "1000")
+
+    with ThreadPoolExecutor(12) as pool:
+        done = list(pool.map(start, range(24)))
+    winners = [one for one in done if one.returncode == 0]
+    assert len(winners) == 1
+    name = net("ps", "--format", "{{.Names}}")
+    assert all(f"already taken: container {name} publishes it" in one.stderr for one in done if one.returncode), [one.stderr for one in done]
+    wait_for(lambda: net("ps", "-aq").count("\n") == 0, "those that failed are gone")
+
+
+@pytest.mark.slow
+def test_two_hundred_on_one_network(net: Networked) -> None:
+    net("network", "create", "crowd")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: net("run", "-d", "--name", f"n{number}", "--network", "crowd", IMAGE, "sleep", "1000"), range(200)))
+    addresses = {one["IPv4Address"] for one in net.network("crowd")["Containers"].values()}
+    assert len(addresses) == 200
+    net.start("last", "--network", "crowd")
+    net.start("client", "--network", "crowd")
+    assert net.ask_from("client", "last").startswith("last ")
+    script = "import socket\nfor number in range(200): socket.gethostbyname(f'n{number}')\nprint('all')"
+    assert net.python("client", script) == "all"
+    before = kill_keeper(net)
+    next_keeper(net, before)
+    assert net.python("client", script) == "all"
