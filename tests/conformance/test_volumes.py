@@ -42,6 +42,7 @@ def module_machine(run_directory: Path, busybox_image: Path, busybox_rootfs: Pat
         config = {"Volumes": {"/data": {}}, "Cmd": ["sh"]}
         peers.docker_archive(archive, [peers.pack(busybox_rootfs), bytes(layer), bytes(upper)], tags=["filled:1"], config=config)
         made.engine.images.load(archive)
+        made.settle()
         yield made
 
 
@@ -334,6 +335,7 @@ def test_an_owner_that_is_given(place: Machine, level: Level, tmp_path: Path) ->
     options = {"user": "1000:1001", "mounts": (bulle.MountOption(kind="bind", source=str(tmp_path), target="/v", change_owner=True),)}
     assert place.shell(level, "stat -c %u:%g /v /v/dir /v/dir/file /v/link; touch /v/dir/new", **options) == "1000:1001\n" * 4
     assert os.stat("/etc/passwd").st_uid == owner
+    place.shell(level, "chown -hR 0:0 /v", volumes=(bulle.VolumeOption(str(tmp_path), "/v"),))
     made = {
         "image": "filled:1",
         "user": "1000:1001",
