@@ -186,6 +186,21 @@ def test_files_of_an_image_as_a_mount(place: Machine, level: Level) -> None:
         place.run(level, "true", mounts=(bulle.MountOption(kind="image", source="nosuch", target="/v"),))
 
 
+def test_files_of_an_image_stay_for_who_mounts_them(place: Machine, level: Level, tmp_path: Path) -> None:
+    archive = tmp_path / "other.tar"
+    peers.docker_archive(archive, [bytes(LayerTar().add("only", content=b"here"))], tags=["other:1"])
+    place.engine.images.load(archive)
+    wanted = (bulle.MountOption(kind="image", source="other:1", target="/v"),)
+    container = place.create(level, "sleep", "1000", mounts=wanted)
+    assert place.command("rmi", "other:1").returncode == 0
+    place.engine.gc()
+    container.start()
+    assert place.execute(container, "cat", "/v/only").stdout == b"here"
+    shared = place.command("run", "--rm", *level.flags, "--volumes-from", container.name, "busybox", "cat", "/v/only")
+    assert shared.stdout == "here", shared.stderr
+    container.remove(force=True)
+
+
 def test_the_command_line_of_mounts(place: Machine, level: Level, tmp_path: Path) -> None:
     (tmp_path / "host").write_text("host")
     arguments = [

@@ -201,6 +201,8 @@ class Volumes:
 
     def sweep(self, name: str) -> None:
         """Remove a volume's directory, unless it has a row."""
+        if self._records.find(name) is not None or not self.directory(name).exists():
+            return
         trash = self._store.temporary_directory()
         try:
             with self._database.transaction() as connection:
