@@ -242,7 +242,9 @@ def test_damaged(tmp_path: Path, compression: str) -> None:
     refused(bytes(raw), tmp_path=tmp_path)
 
 
-@pytest.mark.parametrize("raw", [b"", b"x", b"hello world" * 1000, bytes(10_240), gzip.compress(b"", mtime=0), gzip.compress(b"hello", mtime=0), os.urandom(5000)])
+@pytest.mark.parametrize(
+    "raw", [b"", b"x", b"hello world" * 1000, bytes(10_240), gzip.compress(b"", mtime=0), gzip.compress(b"hello", mtime=0), os.urandom(5000)]
+)
 def test_what_is_no_archive(tmp_path: Path, raw: bytes) -> None:
     refused(raw, tmp_path=tmp_path)
 
