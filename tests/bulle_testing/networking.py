@@ -6,6 +6,7 @@ the wire whatever a program can.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -113,6 +114,25 @@ def free_ports(count: int) -> int:
             for one in opened:
                 one.close()
     raise AssertionError("no free ports on this machine")
+
+
+@contextmanager
+def the_machine_s_networks() -> Iterator[None]:
+    """A turn with the addresses of this machine: tests of networks have subnets of the same pool, whoever runs them."""
+    with open("/var/tmp/bulle-test-networks.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def networked(machine: Machine) -> Iterator[Networked]:
+    """The machine with networks for one test."""
+    with the_machine_s_networks():
+        made = Networked(machine)
+        try:
+            yield made
+        finally:
+            made.clear()
 
 
 class Networked:

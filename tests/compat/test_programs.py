@@ -7,8 +7,6 @@ through ``exec``.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,18 +17,13 @@ from typing import Protocol
 
 import pytest
 
-from bulle_testing import places, tiers
 from bulle_testing.peers import Docker
+from bulle_testing.programs import IMAGE, load_programs
 from bulle_testing.running import Machine, machine
 
 # The first test waits for the image: a Debian mirror may be slow.
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.programs("dockerd", "docker", "containerd", "runc")]
 
-PACKAGES = (
-    "cron", "curl", "default-jre-headless", "etcd-client", "etcd-server", "iputils-ping", "libcap2-bin", "mariadb-server", "nginx-light",
-    "postgresql", "procps", "redis-server", "rsync", "sudo",
-)  # fmt: skip
-IMAGE = "programs:1"
 SERVER_PATIENCE_S = 60
 
 
@@ -419,22 +412,7 @@ def engines(place: Machine, dockerd: Docker) -> dict[str, Engine]:
             assert done.returncode == 0, f"bulle {arguments} ended with {done.returncode}: {done.stdout} {done.stderr}"
         return done
 
-    name = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:12]
-    saved = places.cache_directory() / f"programs-{name}.tar"
-    if saved.exists():
-        bulle("load", "-i", str(saved))
-    else:
-        tiers.need("mmdebstrap")
-        if cause := tiers.debian_mirror_missing():
-            tiers.give_up("debian_mirror", cause)
-        made = bulle("pull", f"deb:bookworm+{','.join(PACKAGES)}", timeout_s=800).stdout.strip()
-        bulle("tag", made, IMAGE)
-        part = saved.with_suffix(f".{os.getpid()}.part")
-        try:
-            bulle("save", "-o", str(part), IMAGE)
-            part.rename(saved)
-        finally:
-            part.unlink(missing_ok=True)
+    saved = load_programs(place)
     dockerd("load", "-i", str(saved))
     ids = [engine("images", "-q", "--no-trunc", IMAGE).stdout.strip() for engine in (dockerd, bulle)]
     assert ids[0] == ids[1], "both run the same image"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import places
-from bulle_testing.networking import IMAGE, Networked, ip, other_machine, python_image
+from bulle_testing.networking import IMAGE, Networked, ip, networked, other_machine, python_image
 from bulle_testing.running import Machine, machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
@@ -38,9 +38,8 @@ def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def net(box: Machine) -> Iterator[Networked]:
-    networked = Networked(box)
-    yield networked
-    networked.clear()
+    with networked(box) as made:
+        yield made
 
 
 def sleeper(net: Networked, name: str, *flags: str) -> str:

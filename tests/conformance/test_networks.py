@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bulle_testing.networking import IMAGE, Networked, other_machine, python_image
+from bulle_testing.networking import IMAGE, Networked, ip, networked, other_machine, python_image
 from bulle_testing.running import Level, Machine, machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
@@ -29,9 +29,8 @@ def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def net(box: Machine) -> Iterator[Networked]:
-    networked = Networked(box)
-    yield networked
-    networked.clear()
+    with networked(box) as made:
+        yield made
 
 
 def interfaces(text: str) -> dict[str, list[str]]:
@@ -50,8 +49,7 @@ def interfaces(text: str) -> dict[str, list[str]]:
 
 def test_levels_without_networks_say_so(place: Machine, level: Level) -> None:
     """A level has networks, or refuses every flag that needs one in the same words."""
-    net = Networked(place)
-    try:
+    with networked(place) as net:
         if level.driver == "chroot":
             for wanted in (("--network", "bridge"), ("--network", "none"), ("-p", "80", "--network", "bridge")):
                 assert "isolation level 'chroot' has no " in net.refused("run", *level.flags, *wanted, IMAGE, "true", code=125)
@@ -64,8 +62,6 @@ def test_levels_without_networks_say_so(place: Machine, level: Level) -> None:
         assert net.run(*level.flags, "--network", "host", "--", "readlink", "/proc/self/ns/net") == f"net:[{mine}]"
         net.start("server", *level.flags)
         assert net.ask_from("server", "server").startswith("server 10.")
-    finally:
-        net.clear()
 
 
 # Addresses
@@ -380,6 +376,16 @@ def test_what_cannot_be_made(net: Networked) -> None:
         done = net.bulle("network", "create", *words)
         assert done.returncode in (1, 125) and message in done.stderr and "Traceback" not in done.stderr, (words, done)
     assert net("network", "ls") == before
+
+
+def test_a_subnet_that_somebody_else_has(net: Networked) -> None:
+    """It is refused in words, before anything of this machine is mixed up with it."""
+    net("network", "create", "--subnet", "10.213.1.0/24", "shop")
+    with other_machine(4) as outside:
+        ip("route", "add", "10.213.1.0/25", "via", outside.address)
+        words = net.refused("run", "--rm", "--network", "shop", IMAGE, "true", code=125)
+    assert "network shop cannot stand: something else on this machine has 10.213.1.0/25 of its subnet 10.213.1.0/24" in words
+    net.run("--network", "shop", "--", "true")
 
 
 def test_what_can_be_read_of_a_container(net: Networked) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from bulle.network.naming import table_name
 from bulle_testing import places
-from bulle_testing.networking import IMAGE, Networked, ask, free_ports, python_image
+from bulle_testing.networking import IMAGE, Networked, ask, free_ports, networked, python_image
 from bulle_testing.running import Machine, machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
@@ -33,9 +33,8 @@ def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def net(box: Machine) -> Iterator[Networked]:
-    networked = Networked(box)
-    yield networked
-    networked.clear()
+    with networked(box) as made:
+        yield made
 
 
 def kill_keeper(net: Networked) -> int:

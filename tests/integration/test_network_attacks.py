@@ -1,6 +1,6 @@
 """Attacks over the network, from inside a container that may do on its wire whatever it likes (root, NET_ADMIN, NET_RAW).
 
-Numbers are those of the list of attacks: 21 (the metadata service of a cloud) and 29 (egress rules hold for IPv6, raw IP and UDP, and survive a restart).
+Numbers are those of the list of attacks: 21 (the metadata service of a cloud), 29 (egress rules hold for IPv6, raw IP and UDP, and after a restart).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import places
-from bulle_testing.networking import SERVER, Networked, OtherMachine, ip, other_machine, python_image
+from bulle_testing.networking import SERVER, Networked, OtherMachine, ip, networked, other_machine, python_image
 from bulle_testing.running import Machine, machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
@@ -80,9 +80,8 @@ def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def net(box: Machine) -> Iterator[Networked]:
-    networked = Networked(box)
-    yield networked
-    networked.clear()
+    with networked(box) as made:
+        yield made
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from bulle.model.network import DEFAULT_NETWORK, Attachment, NetworkConfig, Netw
 from bulle.model.run_plan import Network
 from bulle.network.devices import random_mac
 from bulle.network.egress import parse_egress
+from bulle.network.naming import table_name
 from bulle.records.networks import NetworkRecord, NetworkRecords
 
 if TYPE_CHECKING:
@@ -138,4 +139,4 @@ def complete(config: NetworkConfig, connection: sqlite3.Connection, records: Net
     from bulle.engine.subnets import completed
 
     with RouteSocket() as route:
-        return completed(config, records.subnets(connection), route.destinations(), read_settings())
+        return completed(config, records.subnets(connection), route.destinations(), read_settings(), first=int(table_name(records.home)[-8:], 16))

@@ -14,15 +14,21 @@ from bulle.model.network import NetworkConfig
 from bulle.records.networks import free_subnet
 
 
-def completed(config: NetworkConfig, others: Sequence[str], routes: Sequence[str], settings: NetworkSettings) -> NetworkConfig:
-    """``others`` are the subnets of other networks, ``routes`` where this machine's routes lead (CIDRs)."""
+def completed(config: NetworkConfig, others: Sequence[str], routes: Sequence[str], settings: NetworkSettings, first: int = 0) -> NetworkConfig:
+    """``others`` are the subnets of other networks, ``routes`` where this machine's routes lead (CIDRs).
+
+    ``first`` is where in the pool the search begins: homes of one machine see each other's subnets only while they have containers.
+    """
     if config.driver not in ("bridge", "macvlan"):
         return config
     subnets = [_subnet(text) for text in config.subnets]
     if len({subnet.version for subnet in subnets}) < len(subnets):
         raise InvalidInput("a network has one subnet of each family", "there are two of one here", "make two networks")
     if not any(subnet.version == 4 for subnet in subnets):
-        subnets.insert(0, ip_network(free_subnet(settings.subnets(), [*others, *_host_routes(routes)])))
+        candidates = settings.subnets()
+        first %= len(candidates)
+        candidates = candidates[first:] + candidates[:first]
+        subnets.insert(0, ip_network(free_subnet(candidates, [*others, *_host_routes(routes)])))
     if config.ipv6 and not any(subnet.version == 6 for subnet in subnets):
         # A prefix of its own, at random, as RFC 4193 wants it.
         subnets.append(ip_network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64)))

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 
-from bulle.errors import BulleError, Unavailable
+from bulle.errors import BulleError, Conflict, Unavailable
 from bulle.linux import namespaces
 from bulle.linux.netlink import RouteSocket
 from bulle.model.network import Attachment
@@ -51,6 +51,18 @@ def exists(device: str) -> bool:
         return socket.if_nametoindex(device) > 0
     except OSError:
         return False
+
+
+def check_free(network: str, subnets: Sequence[str]) -> None:
+    """Raise Conflict where a route of this machine leads into a network's subnets already: its containers would be mixed up with what is there."""
+    with RouteSocket() as route:
+        routes = [ip_network(text) for text in route.destinations()]
+    for text in subnets:
+        subnet = ip_network(text)
+        for other in routes:
+            if other.version == subnet.version and other[0] in subnet and other[-1] in subnet:
+                mend = f"end what has it (`ip route show {other}`), or make the network anew with another --subnet"
+                raise Conflict(f"network {network} cannot stand", f"something else on this machine has {other} of its subnet {subnet}", mend)
 
 
 def make_bridge(device: str, mtu: int, alias: str) -> bool:

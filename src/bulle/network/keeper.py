@@ -239,6 +239,8 @@ class Keeper:
         config = record.config
         # The host's own address on an internal network too: names and health checks come from there, but no route leads out.
         addresses = tuple(f"{gateway}/{subnet.partition('/')[2]}" for gateway, subnet in zip(config.gateways, config.subnets, strict=True))
+        if not devices.exists(record.device):
+            devices.check_free(record.name, config.subnets)
         if not self._networks:
             self._rules.open()
             host_settings.prepare_host()

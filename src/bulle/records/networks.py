@@ -10,6 +10,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -51,6 +52,11 @@ class NetworkRecords:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @property
+    def home(self) -> Path:
+        """Whose networks they are."""
+        return self._database.path.parent
 
     def create(self, config: NetworkConfig, created_at_ns: int, connection: sqlite3.Connection | None = None) -> NetworkRecord:
         """A new network. Raises Conflict for a name that is taken, or a subnet that overlaps another network's."""
