@@ -45,6 +45,7 @@ class _Library:
         for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
             getattr(library, name).argtypes = [ctypes.c_void_p]
             getattr(library, name).restype = ctypes.c_char_p
+        library.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
         library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         before = set(os.listdir("/proc/self/fd"))
         self.context = library.nft_ctx_new(0)
@@ -58,7 +59,8 @@ class _Library:
         library.nft_ctx_buffer_error(self.context)
         self.library = library
 
-    def run(self, commands: str) -> str:
+    def run(self, commands: str, *, dry: bool) -> str:
+        self.library.nft_ctx_set_dry_run(self.context, dry)
         failed = self.library.nft_run_cmd_from_buffer(self.context, commands.encode())
         output: bytes = self.library.nft_ctx_get_output_buffer(self.context) or b""
         complaint: bytes = self.library.nft_ctx_get_error_buffer(self.context) or b""
@@ -85,14 +87,23 @@ def uses_library() -> bool:
     return _library() is not None
 
 
-def run(commands: str) -> str:
-    """Give nft's commands to the kernel, as one transaction, and return what they print.
+def understands(commands: str) -> bool:
+    """Whether commands could be given; nothing is changed. Errors: Unavailable without nftables."""
+    try:
+        run(commands, dry=True)
+    except RulesRefused:
+        return False
+    return True
+
+
+def run(commands: str, *, dry: bool = False) -> str:
+    """Give nft's commands to the kernel, as one transaction, and return what they print; ``dry`` only asks whether it would take them.
 
     Errors: :class:`RulesRefused`, Unavailable without nftables.
     """
     library = _library()
     if library is not None:
-        return library.run(commands)
+        return library.run(commands, dry=dry)
     program = shutil.which("nft", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if program is None:
         raise Unavailable(
@@ -100,7 +111,7 @@ def run(commands: str) -> str:
             f"neither the library {LIBRARY} nor the program nft is on this machine",
             "install the package nftables (Debian and most others: libnftables1 is enough)",
         )
-    done = subprocess.run([program, "-f", "-"], input=commands, capture_output=True, text=True)
+    done = subprocess.run([program, *(["-c"] if dry else []), "-f", "-"], input=commands, capture_output=True, text=True)
     if done.returncode:
         raise RulesRefused(done.stderr.strip())
     return done.stdout

@@ -237,7 +237,7 @@ class Rules:
             return nftables.run(commands)
         except nftables.RulesRefused as refused:
             reason = (str(refused).splitlines() or ["nft does not say why"])[0]
-            mend = "see whether `nft list ruleset` works as root: the kernel needs nf_tables, with nat and fib"
+            mend = "see whether `nft list ruleset` works as root: nftables 1.0.6 or later, and nf_tables in the kernel with nat and fib"
             raise BulleError(f"the rules of the networks ({self.table}) could not be changed", reason, mend) from refused
 
     def _look(self, watcher: nftables.Watcher) -> None:

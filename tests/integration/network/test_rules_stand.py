@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,19 @@ def test_a_change_on_a_flushed_table_makes_all_of_it_anew(lab: Lab) -> None:
     assert echoes(member.space, WORLD), "masqueraded, and no longer limited"
     rules.close()
     assert lab.machine.run("nft list ruleset") == ""
+
+
+def test_who_saves_all_rules_of_the_machine_can_load_them_again(lab: Lab, tmp_path: Path) -> None:
+    rules = lab.rules()
+    rules.open()
+    network = lab.network(rules, 1)
+    member, other = lab.member(rules, network, 2, "allow:example.org:80,10.0.0.0/8"), lab.member(rules, network, 3, "none")
+    rules.publish(member.name, ports(PublishedPort("0.0.0.0", 9090, 80), PublishedPort("127.0.0.1", 53, 53, "udp"), target=member.address))
+    rules.allow(member.name, [WORLD, WORLD6], [80], 60)
+    before = shape(rules.describe())
+    lab.machine.run(f"nft list ruleset >{tmp_path}/saved; nft flush ruleset && nft -f {tmp_path}/saved")
+    assert shape(rules.describe()) == before
+    assert not echoes(other.space, WORLD)
 
 
 def test_what_the_kernel_refuses_changes_nothing(lab: Lab) -> None:
