@@ -397,6 +397,8 @@ def test_a_size_holds(place: Machine, level: Level) -> None:
         place.execute(one, "sh", "-c", "rm /v/big; echo seen > /v/sub/seen")
         assert place.execute(other, "cat", "/v/seen").stdout == b"seen\n"
         assert len(loops(place)) == 1, "one device for all"
+        [shown] = one.inspect()["Mounts"]  # type: ignore[misc]
+        assert shown["Source"] == place.engine.volumes.get("sized").mountpoint == f"{place.home}/volumes/sized/disk"
     clone = place.engine.volumes.clone("sized", "twin")
     assert clone.options == {"size": "32m"}
     assert place.shell(level, "cat /v/seen; rm /v/seen", **named("twin", subpath="sub")) == "seen\n"
