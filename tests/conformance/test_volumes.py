@@ -271,6 +271,17 @@ def test_binds_belong_to_who_made_them(place: Machine, level: Level, tmp_path: P
     assert os.geteuid() != 0 or (tmp_path / "user").stat().st_uid == 1000
 
 
+def test_files_and_directories_do_not_take_each_others_place(place: Machine, level: Level, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for target in ("/etc/passwd", "/etc/passwd/below"):
+        with pytest.raises(InvalidInput, match=f"a directory cannot be mounted at {target}: it, or a part of its path, is no directory"):
+            place.run(level, "true", **named("directory", target))
+    with pytest.raises(InvalidInput, match="a file cannot be mounted at /etc: it is a directory in the container"):
+        place.run(level, "true", volumes=(bulle.VolumeOption(f"{tmp_path}/file", "/etc"),))
+    files = tuple(bulle.VolumeOption(f"{tmp_path}/file", target) for target in ("/etc/passwd", "/new/file"))
+    assert place.shell(level, "cat /etc/passwd /new/file", volumes=files) == "minemine"
+
+
 @pytest.fixture
 def overlay(tmp_path: Path) -> Iterator[Path]:
     """A file system whose ids cannot be mapped, with a file, mounted below ``tmp_path``."""
