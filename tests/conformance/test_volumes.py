@@ -271,6 +271,17 @@ def test_binds_belong_to_who_made_them(place: Machine, level: Level, tmp_path: P
     assert os.geteuid() != 0 or (tmp_path / "user").stat().st_uid == 1000
 
 
+def test_files_and_directories_do_not_take_each_others_place(place: Machine, level: Level, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for target in ("/etc/passwd", "/etc/passwd/below"):
+        with pytest.raises(InvalidInput, match=f"a directory cannot be mounted at {target}: it, or a part of its path, is no directory"):
+            place.run(level, "true", **named("directory", target))
+    with pytest.raises(InvalidInput, match="a file cannot be mounted at /etc: it is a directory in the container"):
+        place.run(level, "true", volumes=(bulle.VolumeOption(f"{tmp_path}/file", "/etc"),))
+    files = tuple(bulle.VolumeOption(f"{tmp_path}/file", target) for target in ("/etc/passwd", "/new/file"))
+    assert place.shell(level, "cat /etc/passwd /new/file", volumes=files) == "minemine"
+
+
 @pytest.fixture
 def overlay(tmp_path: Path) -> Iterator[Path]:
     """A file system whose ids cannot be mapped, with a file, mounted below ``tmp_path``."""
@@ -397,6 +408,8 @@ def test_a_size_holds(place: Machine, level: Level) -> None:
         place.execute(one, "sh", "-c", "rm /v/big; echo seen > /v/sub/seen")
         assert place.execute(other, "cat", "/v/seen").stdout == b"seen\n"
         assert len(loops(place)) == 1, "one device for all"
+        [shown] = one.inspect()["Mounts"]  # type: ignore[misc]
+        assert shown["Source"] == place.engine.volumes.get("sized").mountpoint == f"{place.home}/volumes/sized/disk"
     clone = place.engine.volumes.clone("sized", "twin")
     assert clone.options == {"size": "32m"}
     assert place.shell(level, "cat /v/seen; rm /v/seen", **named("twin", subpath="sub")) == "seen\n"
