@@ -15,6 +15,7 @@ import struct
 import subprocess
 
 from bulle.errors import Unavailable
+from bulle.linux.netlink_attributes import attributes
 
 LIBRARY = "libnftables.so.1"
 
@@ -117,19 +118,6 @@ def run(commands: str, *, dry: bool = False) -> str:
     return done.stdout
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes of one netlink message, by type. libnl(7) NLA"""
-    found: dict[int, bytes] = {}
-    position = 0
-    while position + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, position)
-        if length < 4:
-            break
-        found.setdefault(kind & 0x3FFF, data[position + 4 : position + length])
-        position += (length + 3) & ~3
-    return found
-
-
 def _messages(data: bytes) -> list[tuple[int, bytes]]:
     """Type and content (after the nfgenmsg header) of each message in a datagram."""
     found = []
@@ -150,7 +138,7 @@ def _own_process() -> int | None:
         kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN
         asker.send(struct.pack("=IHHIIBBH", 20, kind, _NLM_F_REQUEST, 1, 0, socket.AF_UNSPEC, 0, 0))
         for answer, content in _messages(asker.recv(65536)):
-            process = _attributes(content).get(_GENERATION_PROCESS) if answer == _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWGEN else None
+            process = attributes(content).get(_GENERATION_PROCESS) if answer == _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWGEN else None
             if process is not None:
                 return int(struct.unpack(">I", process)[0])
     return None
@@ -186,11 +174,11 @@ class Watcher(socket.socket):
             for kind, content in _messages(data):
                 if kind >> 8 != _NFNL_SUBSYS_NFTABLES:
                     continue
-                attributes = _attributes(content)
+                said = attributes(content)
                 if kind & 0xFF == _NFT_MSG_NEWGEN:  # the end of one transaction, and who made it
-                    process = attributes.get(_GENERATION_PROCESS)
+                    process = said.get(_GENERATION_PROCESS)
                     if process is None or struct.unpack(">I", process)[0] != self._own:
                         tables |= self._unfinished
                     self._unfinished = set()
-                elif _TABLE_NAME in attributes:
-                    self._unfinished.add(attributes[_TABLE_NAME].rstrip(b"\0").decode(errors="replace"))
+                elif _TABLE_NAME in said:
+                    self._unfinished.add(said[_TABLE_NAME].rstrip(b"\0").decode(errors="replace"))
