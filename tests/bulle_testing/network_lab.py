@@ -30,7 +30,7 @@ WORLD, WORLD6 = "93.184.0.2", "2a00:1::2"
 HOST, HOST6 = "93.184.0.1", "2a00:1::1"
 PRIVATE, METADATA, PRIVATE6 = "192.168.77.2", "169.254.169.254", "fd77::2"
 """Addresses of the world; the last three are not the internet."""
-QUICK_S = 0.25
+QUICK_S = 0.3
 """How long to wait for a packet that should not come; one that comes needs a thousandth of it."""
 
 
