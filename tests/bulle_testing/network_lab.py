@@ -272,6 +272,13 @@ def connected(space: Space, address: str, port: int, *, source: str = "") -> soc
     return connection
 
 
+def taken(listener: socket.socket) -> socket.socket:
+    """The next connection of a listener; what does not come on it is an error before long."""
+    accepted, _ = listener.accept()
+    accepted.settimeout(5)
+    return accepted
+
+
 def all_refused(*attempts: tuple[Space, str, int]) -> bool:
     """Whether no TCP connection comes about, from there to an address and port; all are tried at once."""
     with ThreadPoolExecutor(len(attempts)) as pool:
@@ -286,13 +293,12 @@ def reaches(space: Space, address: str, port: int, listener: socket.socket, *, s
     connection = connected(space, address, port, source=source)
     if connection is None:
         return ""
-    with connection:
-        accepted, peer = listener.accept()
-        with accepted:
-            connection.sendall(b"to")
-            assert accepted.recv(9) == b"to"
-            accepted.sendall(b"fro")
-            assert connection.recv(9) == b"fro"
+    with connection, taken(listener) as accepted:
+        peer = accepted.getpeername()
+        connection.sendall(b"to")
+        assert accepted.recv(9) == b"to"
+        accepted.sendall(b"fro")
+        assert connection.recv(9) == b"fro"
     return str(peer[0])
 
 

@@ -18,7 +18,7 @@ from bulle.model.network import PublishedPort
 from bulle.network import ruleset
 from bulle.network.egress import parse_egress
 from bulle.network.rules import Rules
-from bulle_testing.network_lab import HOST, QUICK_S, WORLD, WORLD6, Lab, WatchingRules, connected, echoes, listening, ports, reaches
+from bulle_testing.network_lab import HOST, QUICK_S, WORLD, WORLD6, Lab, WatchingRules, connected, echoes, listening, ports, reaches, taken
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("ip", "nft")]
 
@@ -145,7 +145,7 @@ def test_an_allowed_name_is_open_for_its_time_and_what_stands_goes_on(lab: Lab) 
         assert echoes(member.space, WORLD)
         rules.allow(member.name, [WORLD], [80], 2)  # asked again: its time begins anew
         time.sleep(1.3)
-        with connection, listener.accept()[0] as accepted:
+        with connection, taken(listener) as accepted:
             assert reaches(member.space, WORLD, 80, listener)
             time.sleep(1)
             assert connected(member.space, WORLD, 80) is None
@@ -188,7 +188,7 @@ def test_the_next_keeper_takes_over_and_connections_go_on(lab: Lab) -> None:
     with listening(member.space, "0.0.0.0", 80) as listener:
         connection = connected(lab.world, HOST, 9090)
         assert connection is not None
-        with connection, listener.accept()[0] as accepted:
+        with connection, taken(listener) as accepted:
             rules.kill()
             following = lab.rules()
             following.add_network(network, "bulle00000001", ["10.208.1.0/24", "fd00:1::/64"], ["10.208.1.1", "fd00:1::1"], False)
@@ -257,7 +257,7 @@ def test_a_list_is_not_got_around_by_who_had_the_address_before(lab: Lab) -> Non
         connection, allowed = connected(member.space, WORLD, 80), connected(member.space, WORLD, 81)
         assert connection is not None
         assert allowed is not None
-        with connection, allowed, listener.accept()[0] as accepted, listed.accept()[0] as accepted_too:
+        with connection, allowed, taken(listener) as accepted, taken(listed) as accepted_too:
             rules.remove_member(member.name)
             rules.add_member("the next", [member.link], parse_egress(f"allow:example.org,{WORLD}:81"))
             allowed.sendall(b"as before")
