@@ -159,13 +159,21 @@ def test_broadcast_and_multicast_do_not_reach_the_host(lab: Lab, text: str) -> N
     free = lab.member(rules, "network1", 3)
     lab.machine.run("echo 0 >/proc/sys/net/ipv4/icmp_echo_ignore_broadcasts")
     to_host = mac_of(lab.machine, "bulle00000001")
-    with listening(lab.machine, "0.0.0.0", 5353, socket.SOCK_DGRAM) as listener:
+    with (
+        listening(lab.machine, "0.0.0.0", 5353, socket.SOCK_DGRAM) as listener,
+        listening(free.space, "0.0.0.0", 5353, socket.SOCK_DGRAM) as neighbour,
+    ):
         listener.settimeout(QUICK_S)
         for target in ("255.255.255.255", "10.208.1.255"):
             for who, heard in ((member, False), (free, True)):
                 send_frame(who.space, frame(who.link.mac, "ff:ff:ff:ff:ff:ff", 0x0800, ipv4_packet(who.address, target, udp(5353, b"psst"), 17)))
                 with contextlib.nullcontext() if heard else pytest.raises(TimeoutError):
                     assert listener.recvfrom(99)[1][0] == who.address
+            assert neighbour.recvfrom(99)[1][0] == member.address, "while its neighbours hear it"
+        neighbour.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.0.0.251") + socket.inet_aton(free.address))
+        everyone = "01:00:5e:00:00:fb"
+        send_frame(member.space, frame(member.link.mac, everyone, 0x0800, ipv4_packet(member.address, "224.0.0.251", udp(5353, b"psst"), 17)))
+        assert neighbour.recvfrom(99)[1][0] == member.address
         listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.0.0.251") + socket.inet_aton(GATEWAY))
         for who, heard in ((member, False), (free, True)):
             send_frame(who.space, frame(who.link.mac, to_host, 0x0800, ipv4_packet(who.address, "224.0.0.251", udp(5353, b"psst"), 17)))
