@@ -210,9 +210,13 @@ class Server:
         pid = self._calling[descriptor]
         connection = self.children[pid].connection
         if connection is not None:
-            with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            try:
                 if connection.recv(4096):
                     return
+            except BlockingIOError:
+                return  # what ended was another one, whose descriptor this one has since
+            except ConnectionResetError:
+                pass
         self._poll.unregister(descriptor)
         del self._calling[descriptor]
         # Most often the child has just told its caller the exit code and is about to end by itself.
