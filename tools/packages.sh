@@ -17,6 +17,7 @@ tests=(
     docker.io:dockerd containerd:containerd bubblewrap:bwrap gcc:gcc libc6-dev:/usr/include/stdio.h strace:strace jq:jq iptables:iptables
     libcap2-bin:capsh sudo:sudo tmux:tmux util-linux:setpriv iproute2:ip procps:ps git:git xz-utils:xz zstd:zstd e2fsprogs:mkfs.ext4
     erofs-utils:dump.erofs attr:setfattr iputils-ping:ping systemd:systemd-analyze openssh-client:ssh-agent bind9-dnsutils:dig
+    ufw:ufw firewalld:firewalld dbus:dbus-daemon
     postgresql-client:psql mariadb-client:mariadb redis-tools:redis-cli curl:curl
 )
 
@@ -76,4 +77,12 @@ if ! install "${missing[@]}"; then
     done
 fi
 rm -f "$log"
+# Nor at the next boot: nobody asked for another firewall on this machine.
+for entry in "${missing[@]}"; do
+    case $entry in
+        firewalld | ufw | docker.io | containerd | docker-registry)
+            command -v systemctl >/dev/null 2>&1 && systemctl --quiet disable "${entry%.io}.service" >/dev/null 2>&1
+            ;;
+    esac
+done
 exit 0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bulle.engine.sandbox_pool import SandboxPool
     from bulle.errors import BulleError
     from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges, VolumeOption
+    from bulle.model.network import Egress, NetworkConfig, NetworkOption, PortMapping, PublishedPort
     from bulle.model.run_plan import DeviceLimit, ResourceLimit, RunPlan
     from bulle.model.volume import MountOption, Volume
     from bulle.monitor import Attachment, LogEntry, Outcome
@@ -40,13 +41,18 @@ _HOMES = {
     "ContainerState": "bulle.model.container",
     "ContainerStatistics": "bulle.engine.measuring",
     "DeviceLimit": "bulle.model.run_plan",
+    "Egress": "bulle.model.network",
     "Engine": "bulle.engine",
     "ExecOptions": "bulle.model.container",
     "Image": "bulle.engine",
     "LimitChanges": "bulle.model.container",
     "LogEntry": "bulle.monitor",
     "MountOption": "bulle.model.volume",
+    "NetworkConfig": "bulle.model.network",
+    "NetworkOption": "bulle.model.network",
     "Outcome": "bulle.monitor",
+    "PortMapping": "bulle.model.network",
+    "PublishedPort": "bulle.model.network",
     "ResourceLimit": "bulle.model.run_plan",
     "RunPlan": "bulle.model.run_plan",
     "Sandbox": "bulle.engine.sandbox",
@@ -67,13 +73,18 @@ __all__ = [
     "ContainerState",
     "ContainerStatistics",
     "DeviceLimit",
+    "Egress",
     "Engine",
     "ExecOptions",
     "Image",
     "LimitChanges",
     "LogEntry",
     "MountOption",
+    "NetworkConfig",
+    "NetworkOption",
     "Outcome",
+    "PortMapping",
+    "PublishedPort",
     "ResourceLimit",
     "RunPlan",
     "Sandbox",

@@ -350,6 +350,11 @@ class Volumes:
         return list(self.by_name.values())
 
 
+class Networks:
+    def get(self, name: str) -> Any:
+        raise NotFound(f"network {name} not found")
+
+
 class FakeEngine:
     """What ``bulle.Engine`` offers to the command line."""
 
@@ -357,6 +362,7 @@ class FakeEngine:
         self.home = home
         self.images = Images()
         self.containers = Containers(self)
+        self.networks = Networks()
         self.volumes = Volumes()
         self.executed: list[ExecOptions] = []
         self.closed = 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import resource
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import dnslib
@@ -39,6 +42,20 @@ class LoopThread:
         self._near.send(b"x")
         return future.result(timeout=10)
 
+    def turns_in(self, duration_s: float) -> int:
+        """How often the loop turns in a while, with what it takes to count that."""
+        counted = [0]
+        turn = self.loop.turn
+
+        def counting(longest_s: float = -1) -> None:
+            counted[0] += 1
+            turn(longest_s)
+
+        self.do(lambda: setattr(self.loop, "turn", counting))
+        time.sleep(duration_s)
+        self.do(lambda: setattr(self.loop, "turn", turn))
+        return counted[0]
+
     def close(self) -> None:
         if self._thread.is_alive():
             self.do(lambda: setattr(self.loop, "ended", True))
@@ -46,6 +63,19 @@ class LoopThread:
         self.loop.close()
         self._near.close()
         self._far.close()
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """This process can open nothing for a while."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/dev/null") as file:
+        free = file.fileno()  # the lowest that is free: more may be open above, which stay so
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def bound_pair(address: str = "127.0.0.1", port: int = 0) -> tuple[socket.socket, socket.socket]:

@@ -16,6 +16,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bulle.linux import namespaces
@@ -189,7 +190,9 @@ class Lab:
         """A bridge ``10.208.NUMBER.0/24`` and ``fd00:NUMBER::/64``, known to the rules; returns its id."""
         device, network_id = f"bulle{number:08x}", f"network{number}"
         four, six = f"10.208.{number}", f"fd00:{number:x}:"
-        self.machine.run(f"ip link add {device} type bridge && ip addr add {four}.1/24 dev {device} && ip link set {device} up")
+        self.machine.run(
+            f"ip link add {device} address 02:42:0a:d0:{number:02x}:01 type bridge && ip addr add {four}.1/24 dev {device} && ip link set {device} up"
+        )
         with self.machine.inside():
             host_settings.open_bridge(device, ipv6=ipv6)
         if ipv6:
@@ -210,10 +213,7 @@ class Lab:
         member = Member(name, space, Link(network_id, veth, mac, ()), f"{four}.{last}", f"{six}:{last:x}" if six else "", parse_egress(egress))
         member.link = member.link._replace(addresses=tuple(filter(None, (member.address, member.address6))))
         rules.add_member(name, [member.link], member.egress)
-        self.machine.run(
-            f"ip link add {veth} type veth peer name eth0 netns /proc/{os.getpid()}/fd/{space.descriptor}"
-            f" && ip link set {veth} master {device} && ip link set {veth} up"
-        )
+        self.attach(space, veth, device)
         with self.machine.inside():
             host_settings.open_port(veth)
         space.run(
@@ -221,6 +221,13 @@ class Lab:
             f"ip addr add {member.address6}/64 dev eth0 nodad && ip -6 route add default via {six}:1" if six else "true",
         )
         return member
+
+    def attach(self, space: Space, veth: str, bridge: str) -> None:
+        """Give somebody an ``eth0`` on a bridge of the machine."""
+        self.machine.run(
+            f"ip link add {veth} type veth peer name eth0 netns /proc/{os.getpid()}/fd/{space.descriptor}"
+            f" && ip link set {veth} master {bridge} && ip link set {veth} up"
+        )
 
     def close(self) -> None:
         """End everything."""
@@ -263,6 +270,15 @@ def connected(space: Space, address: str, port: int, *, source: str = "") -> soc
         return None
     connection.settimeout(5)
     return connection
+
+
+def all_refused(*attempts: tuple[Space, str, int]) -> bool:
+    """Whether no TCP connection comes about, from there to an address and port; all are tried at once."""
+    with ThreadPoolExecutor(len(attempts)) as pool:
+        made = [connection for connection in pool.map(lambda attempt: connected(*attempt), attempts) if connection is not None]
+    for connection in made:
+        connection.close()
+    return not made
 
 
 def reaches(space: Space, address: str, port: int, listener: socket.socket, *, source: str = "") -> str:

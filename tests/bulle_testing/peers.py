@@ -6,6 +6,7 @@ Costly files (a Debian root) are kept in the cache of :func:`bulle_testing.place
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import io
@@ -166,22 +167,39 @@ def debian_root(suite: str = "bookworm", packages: tuple[str, ...] = ()) -> Path
     """The tar of a minimal Debian root with these packages, made once by mmdebstrap and kept in the cache; a test that needs it names its tiers."""
     name = hashlib.sha256(" ".join(sorted(packages)).encode()).hexdigest()[:12] if packages else "minimal"
     target = places.cache_directory() / f"debian-{suite}-{name}.tar"
-    if not target.exists():
-        tiers.need("mmdebstrap")
-        if cause := tiers.debian_mirror_missing():
-            tiers.give_up("debian_mirror", cause)
-        part = target.with_suffix(f".{os.getpid()}.tar")
-        mode = "root" if tiers.root_missing() == "" else "unshare"
-        command = ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--quiet"]
-        command += [f"--include={','.join(packages)}"] if packages else []
-        try:
-            environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000", "PATH": tiers.SEARCH_PATH}
-            done = subprocess.run([*command, suite, str(part)], env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            part.rename(target)
-        finally:
-            part.unlink(missing_ok=True)
+    with one_at_a_time():
+        if not target.exists():
+            make_debian_root(target, suite, packages)
     return target
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let no other test process make something for the cache: it may be the same thing."""
+    directory = os.open(places.cache_directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def make_debian_root(target: Path, suite: str, packages: tuple[str, ...]) -> None:
+    """Make such a tar, which appears when it is whole."""
+    tiers.need("mmdebstrap")
+    if cause := tiers.debian_mirror_missing():
+        tiers.give_up("debian_mirror", cause)
+    part = target.with_suffix(f".{os.getpid()}.tar")
+    mode = "root" if tiers.root_missing() == "" else "unshare"
+    command = ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--quiet"]
+    command += [f"--include={','.join(packages)}"] if packages else []
+    try:
+        environment = os.environ | {"SOURCE_DATE_EPOCH": "1700000000", "PATH": tiers.SEARCH_PATH}
+        done = subprocess.run([*command, suite, str(part)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -304,16 +322,16 @@ class Docker:
 
 
 @contextmanager
-def private_docker(directory: Path, enter: Sequence[str] = ()) -> Iterator[Docker]:
+def private_docker(directory: Path, enter: Sequence[str] = (), *, networks: bool = False) -> Iterator[Docker]:
     """A dockerd with everything below ``directory``, for as long as the block lasts. Needs root.
 
-    ``enter`` is a command that starts it on a network namespace of its own, where it has its bridge and firewall rules.
+    With ``networks`` it makes its bridge and firewall rules: only in a network namespace of its own, in which ``enter`` is a command that starts it.
     """
     directory.mkdir()
     docker = Docker(directory / "docker.sock")
     command = [str(tiers.program("dockerd")), "--host", f"unix://{docker.socket_path}", "--data-root", f"{directory}/data"]
     command += ["--exec-root", f"{directory}/exec", "--pidfile", f"{directory}/pid", "--config-file", f"{directory}/daemon.json"]
-    command += [] if enter else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
+    command += [] if networks or enter else ["--iptables=false", "--ip6tables=false", "--bridge=none"]
     command = [*enter, *command, "--storage-driver=overlay2", "--log-level=warn"]
     (directory / "daemon.json").write_text("{}")
     environment = os.environ | {"PATH": tiers.SEARCH_PATH}

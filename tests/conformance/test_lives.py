@@ -196,8 +196,9 @@ def test_unhealthy_is_killed_and_the_policy_decides(place: Machine, level: Level
 
 
 def test_unhealthy_is_stopped(place: Machine, level: Level) -> None:
-    check = {"health_command": "exit 1", "health_interval_ns": 50 * MILLISECONDS, "health_retries": 1, "health_on_failure": "stop"}
-    with place.running(level, "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.05; done", restart_policy="always", **check) as container:
+    check = {"health_command": "! test -e /ready", "health_interval_ns": 50 * MILLISECONDS, "health_retries": 1, "health_on_failure": "stop"}
+    script = "trap 'exit 7' TERM; touch /ready; while :; do sleep 0.05; done"
+    with place.running(level, "sh", "-c", script, restart_policy="always", **check) as container:
         wait_for(lambda: ended(container), "its end")
         assert container.state().exit_code == 7
         assert container.state().restart_count == 0
@@ -292,7 +293,8 @@ def test_who_works_in_silence_is_not_ended(place: Machine, level: Level) -> None
 
 
 def test_why_says_who_wanted_it(place: Machine, level: Level) -> None:
-    with place.running(level, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done") as container:
+    with place.running(level, "sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done") as container:
+        wait_for(lambda: words(container), "it is ready")
         assert not container.why()
         container.stop()
         assert "was ended by `bulle stop` of user" in why(container)

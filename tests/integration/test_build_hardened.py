@@ -120,7 +120,6 @@ def test_mistakes_and_malice_are_one_sentence(build: Any, tmp_path: Path, text: 
     [
         (("-t", "BAD NAME"), "is not an image name"),
         (("-o", "type=oci,dest=/no/such/place.tar"), "there is no directory /no/such"),
-        (("--network", "bridge"), "there is no network 'bridge' for RUN"),
         (("--isolation", "foo"), "there is no isolation level 'foo'"),
         (("--secret", "id=x,src=/no/such"), "the secret 'x' cannot be read"),
         (("--build-context", "x=/no/such"), "the context x cannot be used"),

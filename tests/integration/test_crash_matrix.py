@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 import bulle
+from bulle.isolation.driver import Feature
 from bulle_testing import places
-from bulle_testing.running import Level, Machine, alive, wait_for
+from bulle_testing.running import Level, Machine, alive, usable, wait_for
 
 COUNT = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
 DELAYS_MS = (0, 4, 12)
@@ -38,7 +40,7 @@ def follow():
  "rm": lambda: container.remove(force=True)}["VERB"]()
 """
 VERBS = ("create", "start", "exec", "logs", "stop", "rm")
-VICTIMS = ("spawner", "monitor", "init", "command", "client")
+VICTIMS = ("spawner", "monitor", "init", "command", "client", "keeper")
 # Who is not there yet while a container is being created.
 PAIRS = [(victim, verb) for victim in VICTIMS for verb in VERBS if verb != "create" or victim not in ("monitor", "init")]
 
@@ -77,6 +79,8 @@ def victim_pid(place: Machine, victim: str, command: subprocess.Popen[bytes]) ->
         return command.pid
     if victim == "spawner":
         return places.spawner_pid(place.home)
+    if victim == "keeper":
+        return places.keeper_pid(place.home)
     found = subject(place)
     if found is None:
         return 0
@@ -110,6 +114,10 @@ def only(place: Machine, bystander: bulle.Container) -> bool:
 
 @pytest.mark.parametrize(("victim", "verb"), PAIRS, ids=lambda word: word)
 def test_killed(place: Machine, level: Level, victim: str, verb: str) -> None:
+    if victim == "keeper":
+        if Feature.NETWORKS not in usable(level, place.home):
+            return  # that it says so is held by the tests of networks
+        level = replace(level, options={**level.options, "network": "bridge"}, flags=(*level.flags, "--network", "bridge"))
     with place.running(level, "sh", "-c", COUNT) as bystander:
         wait_for(lambda: len(numbers(bystander)) > 1, "the bystander")
         before = bystander.state().pid
@@ -137,6 +145,8 @@ def test_killed(place: Machine, level: Level, victim: str, verb: str) -> None:
                 wait_for(lambda: only(place, bystander), "the subject's removal")
         assert bystander.state().status == "running"
         assert bystander.state().pid == before
+        if victim == "keeper":
+            wait_for(lambda: place.command("exec", bystander.name, "nslookup", bystander.name).returncode == 0, "names again")
         last = numbers(bystander)[-1]
         wait_for(lambda: numbers(bystander)[-1] > last, "the bystander's next lines")
         said = numbers(bystander)

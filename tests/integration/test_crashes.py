@@ -263,7 +263,8 @@ def try_lock(file: BinaryIO) -> bool:
 @pytest.mark.parametrize("killed", [False, True])
 def test_start_during_a_start_waits_for_it(place: Machine, level: Level, killed: bool) -> None:
     """The second start returns when the container runs: by the first one, or by itself where the first came to nothing."""
-    container = place.create(level, "sleep", "1000")
+    # Much to mount: the first process is on its way for longer.
+    container = place.create(level, "sleep", "1000", volumes=tuple(bulle.VolumeOption("/usr", f"/v{number}") for number in range(100)))
     first, pid = half_started(place, container)
     with first, place.start_command("start", container.name) as second:
         time.sleep(0.1)

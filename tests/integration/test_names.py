@@ -125,7 +125,7 @@ def test_what_the_list_does_not_name_is_no_name_at_all(names: Names, asker: Insi
     egress = Egress("allow", (Destination("pypi.org", (443,)),))
     names.do("change", "a" * 64, View((NETWORK,), egress=egress))
     assert asker.addresses("pypi.org") == "8.8.8.8"
-    assert opened == [("a" * 64, ("8.8.8.8",), (443,), 300)]
+    assert opened == [("a" * 64, ("8.8.8.8",), (443,), 600)]
     assert asker.addresses("example.org") == ""
     assert "status: NXDOMAIN" in asker.run("dig", "secret.example.org", "TXT")
     assert set(upstream.names()) == {"pypi.org."}

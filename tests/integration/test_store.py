@@ -6,6 +6,7 @@ import ast
 import concurrent.futures
 import gzip
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ from bulle.linux.subordinate_ids import rootless_mappings
 from bulle.model.digest import Digest
 from bulle.model.image import OCI_LAYER
 from bulle.model.reference import Reference
+from bulle.records.database import SCHEMAS
 from bulle.store import Image, Store
 from bulle_testing.layers import LayerTar, census, in_mount_namespace, open_store, pieces, put_image
 
@@ -493,7 +495,7 @@ def test_a_home_of_the_first_version_is_given_what_it_lacks(home: Path, store: S
     image = put_image(store, [FIRST], "debian:12")
     store.close()
     with sqlite3.connect(home / "bulle.db") as connection:
-        for table in ("build_step", "artifact_blob", "artifact", "image_index_image", "image_index", "blob_source"):
+        for table in reversed(re.findall(r"CREATE TABLE (\w+)", "".join(SCHEMAS[1:]))):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version = 1")
     connection.close()

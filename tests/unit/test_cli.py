@@ -25,6 +25,7 @@ from bulle.errors import BulleError, Unsupported
 from bulle.model.container import ContainerOptions, ContainerState, VolumeOption
 from bulle.model.lifecycle import Health
 from bulle.model.run_plan import ResourceLimit
+from bulle.model.volume import MountOption
 from bulle_testing import fake_engine
 from bulle_testing.fake_engine import FakeEngine
 
@@ -212,6 +213,33 @@ def test_options_of_a_container(cli: CommandLine, tmp_path: Path, monkeypatch: p
         platform="linux/arm64",
     )
     assert cli.options("--entrypoint", "", "img").entrypoint == ()
+
+
+def test_mounts_of_a_container(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = cli.options(
+        *("-v", "data:/a:nocopy,ro", "-v", "/b", "-v", "/host:/c:rslave,z", "-v", "./here:/d:U", "-v", "n:/e", "--volumes-from", "x:ro"),
+        *("--mount", 'source=v,dst=/f,volume-subpath=p/q,volume-label=k=v,volume-opt=type=tmpfs,"volume-opt=o=size=1m,mode=700"'),
+        *("--mount", "type=bind,src=.,target=/g,bind-propagation=rslave,bind-recursive=readonly,readonly=true,consistency=cached"),
+        *("--mount", "type=bind,src=/h,target=/h,bind-nonrecursive", "--mount", "type=image,source=img,target=/i,image-subpath=etc"),
+        *("--mount", "TYPE=tmpfs,target=/j,tmpfs-mode=1770,ro", "--mount", 'type=bind,"source=/with,comma",target=/k,ro=false', "img"),
+    )
+    assert options.mounts == (
+        MountOption(kind="volume", source="data", target="/a", copy=False, read_only=True),
+        MountOption(kind="volume", target="/b"),
+        MountOption(kind="bind", source="/host", target="/c", propagation="rslave"),
+        MountOption(kind="bind", source=f"{tmp_path}/here", target="/d", change_owner=True),
+        MountOption(kind="volume", source="n", target="/e"),
+        MountOption(
+            kind="volume", source="v", target="/f", subpath="p/q", labels={"k": "v"}, driver_options={"type": "tmpfs", "o": "size=1m,mode=700"}
+        ),
+        MountOption(kind="bind", source=str(tmp_path), target="/g", propagation="rslave", recursive="readonly", read_only=True),
+        MountOption(kind="bind", source="/h", target="/h", recursive="disabled"),
+        MountOption(kind="image", source="img", target="/i", subpath="etc"),
+        MountOption(kind="tmpfs", target="/j", tmpfs_options=("mode=1770",), read_only=True),
+    )
+    assert options.volumes == (VolumeOption("/with,comma", "/k"),)
+    assert options.volumes_from == ("x:ro",)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,13 @@ from pathlib import Path
 import dnslib
 import pytest
 
+from bulle.errors import Unavailable
 from bulle.model.network import Destination, Egress
+from bulle.network import forwarding
 from bulle.network.dns import View
 from bulle.network.name_policy import is_foreign
 from bulle.network.resolvers import HostResolvers
-from bulle_testing.name_servers import Names, Upstream, ask, exchange, values
+from bulle_testing.name_servers import Names, Upstream, ask, exchange, no_more_descriptors, values
 
 FRONT, BACK = "f" * 64, "b" * 64
 ASKER, WEB, OTHER = "a1" * 32, "c2" * 32, "d3" * 32
@@ -279,24 +281,59 @@ def test_ports_and_ids_of_questions_are_not_to_be_guessed(names: Names, place: t
         assert steps.most_common(1)[0][1] < 5
 
 
-def test_a_flood_of_one_container_leaves_others_their_answers(names: Names, place: tuple[str, int]) -> None:
-    """One container asks for thousands of names of a server that never answers: what others ask is answered as ever."""
+@pytest.mark.parametrize("floods", [1, 12])
+def test_floods_of_some_containers_leave_others_their_answers(names: Names, place: tuple[str, int], floods: int) -> None:
+    """They ask for thousands of names of a server that never answers: what others ask is answered as ever."""
     silent = Upstream(lambda asked: None)
     names._foreign.append(silent)
     answering = names.upstream(lambda asked: "example.org. 1 A 192.0.2.7")
-    flooded = names.add(OTHER, View((FRONT,)))
+    flooded = [names.add(f"{number:064x}", View((FRONT,))) for number in range(floods)]
     names.upstreams[:] = [silent.server]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         for number in range(3000):
-            client.sendto(dnslib.DNSRecord.question(f"n{number}.example").pack(), flooded)
+            client.sendto(dnslib.DNSRecord.question(f"n{number}.example").pack(), flooded[number % floods])
         names.do("set_network", "0" * 64, "unrelated")  # has been read by now
         names.upstreams[:] = [answering.server]
         before = time.monotonic()
         assert values(ask(place, "web")) == ["10.8.0.2"]
         assert values(ask(place, "example.org")) == ["192.0.2.7"]
         assert time.monotonic() - before < 1
-    names.do("remove", OTHER)
-    assert len(silent.seen) <= 64
+    assert len(silent.seen) <= min(64 * floods, 600)
+    assert len(silent.seen) >= 50
+    for number in range(floods):
+        names.do("remove", f"{number:064x}")
+
+
+def test_who_waits_is_served_when_a_flood_is_ended(names: Names, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "_MOST_ASKING", 2)
+    monkeypatch.setattr(forwarding, "_RESERVED", 0)
+    names.upstream(lambda asked: "example.org. 1 A 192.0.2.7" if str(asked.q.qname) == "example.org." else None)
+    flooded = names.add(OTHER, View((FRONT,)))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for number in range(10):
+            client.sendto(dnslib.DNSRecord.question(f"n{number}.example").pack(), flooded)
+        client.settimeout(9)
+        names.do("set_network", "0" * 64, "unrelated")  # has been read by now
+        client.sendto(dnslib.DNSRecord.question("example.org").pack(), place)
+        names.do("set_network", "0" * 64, "unrelated")
+        before = time.monotonic()
+        names.do("remove", OTHER)
+        assert values(dnslib.DNSRecord.parse(client.recv(512))) == ["192.0.2.7"]
+        assert time.monotonic() - before < 1
+
+
+def test_without_descriptors_the_loop_rests_and_goes_on_later(names: Names, place: tuple[str, int]) -> None:
+    names.upstreams[:] = [("127.0.0.98", 9)]
+    with socket.socket() as stream, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, no_more_descriptors():
+        stream.connect(place)
+        assert names.thread.turns_in(0.3) < 20
+        client.settimeout(9)
+        for name, wanted in (("web", "10.8.0.2"), ("example.org", "SERVFAIL")):
+            client.sendto(dnslib.DNSRecord.question(name).pack(), place)
+            assert values(dnslib.DNSRecord.parse(client.recv(512))) == [wanted]
+    names.upstreams.clear()
+    names.upstream(lambda asked: "example.org. 1 A 192.0.2.7")
+    assert values(ask(place, "example.org", tcp=True)) == ["192.0.2.7"]
 
 
 def test_resolv_conf_is_read_anew_when_it_changes(tmp_path: Path) -> None:
@@ -413,14 +450,46 @@ def test_allowed_names_are_opened_before_they_are_answered(names: Names, place: 
     assert values(answer) == ["cdn.example.", "151.101.0.1"]
     assert [record.ttl for record in answer.rr] == [20, 3600]
     assert answer.ar == []
-    assert allowed == [(ASKER, ("151.101.0.1",), (443,), 3600)]
+    assert allowed == [(ASKER, ("151.101.0.1",), (443,), 7200)]
+    assert values(ask(place, "pypi.org", tcp=True)) == ["cdn.example.", "151.101.0.1"]
+    assert len(allowed) == 1  # it is open for long enough
     assert values(ask(place, "a.b.debian.org", tcp=True)) == ["cdn.example.", "151.101.0.1"]
     assert allowed[1][2] == ()
     assert values(ask(place, "files.pypi.org")) == ["cdn.example.", "151.101.0.1"]
     assert allowed[2][2] == (80, 443, 8080)
-    assert len(upstream.seen) == 3
+    assert len(upstream.seen) == 4
     assert values(ask(place, "web")) == ["10.8.0.2"]
     assert len(allowed) == 3
+
+
+def test_what_could_not_be_opened_is_not_answered(names: Names, place: tuple[str, int], allowed: list[tuple]) -> None:
+    names.upstream(lambda asked: "pypi.org. 60 A 8.8.8.8")
+
+    def fail(*arguments: object) -> None:
+        raise Unavailable("cannot change the rules")
+
+    names.server.on_allowed = fail
+    assert values(ask(place, "pypi.org")) == ["SERVFAIL"]
+    names.server.on_allowed = lambda *arguments: allowed.append(arguments)
+    assert values(ask(place, "pypi.org")) == ["8.8.8.8"]
+    assert len(allowed) == 1
+
+
+def test_rules_that_changed_hold_for_answers_on_their_way(names: Names, place: tuple[str, int], allowed: list[tuple]) -> None:
+    def reply(asked: dnslib.DNSRecord) -> str:
+        names.do("change", ASKER, View((FRONT,), egress=Egress("none")))
+        return "pypi.org. 60 A 8.8.8.8"
+
+    names.upstream(reply)
+    assert values(ask(place, "pypi.org")) == ["NXDOMAIN"]
+    assert allowed == []
+
+
+def test_allowed_names_may_have_other_letters(names: Names, place: tuple[str, int]) -> None:
+    names.upstream(lambda asked: f"{asked.q.qname} 60 A 8.8.8.8")
+    names.do("change", ASKER, View((FRONT,), egress=Egress("allow", (Destination("*.bücher.example"), Destination("x" * 80)))))
+    assert values(ask(place, "www.xn--bcher-kva.example")) == ["8.8.8.8"]
+    assert values(ask(place, "x.example")) == ["NXDOMAIN"]
 
 
 @pytest.mark.parametrize("name", ["example.org", "debian.org", "xdebian.org", "pypi.org.example", "cdn.example", "1.0.101.151.in-addr.arpa", "pypi"])
@@ -462,7 +531,7 @@ def test_allowed_names_cannot_lead_inside(names: Names, place: tuple[str, int], 
     names.upstream(lambda asked: "\n".join(f"pypi.org. 60 A {address}" for address in (*INSIDE, "10.7.1.1", "8.8.8.8")))
     assert values(ask(place, "pypi.org", tcp=True)) == ["10.7.1.1", "8.8.8.8"]
     # What a range of the list covers is answered, but a name opens no more of it than the range says.
-    assert allowed == [(ASKER, ("8.8.8.8",), (443,), 300)]
+    assert allowed == [(ASKER, ("8.8.8.8",), (443,), 600)]
 
 
 def test_aliases_that_lead_round_in_a_circle_end(names: Names, place: tuple[str, int], allowed: list[tuple]) -> None:

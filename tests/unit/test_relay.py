@@ -19,7 +19,7 @@ import pytest
 
 from bulle.network import relay
 from bulle.network.relay import Relay, UdpRelay
-from bulle_testing.name_servers import LoopThread
+from bulle_testing.name_servers import LoopThread, no_more_descriptors
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -222,7 +222,7 @@ def test_nothing_is_read_faster_than_it_is_taken(relayed: Callable, thread: Loop
             except BlockingIOError:
                 time.sleep(0.01)
             assert sent < 64 << 20, "somebody holds all that"
-        assert _turns_in(thread, 0.3) < 20
+        assert thread.turns_in(0.3) < 20
         client.setblocking(True)
         go_on.set()
     deadline = time.monotonic() + 9
@@ -247,7 +247,7 @@ def test_the_loop_rests_while_nothing_happens(relayed: Callable, thread: LoopThr
         one.shutdown(socket.SHUT_WR)
         assert two.recv(1) == b""
         time.sleep(0.1)
-        assert _turns_in(thread, 0.3) < 10
+        assert thread.turns_in(0.3) < 10
         go_on.set()
 
 
@@ -281,26 +281,11 @@ def test_the_loop_rests_while_an_end_waits_behind_what_nobody_reads(relayed: Cal
             time.sleep(0.005)
         client.shutdown(socket.SHUT_WR)
         time.sleep(0.1)
-        assert _turns_in(thread, 0.3) < 20
+        assert thread.turns_in(0.3) < 20
         assert not received
         steps.release(10_000)
         assert done.wait(9)
     assert received == [sent]
-
-
-def _turns_in(thread: LoopThread, duration_s: float) -> int:
-    """How often the loop turns in a while, with what it takes to count that."""
-    counted = [0]
-    turn = thread.loop.turn
-
-    def counting(longest_s: float = -1) -> None:
-        counted[0] += 1
-        turn(longest_s)
-
-    thread.do(lambda: setattr(thread.loop, "turn", counting))
-    time.sleep(duration_s)
-    thread.do(lambda: setattr(thread.loop, "turn", turn))
-    return counted[0]
 
 
 def test_many_connections(relayed: Callable) -> None:
@@ -331,6 +316,18 @@ def test_those_that_are_too_many_wait(relayed: Callable, monkeypatch: pytest.Mon
     for client in clients[3:]:
         assert client.recv(1) == b"x"
         client.close()
+
+
+def test_without_descriptors_the_loop_rests_and_goes_on_later(relayed: Callable, thread: LoopThread) -> None:
+    place = relayed(echo)
+    with socket.socket(socket.AF_INET6) as client, no_more_descriptors():
+        client.settimeout(9)
+        client.connect(place)
+        client.sendall(b"x")
+        assert thread.turns_in(0.3) < 20
+    with socket.create_connection(place, timeout=9) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
 
 
 def test_closing_cuts_everybody_off(thread: LoopThread) -> None:
@@ -449,7 +446,7 @@ def test_nobody_listening_harms_nobody(thread: LoopThread) -> None:
     with udp_client(place) as client:
         for _ in range(20):
             client.send(b"x")
-        assert _turns_in(thread, 0.3) < 60
+        assert thread.turns_in(0.3) < 60
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(target)
             server.settimeout(9)

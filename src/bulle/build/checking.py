@@ -11,8 +11,6 @@ from bulle.engine.planning import LEVELS
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
 
-_NETWORKS = ("", "default", "host", "none")
-
 
 def check_options(options: BuildOptions) -> None:
     """Raise InvalidInput or NotFound for names, places and words that cannot be right."""
@@ -22,8 +20,6 @@ def check_options(options: BuildOptions) -> None:
     for tag in options.tags:
         if Reference.parse(tag).digest is not None:
             raise InvalidInput(f"{tag!r} cannot be given to an image", "a digest is not chosen, it follows from the content", "give a tag")
-    if options.network not in _NETWORKS:
-        raise InvalidInput(f"there is no network {options.network!r} for RUN", "bridges are not there yet", "use host or none")
     if options.isolation and options.isolation not in LEVELS:
         raise InvalidInput(f"there is no isolation level {options.isolation!r}", "", f"use one of {', '.join(LEVELS)}")
     for item in (*options.labels, *options.annotations):

@@ -47,7 +47,7 @@ def arguments_of(run: Run, shell: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def network_of(run: Run, options: BuildOptions) -> str:
-    """The network of a step: as the instruction says, else as the build was told; the host's where nobody said anything, until there are bridges."""
+    """The network of a step: as the instruction says, else as the build was told; the host's where nobody said anything."""
     wanted = options.network if run.network in ("", "default") else run.network
     if wanted == "host" and options.network == "none" and HOST_NETWORK not in options.allowed:
         details = "the build was told to have none"

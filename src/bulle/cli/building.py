@@ -57,7 +57,7 @@ from bulle.errors import InvalidInput
 @click.option("--no-cache", is_flag=True, help="Do not use the cache")
 @click.option("--no-cache-filter", multiple=True, type=Text("stage"), help="Do not use the cache for these stages")
 @click.option("--pull", is_flag=True, help="Always pull the images that the file names")
-@click.option("--network", type=Suggestion("network", "host", "none"), default="", help="Network of RUN (host or none; default: host)")
+@click.option("--network", type=Suggestion("network", "host", "none", "bridge"), default="", help="Network of RUN (default: host)")
 @click.option("--isolation", type=Suggestion("level", "container", "chroot"), default="", help="How strongly to isolate RUN (container, chroot)")
 @click.option("-m", "--memory", type=Size(), help="Memory limit of RUN")
 @click.option("--shm-size", type=Size(), help="Size of /dev/shm in RUN")

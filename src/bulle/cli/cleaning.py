@@ -120,11 +120,11 @@ def prune_builder(session: Session, every: bool, wanted: Sequence[str], force: b
 @FORCE
 @click.pass_obj
 def prune_system(session: Session, every: bool, volumes: bool, wanted: Sequence[str], force: bool) -> int:
-    """Remove unused data: stopped containers, images that none of them uses, and build cache."""
+    """Remove unused data: stopped containers, networks and images that none uses, and build cache."""
     chosen = chosen_by(wanted)
     if volumes and any(one.startswith("until") for one in wanted):
         raise InvalidInput('The "until" filter is not supported with "--volumes"', "", "leave out one of them")
-    kinds = ["all stopped containers"]
+    kinds = ["all stopped containers", "all networks not used by at least one container"]
     kinds += ["all anonymous volumes not used by at least one container"] if volumes else []
     kinds += ["all images without at least one container associated to them" if every else "all dangling images"]
     kinds += ["all build cache" if every else "unused build cache"]
@@ -132,6 +132,7 @@ def prune_system(session: Session, every: bool, volumes: bool, wanted: Sequence[
         return 0
     containers = session.engine.containers.prune(chosen)
     show_removed("Containers", containers)
+    show_removed("Networks", session.engine.networks.prune(chosen))
     pruned_volumes = session.engine.volumes.prune(chosen) if volumes else None
     if pruned_volumes is not None:
         show_removed("Volumes", pruned_volumes)

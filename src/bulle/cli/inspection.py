@@ -21,13 +21,13 @@ FORMAT = click.option("-f", "--format", "form", type=Suggestion("string", "json"
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_containers)
 @FORMAT
 @_SIZE
-@click.option("--type", "kind", type=Choice("container", "image", "volume"), help="Only inspect objects of the given type")
+@click.option("--type", "kind", type=Choice("container", "image", "network", "volume"), help="Only inspect objects of the given type")
 @click.pass_obj
 def inspect(session: Session, names: Sequence[str], form: str, sizes: bool, kind: str | None) -> int:
-    """Return low-level information on containers, images and volumes."""
-    if sizes and kind in ("image", "volume"):
+    """Return low-level information on containers, images, networks and volumes."""
+    if sizes and kind not in ("container", None):
         note(f"WARNING: --size ignored for {kind}s")
-    find = {"container": _container, "image": _image, "volume": _volume}.get(kind or "", _either)
+    find = {"container": _container, "image": _image, "network": _network, "volume": _volume}.get(kind or "", _either)
     return inspect_all(names, form, lambda name: find(session, name, sizes))
 
 
@@ -58,6 +58,12 @@ def _image(session: Session, name: str, _sizes: bool = False) -> Mapping[str, ob
     return session.engine.images.inspect(name)
 
 
+def _network(session: Session, name: str, _sizes: bool = False) -> Mapping[str, object]:
+    from bulle.engine.network_inspection import network_document
+
+    return network_document(session.engine.networks, name)
+
+
 def _volume(session: Session, name: str, _sizes: bool = False) -> Mapping[str, object]:
     from bulle.cli.volumes import document
 
@@ -69,8 +75,8 @@ def _either(session: Session, name: str, sizes: bool) -> Mapping[str, object]:
         return _container(session, name, sizes)
     except NotFound:
         pass
-    for find in (_image, _volume):
-        # A name that only a container or volume can have is no image reference.
+    for find in (_image, _network, _volume):
+        # A name that only another thing can have is no image reference.
         with suppress(BulleError):
             return find(session, name)
     raise NotFound(f"no such object: {name}")

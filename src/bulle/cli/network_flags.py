@@ -9,6 +9,7 @@ from typing import Any, cast
 import click
 
 from bulle.cli.option_types import Suggestion, Text
+from bulle.cli.session import note
 from bulle.errors import InvalidInput
 from bulle.model.network import NetworkOption, PortMapping, Protocol
 
@@ -44,6 +45,8 @@ def network_options_from(flags: Mapping[str, Any]) -> dict[str, Any]:
     alone = {"none", "host"}.intersection(names) or {name for name in names if name.startswith("container:")}
     if alone and len(names) > 1:
         raise InvalidInput(f"conflicting options: --network {sorted(alone)[0]} and other networks", "", "give one of them")
+    if names == ["host"] and (flags["publish"] or flags["publish_all"]):
+        note("WARNING: Published ports are discarded when using host network mode")
     return {
         "network": names[0] if names else "",
         "networks": tuple(networks) if networks and not alone else (),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bulle.cli import filters, human
-from bulle.cli.cleaning import FORCE, chosen_by, confirmed, filter_option
+from bulle.cli.cleaning import FORCE, chosen_by, confirmed, filter_option, show_removed
 from bulle.cli.inspection import FORMAT, inspect_all
 from bulle.cli.network_flags import check_option
 from bulle.cli.option_types import Suggestion, Text, complete_containers, complete_networks
@@ -200,9 +200,7 @@ def prune(session: Session, wanted: Sequence[str], force: bool) -> int:
     chosen = chosen_by(wanted)
     if not confirmed(force, "This will remove all custom networks not used by at least one container."):
         return 0
-    removed = session.engine.networks.prune(lambda one: chosen.takes(one.created_at_ns, one.config.labels))
-    if removed:
-        write("Deleted Networks:\n" + "".join(f"{name}\n" for name in removed) + "\n")
+    show_removed("Networks", session.engine.networks.prune(chosen))
     return 0
 
 

@@ -124,7 +124,7 @@ def prune(session: Session, every: bool, wanted: Sequence[str], force: bool) -> 
     values = filters.parse(wanted, ("all", "label", "label!"))
     every = every or values.get("all", ["false"])[-1].lower() in {"1", "true"}
     chosen = chosen_by([one for one in wanted if not one.startswith("all")], ("label", "label!"))
-    warning = f"This will remove {'all' if every else 'anonymous local'} volumes not used by at least one container."
+    warning = f"This will remove {'all' if every else 'anonymous'} local volumes not used by at least one container."
     if not confirmed(force, warning):
         return 0
     pruned = session.engine.volumes.prune(chosen, every=every)

@@ -12,6 +12,8 @@ from bulle.engine.drivers import LEVELS
 from bulle.errors import BulleError
 from bulle.isolation.control_group import available
 from bulle.linux import nftables, seccomp, subordinate_ids
+from bulle.network.firewalls import Firewalls
+from bulle.network.naming import table_name
 from bulle.records.database import Database
 from bulle.store import Store
 
@@ -36,7 +38,7 @@ def examine(home: Path) -> list[Finding]:
         findings.append(
             Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
         )
-    return [*findings, *_layers(home), _limits(), _seccomp(), _identities(), _networks(), _init(), *_programs(), _space(home), _kvm()]
+    return [*findings, *_layers(home), _limits(), _seccomp(), _identities(), _networks(home), _init(), *_programs(), _space(home), _kvm()]
 
 
 def _layers(home: Path) -> list[Finding]:
@@ -82,13 +84,15 @@ def _identities() -> Finding:
     return Finding("user ids", True, f"your own and {users[1].size} subordinate ids")
 
 
-def _networks() -> Finding:
+def _networks(home: Path) -> Finding:
     if os.geteuid() != 0:
         return Finding("networks", False, "none and host: bridges need root", "run as root")
     try:
         nftables.run("list tables\n")
     except BulleError as error:
         return Finding("networks", False, str(error), "apt-get install nftables")
+    if obstacles := Firewalls(table_name(home)).obstacles():
+        return Finding("networks", False, "; ".join(obstacles), "tell that firewall to forward what goes over bulle*")
     return Finding("networks", True, "bridges, published ports and names")
 
 

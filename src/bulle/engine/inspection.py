@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bulle.engine.lifecycle import restart_policy
 from bulle.engine.network_inspection import network_host_config, network_settings
+from bulle.isolation.host_mounts import DISK
 from bulle.model.container import ContainerState
 from bulle.model.lifecycle import Health, HealthCheck
 from bulle.model.reference import Reference
@@ -63,7 +64,7 @@ def _mount(mount: Mount) -> dict[str, object]:
     return {
         "Type": kind,
         **({"Name": mount.volume} if mount.volume else {}),
-        "Source": mount.image or mount.host_path,
+        "Source": mount.image or (f"{mount.host_path}/{DISK}" if mount.size_bytes else mount.host_path),
         "Destination": mount.container_path,
         **({"Driver": DRIVER} if mount.volume else {}),
         "Mode": "ro" if mount.read_only else "" if mount.volume else ",".join(mount.options),

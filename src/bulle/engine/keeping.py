@@ -10,17 +10,17 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
 
 from bulle.errors import BulleError, Conflict
-from bulle.linux import namespaces
 from bulle.model.run_plan import RunPlan
 from bulle.monitor.state import current_state
 from bulle.network import protocol
+from bulle.network.devices import inside
 from bulle.network.protocol import Answer, Register, Request
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
@@ -96,9 +96,18 @@ def running(home: Path) -> Iterator[Register]:
             yield registration(record.plan, state.pid, record.name)
 
 
-def register(home: Path, plan: RunPlan, pid: int) -> None:
-    """Give a container that is being started its interfaces, ports and names, before its command can look for them."""
-    ask(home, registration(plan, pid))
+def register(home: Path, plan: RunPlan, pid: int) -> Callable[[], Sequence[str]]:
+    """Have a container that is being started given its interfaces, ports and names; what is returned waits until it has them, and returns notes."""
+    request = registration(plan, pid)
+    connection = protocol.connect(home) or _start(home)
+    protocol.send(connection, request)
+
+    def wait() -> Sequence[str]:
+        with connection:
+            answer = protocol.receive(connection)
+        return (answer or ask(home, request)).notes  # it ended before it answered
+
+    return wait
 
 
 def with_changed_network(home: Path, plan: RunPlan) -> RunPlan:
@@ -126,16 +135,9 @@ def standing_in_shared_network(plan: RunPlan) -> Iterator[None]:
     state = current_state(directory)
     if state.status != "running":
         raise Conflict("cannot join the network of a container that does not run", plan.network.container_id[:12], "start that one first")
-    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(f"/proc/{state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            namespaces.setns(there, namespaces.CLONE_NEWNET)
-        finally:
-            os.close(there)
-        try:
+        with inside(there):
             yield
-        finally:
-            namespaces.setns(here, namespaces.CLONE_NEWNET)
     finally:
-        os.close(here)
+        os.close(there)

@@ -21,6 +21,7 @@ from bulle.engine import volume_files
 from bulle.engine.volume_options import VolumeShape
 from bulle.engine.volumes import Volumes, new_row
 from bulle.errors import Conflict, InvalidInput, NotFound
+from bulle.isolation.host_mounts import DATA
 from bulle.model.container import ContainerOptions
 from bulle.model.run_plan import LayerMount, Mount
 from bulle.model.volume import MountOption
@@ -90,9 +91,9 @@ class Mounting:
         with ExitStack() as stack:
             view = stack.enter_context(self.store.layers.view(base.layers)) if self._looks_into_image() else None
             staged = {name: path for name, one in self._needed.items() if (path := self._made_ready(stack, one, view)) is not None}
-            for mount in self._given.values():
+            for wanted in self._given.values():
                 assert view is not None
-                self._give(mount, staged.get(mount.volume), *owner(user, view))
+                self._give(wanted, staged.get(wanted.volume), *owner(user, view))
 
             def adopt(connection: sqlite3.Connection, record: ContainerRecord) -> None:
                 for name, one in self._needed.items():
@@ -127,21 +128,14 @@ class Mounting:
                 volume_files.as_container_root(lambda: volume_files.fill(base, view, one.fill_from))
         return staged
 
-    def _give(self, mount: Mount, staged: Path | None, user_id: int, group_id: int) -> None:
+    def _give(self, wanted: Mount, staged: Path | None, user_id: int, group_id: int) -> None:
         """Give what a mount shows to the container's user."""
-        if mount.volume and mount.host_path.startswith(str(self.volumes.directory(mount.volume))):
-            place = staged or self.volumes.directory(mount.volume)
-            with volume_files.opened(place) as base, volume_files.data_of(base) as data:
-                volume_files.change_owner(data, user_id, group_id)
+        if wanted.volume and wanted.host_path.startswith(str(self.volumes.directory(wanted.volume))):
+            place = staged or self.volumes.directory(wanted.volume)
+            with volume_files.opened(place) as base:
+                volume_files.change_owner(base, DATA, user_id, group_id)
             return
-        try:
-            directory = os.open(mount.host_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InvalidInput(f"{mount.host_path} cannot change its owner", os.strerror(error.errno or 0), "leave out U") from error
-        try:
-            volume_files.change_owner(directory, user_id, group_id)
-        finally:
-            os.close(directory)
+        volume_files.change_owner(None, os.path.realpath(wanted.host_path), user_id, group_id)
 
     def _refuse_duplicates(self) -> None:
         places = [mount.container_path for mount in self.mounts]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from bulle.engine.network_settings import read_settings
-from bulle.errors import InvalidInput, Unsupported
+from bulle.errors import InvalidInput, Unavailable, Unsupported
 from bulle.isolation.driver import Feature
 from bulle.linux.netlink import RouteSocket
 from bulle.model.container import ContainerOptions
@@ -47,6 +47,9 @@ def network_of(options: ContainerOptions, config: ExecutionConfig) -> Network:
         if options.hostname:
             raise InvalidInput(f"conflicting options: --hostname and --network {mode}", "it has the other container's name", "leave it out")
         return Network("container", container_id=mode.removeprefix(_SHARED))
+    if os.geteuid() != 0 and (mode not in ("none", "host") or ((options.ports or options.publish_all) and mode == "none")):
+        what = "ports cannot be published" if mode == "none" else f"network {mode} cannot be used"
+        raise Unavailable(what, "bridges need root", "use --network host or none, or run it as root")
     ports = () if mode in ("none", "host") else _ports(options, config)  # as in Docker: the host's ports are open anyway
     return Network(
         "none" if mode == "none" else "host" if mode == "host" else "own",

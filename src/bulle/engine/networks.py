@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import builtins
 
     from bulle.engine.container import Container
+    from bulle.engine.pruning import Pruned, PruneFilter
 
 PREDEFINED = (DEFAULT_NETWORK, "host", "none")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
@@ -103,18 +104,20 @@ class Networks:
                 return ""
             raise
 
-    def prune(self, accepts: Callable[[NetworkRecord], bool] = lambda _record: True) -> builtins.list[str]:
-        """Remove every network that no container is on and that ``accepts(record)``; returns their names."""
+    def prune(self, chosen: PruneFilter | None = None) -> Pruned:
+        """Remove every network that no container is on, of those that the filter takes; says their names."""
+        from bulle.engine.pruning import Pruned
+
         removed = []
         for record in self._records.all():
-            if record.name in PREDEFINED or not accepts(record):
+            if record.name in PREDEFINED or not (chosen is None or chosen.takes(record.created_at_ns, record.config.labels)):
                 continue
             try:
                 self.remove(record.id)
             except (Conflict, NotFound):
                 continue
             removed.append(record.name)
-        return removed
+        return Pruned(removed)
 
     def connect(self, network: str, container: Container, option: NetworkOption) -> None:
         """Put a container on one more network, also while it runs. Raises Conflict, InvalidInput."""

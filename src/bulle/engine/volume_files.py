@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from bulle.errors import InvalidInput
+from bulle.errors import Conflict, InvalidInput
 from bulle.isolation import sized_file_system
 from bulle.isolation.host_mounts import DATA, DISK
 from bulle.linux import user_namespace
@@ -86,6 +86,23 @@ def replace(base: int, write: Callable[[int], None]) -> None:
         os.rename(_NEW, _WHOLE, src_dir_fd=base, dst_dir_fd=base)
 
 
+def is_filled(base: int) -> bool:
+    """Whether a volume holds something and nobody is about to change that; an ordinary user may have to look as her containers' root."""
+
+    def look() -> None:
+        if is_settled(base) and not is_empty(base):
+            raise Conflict("it is filled")
+
+    try:
+        try:
+            look()
+        except PermissionError:
+            as_container_root(look)
+    except Conflict:
+        return True
+    return False
+
+
 @contextmanager
 def aside(base: int) -> Iterator[int]:
     """The descriptor of a new directory beside a volume's files, that nobody has mounted; what is left of it at the end goes."""
@@ -131,27 +148,31 @@ def write_image(view: MergedView, place: Place, target: int) -> None:
     _write_tree(_InImage(view, place), target)
 
 
-def copy_directory(source: int, target: int) -> None:
-    """Copy all that is in one directory into an empty other one, blocks shared where the file system can. Devices and sockets stay out."""
-    _write_tree(_OnDisk(source, b""), target)
+def copy(source: int, target: int) -> None:
+    """Copy all that one volume holds into a new one, blocks shared where the file system can. Devices and sockets stay out."""
+    with data_of(source) as old, data_of(target) as new:
+        _write_tree(_OnDisk(old, b""), new)
 
 
-def change_owner(directory: int, user_id: int, group_id: int) -> None:
-    """Give an opened directory and all that is in it to somebody. Raises InvalidInput where there is no such user."""
+def change_owner(parent: int | None, name: str, user_id: int, group_id: int) -> None:
+    """Give a directory (its name in an opened one, or a host path) and all that is in it to somebody. Raises InvalidInput where that cannot be."""
 
     def work() -> None:
-        try:
+        with _open(parent, name) as directory:
             os.fchown(directory, user_id, group_id)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EPERM):
-                raise
-            why = f"a container of yours has no user {user_id} with group {group_id}"
-            raise InvalidInput("the owner cannot be changed", why, "leave out U, or get a range of ids in /etc/subuid and /etc/subgid") from error
-        for _, directories, files, here in os.fwalk(".", dir_fd=directory):
-            for name in (*directories, *files):
-                os.chown(name, user_id, group_id, dir_fd=here, follow_symlinks=False)
+            for _, directories, files, here in os.fwalk(".", dir_fd=directory):
+                for one in (*directories, *files):
+                    os.chown(one, user_id, group_id, dir_fd=here, follow_symlinks=False)
 
-    as_container_root(work)
+    def explained() -> None:
+        try:
+            work()
+        except OSError as error:
+            why = f"{user_id}:{group_id} on {name}: {os.strerror(error.errno or 0)}"
+            mend = "leave out U; an ordinary user needs a range of ids in /etc/subuid and /etc/subgid for it"
+            raise InvalidInput("the owner cannot be changed", why, mend) from error
+
+    as_container_root(explained)
 
 
 class _Entry(ABC):
@@ -327,7 +348,7 @@ def _own(act: Callable[[int, int], None], entry: _Entry) -> None:
 
 
 @contextmanager
-def _open(base: int, name: str) -> Iterator[int]:
+def _open(base: int | None, name: str) -> Iterator[int]:
     descriptor = os.open(name, _DIRECTORY, dir_fd=base)
     try:
         yield descriptor

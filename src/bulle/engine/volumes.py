@@ -141,8 +141,7 @@ class Volumes:
         with self._read(source) as here, self.staged(row) as staged:
             with ExitStack() as stack, storage_errors(f"volume {target} could not be made"):
                 there = stack.enter_context(volume_files.opened(staged))
-                old, new = (stack.enter_context(volume_files.data_of(one)) for one in (here, there))
-                volume_files.as_container_root(lambda: volume_files.copy_directory(old, new))
+                volume_files.as_container_root(lambda: volume_files.copy(here, there))
             with self._database.transaction() as connection:
                 if self._records.exists(connection, target):
                     raise Conflict(f"a volume named {target} was made meanwhile", "", "choose another name")
@@ -195,13 +194,15 @@ class Volumes:
     def fill(self, name: str, view: MergedView, path: str) -> None:
         """Fill a volume that is empty with what an image has in a directory. Raises NotFound when it was removed meanwhile, StorageFull."""
         with suppress(FileNotFoundError), volume_files.opened(self.directory(name)) as base:
-            if volume_files.is_settled(base) and not volume_files.is_empty(base):
+            if volume_files.is_filled(base):
                 return  # without waiting for whoever copies what is in it
         with self._locked(name) as directory, volume_files.opened(directory) as base, storage_errors(f"volume {name} could not be filled"):
             volume_files.as_container_root(lambda: volume_files.fill(base, view, path))
 
     def sweep(self, name: str) -> None:
         """Remove a volume's directory, unless it has a row."""
+        if self._records.find(name) is not None or not self.directory(name).exists():
+            return
         trash = self._store.temporary_directory()
         try:
             with self._database.transaction() as connection:

@@ -16,6 +16,9 @@ from bulle.errors import Unavailable, Unsupported
 from bulle.isolation.statistics import Statistics
 from bulle.model.run_plan import Process, Resources, RunPlan
 
+Connect = Callable[[int], Callable[[], Sequence[str]]]
+"""Begins to connect the network of a process, by its pid; returns what waits until that is done, and returns notes. Both raise BulleError."""
+
 
 class Feature(enum.Enum):
     """Abilities that a plan can need; the value is how an error names it."""
@@ -95,13 +98,13 @@ class Driver(ABC):
         *,
         sibling: bool = False,
         meanwhile: Callable[[Workload], None] | None = None,
-        connect: Callable[[int], None] | None = None,
+        connect: Connect | None = None,
     ) -> Workload:
         """Realise the plan; returns once the command has been executed.
 
         With ``sibling`` the workload becomes a child of the calling process's parent, which then reaps it. ``meanwhile`` is called once its first
         process exists (``pid`` and ``pidfd`` are known) and sets itself up; the start may still fail after that. For a plan with a network of its
-        ``own``, ``connect`` is called with the pid of a process in that network, which waits until it has returned; for one that shares a
+        ``own``, ``connect`` is called with the pid of a process in that network, and what it returns before that goes on; for one that shares a
         ``container``'s, the calling process must stand in that.
 
         Raises CommandNotFound, CommandNotExecutable, Unsupported, Unavailable or BulleError; then nothing is left behind.

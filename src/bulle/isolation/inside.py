@@ -292,7 +292,11 @@ def _attach_existing(root: int, path: str, descriptor: int) -> None:
     if path.rstrip("/") in ("", "/."):
         raise InvalidInput("a volume cannot cover the container's /", "", "mount it at a directory below /")
     if is_directory(descriptor):
-        target = make_directory(root, path)
+        try:
+            target = make_directory(root, path)
+        except NotADirectoryError as error:
+            why = "it, or a part of its path, is no directory in the container"
+            raise InvalidInput(f"a directory cannot be mounted at {path}", why, "mount it elsewhere, or mount a file there") from error
     else:
         parent = make_directory(root, os.path.dirname(path) or "/")
         try:
@@ -305,6 +309,8 @@ def _attach_existing(root: int, path: str, descriptor: int) -> None:
     try:
         if mount.filesystem_type(target) == mount.PROC_SUPER_MAGIC:
             raise InvalidInput(f"nothing can be mounted at {path}", "it is inside /proc", "use another path")
+        if is_directory(target) and not is_directory(descriptor):
+            raise InvalidInput(f"a file cannot be mounted at {path}", "it is a directory in the container", "name a file, also a new one")
         mount.attach_mount(descriptor, "", target)
     except OSError as error:
         raise BulleError(f"the volume could not be mounted at {path}", os.strerror(error.errno or 0), "") from error

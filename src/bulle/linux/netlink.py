@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 
+from bulle.linux.netlink_attributes import attribute, attributes, nested
+
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE, _NLM_F_DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 17, 18, 20, 24, 26
@@ -21,25 +23,16 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 4, 0, 1
 _IFF_UP = 1
-_NESTED = 0x8000
 _MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 _LARGEST = 1 << 17
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _nested(kind: int, *values: bytes) -> bytes:
-    return _attribute(kind | _NESTED, b"".join(values))
-
-
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("I", value))
+    return attribute(kind, struct.pack("I", value))
 
 
 def _name(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _link(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
@@ -59,7 +52,7 @@ def _no_link_local() -> bytes:
     """Have the interface make no IPv6 address by itself."""
     if not has_ipv6():
         return b""
-    return _nested(_IFLA_AF_SPEC, _nested(socket.AF_INET6, _attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_NONE]))))
+    return nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_NONE]))))
 
 
 class RouteSocket:
@@ -106,8 +99,8 @@ class RouteSocket:
     def add_bridge(self, name: str, mac: str, mtu: int = 0) -> None:
         """A bridge that is up, with a hardware address that does not change with its ports."""
         parts = [
-            _link(0, _IFF_UP, _IFF_UP), _name(_IFLA_IFNAME, name), _attribute(_IFLA_ADDRESS, _hardware_address(mac)),
-            _nested(_IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "bridge")),
+            _link(0, _IFF_UP, _IFF_UP), _name(_IFLA_IFNAME, name), attribute(_IFLA_ADDRESS, _hardware_address(mac)),
+            nested(_IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "bridge")),
         ]  # fmt: skip
         if mtu:
             parts.append(_number(_IFLA_MTU, mtu))
@@ -117,23 +110,23 @@ class RouteSocket:
         """A pair of veths: one up and a port of a bridge here, the other called ``interface`` in the network namespace behind the descriptor."""
         size = _number(_IFLA_MTU, mtu) if mtu else b""
         peer = b"".join((
-            _link(), _name(_IFLA_IFNAME, interface), _attribute(_IFLA_ADDRESS, _hardware_address(mac)), size,
+            _link(), _name(_IFLA_IFNAME, interface), attribute(_IFLA_ADDRESS, _hardware_address(mac)), size,
             _number(_IFLA_NET_NS_FD, namespace_fd),
         ))  # fmt: skip
         parts = (
             _link(), _name(_IFLA_IFNAME, name), size, _number(_IFLA_MASTER, socket.if_nametoindex(bridge)),
-            _nested(_IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "veth"), _nested(_IFLA_INFO_DATA, _nested(_VETH_INFO_PEER, peer))),
+            nested(_IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "veth"), nested(_IFLA_INFO_DATA, nested(_VETH_INFO_PEER, peer))),
         )  # fmt: skip
         self._tell(_RTM_NEWLINK, b"".join(parts), _NLM_F_CREATE | _NLM_F_EXCL)
         self.set_up(socket.if_nametoindex(name), link_local=False)
 
     def add_macvlan(self, parent: str, namespace_fd: int, interface: str, mac: str, mode: str = "bridge", mtu: int = 0) -> None:
         """An interface of its own on the parent's wire, called ``interface`` in the network namespace behind the descriptor."""
-        info = _nested(
-            _IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "macvlan"), _nested(_IFLA_INFO_DATA, _number(_IFLA_MACVLAN_MODE, _MACVLAN_MODES[mode]))
+        info = nested(
+            _IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "macvlan"), nested(_IFLA_INFO_DATA, _number(_IFLA_MACVLAN_MODE, _MACVLAN_MODES[mode]))
         )
         parts = (
-            _link(), _name(_IFLA_IFNAME, interface), _attribute(_IFLA_ADDRESS, _hardware_address(mac)), _number(_IFLA_MTU, mtu) if mtu else b"",
+            _link(), _name(_IFLA_IFNAME, interface), attribute(_IFLA_ADDRESS, _hardware_address(mac)), _number(_IFLA_MTU, mtu) if mtu else b"",
             _number(_IFLA_LINK, socket.if_nametoindex(parent)), _number(_IFLA_NET_NS_FD, namespace_fd), info,
         )  # fmt: skip
         self._tell(_RTM_NEWLINK, b"".join(parts), _NLM_F_CREATE | _NLM_F_EXCL)
@@ -153,10 +146,9 @@ class RouteSocket:
         found = {}
         for _kind, body in self._ask(_RTM_GETLINK, _NLM_F_DUMP, _link()):
             index = struct.unpack_from("i", body, 4)[0]
-            attributes = dict(_attributes(body[16:]))
-            peer = struct.unpack("I", attributes[_IFLA_LINK])[0] if _IFLA_LINK in attributes else 0
-            mac = attributes.get(_IFLA_ADDRESS, b"").hex(":")
-            found[attributes[_IFLA_IFNAME].rstrip(b"\0").decode()] = (index, peer, mac)
+            said = attributes(body[16:])
+            peer = struct.unpack("I", said[_IFLA_LINK])[0] if _IFLA_LINK in said else 0
+            found[said[_IFLA_IFNAME].rstrip(b"\0").decode()] = (index, peer, said.get(_IFLA_ADDRESS, b"").hex(":"))
         return found
 
     def add_address(self, index: int, cidr: str) -> None:
@@ -166,14 +158,14 @@ class RouteSocket:
         family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
         header = struct.pack("BBBBI", family, interface.network.prefixlen, 0, 0, index)
         flags = b"" if interface.version == 4 else _number(_IFA_FLAGS, _IFA_F_NODAD)
-        self._tell(_RTM_NEWADDR, header + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed) + flags, _NLM_F_CREATE | _NLM_F_EXCL)
+        self._tell(_RTM_NEWADDR, header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed) + flags, _NLM_F_CREATE | _NLM_F_EXCL)
 
     def add_default_route(self, gateway: str, index: int) -> None:
         """Send everything else over an interface to a gateway."""
         address = ip_address(gateway)
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         header = struct.pack("BBBBBBBBI", family, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST, 0)
-        self._tell(_RTM_NEWROUTE, header + _attribute(_RTA_GATEWAY, address.packed) + _number(_RTA_OIF, index), _NLM_F_CREATE | _NLM_F_EXCL)
+        self._tell(_RTM_NEWROUTE, header + attribute(_RTA_GATEWAY, address.packed) + _number(_RTA_OIF, index), _NLM_F_CREATE | _NLM_F_EXCL)
 
     def destinations(self) -> list[str]:
         """The CIDR of every route but the default ones, of both families, in every table."""
@@ -181,16 +173,8 @@ class RouteSocket:
         for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
             header = struct.pack("BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
             for _kind, body in self._ask(_RTM_GETROUTE, _NLM_F_DUMP, header):
-                address = dict(_attributes(body[12:])).get(_RTA_DST)
+                address = attributes(body[12:]).get(_RTA_DST)
                 if body[0] == family and address is not None and len(address) == size and body[1]:
                     found.append(f"{ip_address(address)}/{body[1]}")
         return found
 
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("HH", data)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[4:length]
-        data = data[(length + 3) & ~3 :]

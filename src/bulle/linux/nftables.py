@@ -15,6 +15,7 @@ import struct
 import subprocess
 
 from bulle.errors import Unavailable
+from bulle.linux.netlink_attributes import attributes
 
 LIBRARY = "libnftables.so.1"
 
@@ -45,6 +46,7 @@ class _Library:
         for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
             getattr(library, name).argtypes = [ctypes.c_void_p]
             getattr(library, name).restype = ctypes.c_char_p
+        library.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
         library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         before = set(os.listdir("/proc/self/fd"))
         self.context = library.nft_ctx_new(0)
@@ -58,7 +60,8 @@ class _Library:
         library.nft_ctx_buffer_error(self.context)
         self.library = library
 
-    def run(self, commands: str) -> str:
+    def run(self, commands: str, *, dry: bool) -> str:
+        self.library.nft_ctx_set_dry_run(self.context, dry)
         failed = self.library.nft_run_cmd_from_buffer(self.context, commands.encode())
         output: bytes = self.library.nft_ctx_get_output_buffer(self.context) or b""
         complaint: bytes = self.library.nft_ctx_get_error_buffer(self.context) or b""
@@ -85,14 +88,23 @@ def uses_library() -> bool:
     return _library() is not None
 
 
-def run(commands: str) -> str:
-    """Give nft's commands to the kernel, as one transaction, and return what they print.
+def understands(commands: str) -> bool:
+    """Whether commands could be given; nothing is changed. Errors: Unavailable without nftables."""
+    try:
+        run(commands, dry=True)
+    except RulesRefused:
+        return False
+    return True
+
+
+def run(commands: str, *, dry: bool = False) -> str:
+    """Give nft's commands to the kernel, as one transaction, and return what they print; ``dry`` only asks whether it would take them.
 
     Errors: :class:`RulesRefused`, Unavailable without nftables.
     """
     library = _library()
     if library is not None:
-        return library.run(commands)
+        return library.run(commands, dry=dry)
     program = shutil.which("nft", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if program is None:
         raise Unavailable(
@@ -100,23 +112,10 @@ def run(commands: str) -> str:
             f"neither the library {LIBRARY} nor the program nft is on this machine",
             "install the package nftables (Debian and most others: libnftables1 is enough)",
         )
-    done = subprocess.run([program, "-f", "-"], input=commands, capture_output=True, text=True)
+    done = subprocess.run([program, *(["-c"] if dry else []), "-f", "-"], input=commands, capture_output=True, text=True)
     if done.returncode:
         raise RulesRefused(done.stderr.strip())
     return done.stdout
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes of one netlink message, by type. libnl(7) NLA"""
-    found: dict[int, bytes] = {}
-    position = 0
-    while position + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, position)
-        if length < 4:
-            break
-        found.setdefault(kind & 0x3FFF, data[position + 4 : position + length])
-        position += (length + 3) & ~3
-    return found
 
 
 def _messages(data: bytes) -> list[tuple[int, bytes]]:
@@ -139,7 +138,7 @@ def _own_process() -> int | None:
         kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN
         asker.send(struct.pack("=IHHIIBBH", 20, kind, _NLM_F_REQUEST, 1, 0, socket.AF_UNSPEC, 0, 0))
         for answer, content in _messages(asker.recv(65536)):
-            process = _attributes(content).get(_GENERATION_PROCESS) if answer == _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWGEN else None
+            process = attributes(content).get(_GENERATION_PROCESS) if answer == _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWGEN else None
             if process is not None:
                 return int(struct.unpack(">I", process)[0])
     return None
@@ -175,11 +174,11 @@ class Watcher(socket.socket):
             for kind, content in _messages(data):
                 if kind >> 8 != _NFNL_SUBSYS_NFTABLES:
                     continue
-                attributes = _attributes(content)
+                said = attributes(content)
                 if kind & 0xFF == _NFT_MSG_NEWGEN:  # the end of one transaction, and who made it
-                    process = attributes.get(_GENERATION_PROCESS)
+                    process = said.get(_GENERATION_PROCESS)
                     if process is None or struct.unpack(">I", process)[0] != self._own:
                         tables |= self._unfinished
                     self._unfinished = set()
-                elif _TABLE_NAME in attributes:
-                    self._unfinished.add(attributes[_TABLE_NAME].rstrip(b"\0").decode(errors="replace"))
+                elif _TABLE_NAME in said:
+                    self._unfinished.add(said[_TABLE_NAME].rstrip(b"\0").decode(errors="replace"))

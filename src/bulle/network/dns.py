@@ -16,19 +16,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from bulle.errors import BulleError
 from bulle.model.network import Egress
 from bulle.network import dns_messages
 from bulle.network.dns_messages import AAAA, PTR, A, Malformed, Question
 from bulle.network.dns_streams import Reply, Streams
 from bulle.network.forwarding import Forwarder
 from bulle.network.loop import Loop
-from bulle.network.name_policy import NamePolicy
+from bulle.network.name_policy import NamePolicy, Screened
 from bulle.network.resolvers import PORT, Server, is_address
 from bulle.network.zones import Names, Zones
 
 Allowed = Callable[[str, Sequence[str], Sequence[int], int], None]
 
 _MOST_AT_ONCE = 32  # datagrams of one container before others have their turn
+_MOST_OPENED = 4096
 _MOST_REMEMBERED_BYTES = 8 * 1024 * 1024
 _LONGEST_REMEMBERED = 320  # a question; one with cookies and padding comes only once anyhow
 
@@ -62,6 +64,7 @@ class _Client:
         """See something else from now on."""
         self.view = view
         self.policy = NamePolicy(view.egress)
+        self.opened: dict[tuple[str, tuple[int, ...]], float] = {}  # addresses of allowed names and their ports, until when
         self.upstreams = tuple((address, PORT) for address in view.upstreams if is_address(address))
 
 
@@ -70,6 +73,7 @@ class NameServer:
 
     def __init__(self, loop: Loop, upstreams: Callable[[], Sequence[Server]]) -> None:
         self.on_allowed: Allowed | None = None
+        """Told a container, addresses, ports (none: all of them) and seconds before an allowed name is answered; if it fails, so does the answer."""
         self._loop = loop
         self._upstreams = upstreams
         self._zones = Zones()
@@ -221,21 +225,37 @@ class NameServer:
 
     def _forward(self, client: _Client, message: bytes, question: Question, by_stream: bool, reply: Reply) -> None:
         """Have a question answered by others, and look at what comes back."""
-        servers = client.upstreams or self._upstreams()
         largest_bytes = dns_messages.LARGEST_MESSAGE if by_stream else question.payload_bytes
-        policy = client.policy
 
         def arrived(answer: bytes | None) -> None:
-            if answer is None:
-                reply(dns_messages.failure(message, dns_messages.SERVER_FAILURE))
+            code = client.policy.refusal(question)  # other rules may hold by now
+            if code is not None:
+                reply(dns_messages.empty(message, question, code))
                 return
             try:
-                screened = policy.screen(answer, question, largest_bytes)
+                if answer is None:
+                    raise Malformed(dns_messages.SERVER_FAILURE)
+                screened = client.policy.screen(answer, question, largest_bytes)
+                self._open(client, question, screened)
             except Malformed as error:
                 reply(dns_messages.failure(message, error.code))
-                return
-            if screened.addresses and self.on_allowed is not None:
-                self.on_allowed(client.container_id, screened.addresses, policy.ports(question), screened.lifetime_s)
-            reply(message[:2] + screened.message[2:])
+            except (BulleError, OSError):  # what cannot be opened is of no use, and is asked for again
+                reply(dns_messages.failure(message, dns_messages.SERVER_FAILURE))
+            else:
+                reply(message[:2] + screened.message[2:])
 
-        self._forwarder.ask(client.container_id, policy.outgoing(message, question), question, servers, by_stream, arrived)
+        servers = client.upstreams or self._upstreams()
+        self._forwarder.ask(client.container_id, client.policy.outgoing(message, question), question, servers, by_stream, arrived)
+
+    def _open(self, client: _Client, question: Question, screened: Screened) -> None:
+        """Have the addresses of an allowed name opened, for twice as long as an answer is good, so that it is done once in that time only."""
+        if not screened.addresses or self.on_allowed is None:
+            return
+        ports = client.policy.ports(question)
+        now = self._loop.now()
+        if len(client.opened) > _MOST_OPENED:
+            client.opened.clear()
+        new = tuple(address for address in screened.addresses if client.opened.get((address, ports), 0.0) < now + screened.lifetime_s)
+        if new:
+            self.on_allowed(client.container_id, new, ports, 2 * screened.lifetime_s)
+            client.opened.update(((address, ports), now + 2 * screened.lifetime_s) for address in new)

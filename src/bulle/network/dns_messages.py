@@ -25,6 +25,7 @@ LARGEST_MESSAGE = 65535
 _PLAIN_DATAGRAM = 512
 _MOST_RECORDS = 1000
 _MOST_JUMPS = 32
+_LARGEST_REWRITTEN = 0x3FFF  # as far as pointers reach, and far more than the addresses of any name
 _LONGEST_NAME = 255
 
 _HEADER = struct.Struct("!HHHHHH")
@@ -269,6 +270,8 @@ def rewritten(message: bytes, question: Question, kept: Sequence[Record], longes
             content = dnslib.RD(data)
         reply.add_answer(dnslib.RR(dnslib.DNSLabel(list(labels(record.owner))), record.kind, ttl=min(record.ttl_s, longest_s), rdata=content))
     packed = _extended(message[:2] + bytes(reply.pack())[2:], question)
+    if len(packed) > _LARGEST_REWRITTEN:
+        raise Malformed(SERVER_FAILURE)
     if len(packed) <= largest_bytes:
         return packed
     head = message[:2] + struct.pack("!HHHHH", reply.header.bitmap | _TRUNCATED, 1, 0, 0, 0)

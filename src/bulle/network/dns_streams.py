@@ -19,6 +19,7 @@ _MOST_CONNECTIONS = 64
 _MOST_ASKED = 16
 _MOST_UNREAD_BYTES = 128 * 1024
 _IDLE_S = 10.0
+_PAUSE_S = 0.1  # before somebody is accepted again when there were no descriptors left
 
 
 class _Connection:
@@ -42,10 +43,12 @@ class Streams:
         self._answer = answer
         self._connections: dict[_Connection, float] = {}  # since when it is idle, the longest first
         self._sweep_due = False
+        self._closed = False
         loop.watch(listener.fileno(), self._accept)
 
     def close(self) -> None:
         """Close the listening socket and every connection."""
+        self._closed = True
         self._loop.forget(self._listener.fileno())
         self._listener.close()
         for connection in list(self._connections):
@@ -54,7 +57,11 @@ class Streams:
     def _accept(self, _: int) -> None:
         try:
             accepted, _peer = self._listener.accept()
-        except OSError:  # gone again, or no descriptors left
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # no descriptors left
+            self._loop.forget(self._listener.fileno())
+            self._loop.later(_PAUSE_S, self._listen_again)
             return
         accepted.setblocking(False)
         if len(self._connections) >= _MOST_CONNECTIONS:
@@ -65,6 +72,10 @@ class Streams:
         if not self._sweep_due:
             self._sweep_due = True
             self._loop.later(_IDLE_S, self._sweep)
+
+    def _listen_again(self) -> None:
+        if not self._closed:
+            self._loop.watch(self._listener.fileno(), self._accept)
 
     def _touch(self, connection: _Connection) -> None:
         self._connections.pop(connection, None)

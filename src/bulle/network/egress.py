@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+from typing import TypeAlias
 
 from bulle.errors import InvalidInput
 from bulle.model.network import Destination, Egress
@@ -55,6 +56,7 @@ PRIVATE6 = (
 )
 """What of that is not the internet all the same."""
 
+IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _EXPLAINED = "write none, internet, all, or allow: and a list such as allow:pypi.org:443,*.debian.org,10.0.0.0/8"
 
@@ -101,7 +103,8 @@ def _destination(entry: str, text: str) -> tuple[str, int | None]:
 def _target(target: str, entry: str, text: str) -> str:
     """A name in lower case, or a CIDR with its prefix."""
     try:
-        return str(ipaddress.ip_network(target))
+        if "%" not in target:  # an interface means nothing here
+            return str(ipaddress.ip_network(target))
     except ValueError as error:
         if "host bits" in str(error):
             whole = ipaddress.ip_network(target, strict=False)
@@ -111,6 +114,74 @@ def _target(target: str, entry: str, text: str) -> str:
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdecimal():
         raise InvalidInput(f"{entry!r} in egress {text!r} is neither a name nor a CIDR", "", _EXPLAINED)
     return name
+
+
+def narrower(one: Egress, other: Egress) -> Egress:
+    """What both allow: of a container's own word, say, and its network's."""
+    first, second = sorted((one, other), key=lambda egress: ("none", "allow", "internet", "all").index(egress.mode))
+    if first.mode == "none" or second.mode == "all" or first == second:
+        return first
+    found = _public_part(first) if second.mode == "internet" else _common_part(first, second)
+    return Egress(mode="allow", destinations=tuple(found)) if found else Egress(mode="none")
+
+
+def _public_part(egress: Egress) -> list[Destination]:
+    """A list without what is not the internet."""
+    private4, public6, private6 = _ranges()
+    closed: list[IPNetwork] = [*private4, *private6]
+    found = []
+    for destination in egress.destinations:
+        if is_name(destination.target):  # of which private addresses are refused anyway
+            found.append(destination)
+            continue
+        network = ipaddress.ip_network(destination.target)
+        parts: list[IPNetwork] = [network]
+        if network.version == 6:
+            parts = [narrow for wide in public6 if (narrow := _overlap(network, wide)) is not None]
+        for private in closed:
+            parts = [left for part in parts for left in _without(part, private)]
+        found += [Destination(str(part), destination.ports) for part in parts]
+    return found
+
+
+def _common_part(one: Egress, other: Egress) -> list[Destination]:
+    """The destinations on both lists."""
+    found = []
+    for left in one.destinations:
+        for right in other.destinations:
+            ports = tuple(sorted(set(left.ports) & set(right.ports))) if left.ports and right.ports else left.ports or right.ports
+            target = _common_target(left.target, right.target)
+            if target and bool(ports) == bool(left.ports or right.ports):
+                found.append(Destination(target, ports))
+    return found
+
+
+def _common_target(one: str, other: str) -> str:
+    """The name or CIDR that is covered by both, empty if there is none."""
+    if is_name(one) != is_name(other):
+        return ""
+    if is_name(one):
+        for narrow, wide in ((one, other), (other, one)):
+            if narrow == wide or (wide.startswith("*.") and narrow.removeprefix("*").endswith(wide[1:])):
+                return narrow
+        return ""
+    overlap = _overlap(ipaddress.ip_network(one), ipaddress.ip_network(other))
+    return "" if overlap is None else str(overlap)
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> IPNetwork | None:
+    """The narrower of two networks, where one contains the other."""
+    if one.version != other.version or not one.overlaps(other):
+        return None
+    return one if one.prefixlen >= other.prefixlen else other
+
+
+def _without(whole: IPNetwork, hole: IPNetwork) -> list[IPNetwork]:
+    """A network without another."""
+    overlap = _overlap(whole, hole)
+    if overlap is None:
+        return [whole]
+    return [] if overlap == whole else list(whole.address_exclude(overlap))  # type: ignore[arg-type]
 
 
 def is_name(target: str) -> bool:

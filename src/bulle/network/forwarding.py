@@ -25,6 +25,7 @@ _PATIENCE_S = 2.0
 """How long one server is waited for alone; the last one for twice as long, which is in all what a resolver waits for us (5 s) or less."""
 _MOST_SERVERS = 3  # as many as a resolv.conf may name, resolv.conf(5)
 _MOST_ASKING, _MOST_ASKING_EACH = 512, 64
+_RESERVED, _FEW = 512, 4  # room besides for those who have only a few questions open, however many others ask
 _MOST_WAITING, _MOST_WAITING_EACH = 8192, 256
 _SHUNNED_S = 15.0
 _TRY_ANOTHER = (dns_messages.SERVER_FAILURE, dns_messages.REFUSED, dns_messages.NOT_IMPLEMENTED)
@@ -87,6 +88,7 @@ class Forwarder:
         self._waiting_in_all -= len(self._waiting.pop(asker, ()))
         for exchange in [exchange for exchange in self._asking if exchange.asker == asker]:
             self._end(exchange)
+        self._start_waiting()
 
     def close(self) -> None:
         """Give up whatever is on its way."""
@@ -96,7 +98,9 @@ class Forwarder:
             self._end(exchange)
 
     def _may_start(self, asker: str) -> bool:
-        return len(self._asking) < _MOST_ASKING and self._asking_each.get(asker, 0) < _MOST_ASKING_EACH
+        open_questions = self._asking_each.get(asker, 0)
+        room = _MOST_ASKING + (_RESERVED if open_questions < _FEW else 0)
+        return len(self._asking) < room and open_questions < _MOST_ASKING_EACH
 
     def _start(self, exchange: _Exchange) -> None:
         self._asking_each[exchange.asker] = self._asking_each.get(exchange.asker, 0) + 1
@@ -108,7 +112,7 @@ class Forwarder:
         if self._is_starting:  # one that fails at once comes here again
             return
         self._is_starting = True
-        while len(self._asking) < _MOST_ASKING:
+        while len(self._asking) < _MOST_ASKING + _RESERVED:
             asker = next((asker for asker in self._waiting if self._may_start(asker)), None)
             if asker is None:
                 break

@@ -41,6 +41,7 @@ def open_bridge(device: str, *, ipv6: bool = False) -> None:
         bridge.learn_nothing_from_link_local(device)
     _set(f"ipv4/conf/{device}/forwarding", "1")
     _set(f"ipv4/conf/{device}/route_localnet", "1")
+    _set(f"ipv4/conf/{device}/accept_source_route", "0")  # a packet goes where its rules were asked about, and not elsewhere afterwards
     if not has_ipv6():
         return
     _set(f"ipv6/conf/{device}/accept_ra", "0")  # no container is this host's router

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -21,20 +23,23 @@ import msgspec
 
 from bulle.errors import BulleError, NotFound, to_parts
 from bulle.linux import process
+from bulle.linux.nftables import Watcher
 from bulle.model.network import Attachment, Egress, PortMapping
 from bulle.model.run_plan import Network
 from bulle.network import devices, host_settings, protocol
 from bulle.network.dns import NameServer, View
+from bulle.network.firewalls import Firewalls
 from bulle.network.loop import Loop
 from bulle.network.members import Member, read_ports
 from bulle.network.naming import table_name
 from bulle.network.protocol import Answer, Connect, Disconnect, Forget, Publish, Register, Rename, Request, Retract
-from bulle.network.resolver_configuration import host_servers
+from bulle.network.resolvers import HostResolvers
 from bulle.network.rules import Link, Rules
 from bulle.records.database import Database
 from bulle.records.networks import NetworkRecord, NetworkRecords
 
 IDLE_S = 30.0
+_SETTLED_AFTER_S = 0.2
 LOCK_NAME = "keeper.lock"
 _PATIENCE_MS = 5000
 
@@ -48,7 +53,11 @@ class Keeper:
         self._idle_s = idle_s
         self._loop = Loop()
         self._rules = Rules(table_name(home))
-        self._names = NameServer(self._loop, host_servers)
+        self._firewalls = Firewalls(table_name(home))
+        self._notes: list[str] = []
+        """What whoever starts the next container is to be told."""
+        self._emptied_at_s = 0.0
+        self._names = NameServer(self._loop, HostResolvers())
         self._names.on_allowed = self._rules.allow
         self._members: dict[str, Member] = {}
         self._networks: dict[str, NetworkRecord] = {}
@@ -56,6 +65,8 @@ class Keeper:
 
     def serve(self) -> None:
         """Be the home's keeper until it is not needed; returns at once where another is."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two sockets for each container, and those who ask and are relayed
         lock = os.open(self._home / "run" / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one that ends has it until everything is gone
@@ -105,8 +116,18 @@ class Keeper:
         signal.set_wakeup_fd(awake.fileno())
         self._loop.watch(asleep.fileno(), lambda _events: self._told_to_end(asleep, awake))
         watcher = self._rules.watcher()
-        self._loop.watch(watcher.fileno(), lambda _events: self._rules.restore() if self._rules.was_touched(watcher) else None)
+        self._loop.watch(watcher.fileno(), lambda _events: self._tables_changed(watcher))
         self._rest_if_idle()
+
+    def _tables_changed(self, watcher: Watcher) -> None:
+        """Put back what is ours; other firewalls may have been started or made anew, and are told of us once they are done."""
+        if self._rules.was_touched(watcher):
+            self._rules.restore()
+        if self._rules.others_changed():
+            self._loop.later(_SETTLED_AFTER_S, self._admit)
+
+    def _admit(self) -> None:
+        self._notes += self._firewalls.admit([record.device for record in self._networks.values()])
 
     def _told_to_end(self, asleep: socket.socket, _awake: socket.socket) -> None:
         with suppress(OSError):
@@ -191,7 +212,8 @@ class Keeper:
             undo.pop_all()
         self._loop.watch(member.pidfd, lambda _events: self._drop(member))
         self._describe(member)
-        return Answer(member.ports)
+        notes, self._notes = tuple(dict.fromkeys(self._notes)), []
+        return Answer(member.ports, notes)
 
     @staticmethod
     def _default_routes(has_route: list[bool], attachment: Attachment) -> tuple[bool, bool]:
@@ -204,7 +226,8 @@ class Keeper:
         return first[0], first[1]
 
     def _bring_up(self, attachment: Attachment) -> None:
-        """The network's bridge and rules."""
+        """The network's name, bridge and rules."""
+        self._names.set_network(attachment.network_id, attachment.network)
         if attachment.driver != "bridge":
             return
         record = self._networks.get(attachment.network_id)
@@ -228,8 +251,8 @@ class Keeper:
         if has_six:
             host_settings.prepare_host(ipv6=True)
         self._rules.add_network(record.id, record.device, config.subnets, config.gateways, config.internal)
-        self._names.set_network(record.id, record.name)
         self._networks[record.id] = record
+        self._admit()
 
     def _publish(self, member: Member, mappings: Iterable[PortMapping]) -> None:
         """Publish more ports of a container, all or none."""
@@ -314,10 +337,11 @@ class Keeper:
 
     def _rest_if_idle(self) -> None:
         if not self._members:
+            self._emptied_at_s = time.monotonic()
             self._loop.later(self._idle_s, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if not self._members:
+        if not self._members and time.monotonic() >= self._emptied_at_s + self._idle_s:
             self._loop.ended = True
 
     def _end(self) -> None:
@@ -327,11 +351,13 @@ class Keeper:
         self._listener.close()
         if self._members:
             return  # told to end: what runs keeps its network, without names
-        with closing(Database(self._home)) as database:
-            for record in NetworkRecords(database).all():
-                if record.config.driver == "bridge":
-                    devices.remove_bridge(record.device)
+        self._firewalls.withdraw()
         self._rules.close()
+        standing = {record.device for record in self._networks.values()}
+        with suppress(BulleError), closing(Database(self._home)) as database:  # what a keeper before this one made; the home may be gone by now
+            standing |= {record.device for record in NetworkRecords(database).all() if record.config.driver == "bridge"}
+        for device in standing:
+            devices.remove_bridge(device)
 
     def _take_over(self) -> None:
         """Make anew, for what runs, what another keeper had; a container for which that fails goes on without."""

@@ -16,7 +16,7 @@ from bulle.network import dns_messages
 from bulle.network.dns_messages import AAAA, ANSWER, CNAME, HTTPS, NAME_ERROR, NO_ERROR, SVCB, A, Malformed, Question, Record
 
 SHORTEST_LIFETIME_S, LONGEST_LIFETIME_S = 300, 3600
-"""For how long an allowed name's addresses are open at least (a program resolves once and connects again later) and at most."""
+"""For how long an answer with allowed addresses is good: at least (a program resolves once and connects again later) and at most."""
 
 
 class Screened(NamedTuple):
@@ -42,7 +42,7 @@ class NamePolicy:
             self._ranges.append(ipaddress.ip_network(destination.target, strict=False))
         except ValueError:
             below = destination.target.startswith("*.")
-            name = dns_messages.wire(destination.target[2 * below :])
+            name = dns_messages.wire(_encoded(destination.target[2 * below :]))
             if name is not None:
                 self._names.append((name, below, destination.ports))
 
@@ -128,6 +128,14 @@ class NamePolicy:
     def _in_ranges(self, packed: bytes) -> bool:
         address = ipaddress.ip_address(packed)
         return any(address in network for network in self._ranges)
+
+
+def _encoded(name: str) -> str:
+    """A name as it is asked for, also one with other letters than those of ASCII. RFC 3490"""
+    try:
+        return name if name.isascii() else name.encode("idna").decode("ascii")
+    except UnicodeError:
+        return name
 
 
 def _at_label(name: bytes, offset: int) -> bool:

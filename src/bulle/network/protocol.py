@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -103,8 +104,19 @@ def connect(home: Path) -> socket.socket | None:
 
 def ask(connection: socket.socket, request: Request) -> Answer | None:
     """The keeper's answer; None where it ended before it gave one. Raises the BulleError that it tells."""
-    try:
+    send(connection, request)
+    return receive(connection)
+
+
+def send(connection: socket.socket, request: Request) -> None:
+    """The first half of :func:`ask`."""
+    with suppress(OSError):  # then there is no answer either
         connection.send(msgspec.json.encode(request))
+
+
+def receive(connection: socket.socket) -> Answer | None:
+    """The second half of :func:`ask`."""
+    try:
         data = connection.recv(LONGEST)
     except OSError:
         return None

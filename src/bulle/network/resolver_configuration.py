@@ -15,11 +15,6 @@ def _lines(path: Path) -> list[list[str]]:
         return []
 
 
-def host_servers(path: Path = HOST_FILE) -> list[tuple[str, int]]:
-    """The name servers that the host asks, with their port."""
-    return [(words[1], 53) for words in _lines(path) if words[0] == "nameserver" and len(words) > 1]
-
-
 def host_search(path: Path = HOST_FILE) -> tuple[str, ...]:
     """The domains that the host searches."""
     found: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from bulle.errors import BulleError, Conflict
 from bulle.linux import connection_tracking, nftables
 from bulle.model.network import Egress, PublishedPort
 from bulle.network import ruleset
-from bulle.network.egress import is_listed, is_private
+from bulle.network.egress import is_listed, is_name, is_private
 from bulle.network.ruleset import Elements, Link
 
 _MOST_NAMED = 4096  # addresses remembered for the names of one container: what a name server answers must not fill the kernel's memory
@@ -31,7 +31,8 @@ __all__ = ["Link", "Rules"]
 class _Member:
     """A container as it is in the rules."""
 
-    def __init__(self, elements: Elements, list_name: str, egress: Egress) -> None:
+    def __init__(self, links: Sequence[Link], elements: Elements, list_name: str, egress: Egress) -> None:
+        self.addresses = [address for link in links for address in link.addresses]
         self.elements = elements
         self.list_name = list_name  # empty unless its mode is "allow"
         self.egress = egress
@@ -53,6 +54,11 @@ class Rules:
         self._watcher: nftables.Watcher | None = None
         self._stands = False
         self._touched = False
+        self._others_changed = False
+        self._clean: set[str] = set()  # addresses of which nothing is remembered that a list would not allow
+        self._stale_datagrams: set[tuple[str, int]] = set()  # a container's address; and the port of the host that leads there now, or 0
+        self.later: Callable[[float, Callable[[], None]], None] | None = None
+        """Who calls something in a moment (:meth:`Loop.later`): what takes longer and need not be at once. Without it all is done at once."""
 
     # What stands
 
@@ -82,6 +88,11 @@ class Rules:
         touched, self._touched = self._touched, False
         return touched and self._stands
 
+    def others_changed(self) -> bool:
+        """Whether, since it was asked last, tables of others were seen to change: other firewalls may have to be told again."""
+        changed, self._others_changed = self._others_changed, False
+        return changed
+
     def describe(self) -> str:
         """The rules that stand, as nft prints them."""
         return "\n".join(self._run(f"list table {family} {self.table}\n") for family in ("bridge", "inet"))
@@ -106,15 +117,12 @@ class Rules:
         before = self._members.get(container_id)
         list_name = ruleset.list_name_of(container_id) if egress.mode == "allow" else ""
         elements = ruleset.member_elements([(self._devices[link.network_id], link) for link in links], egress, list_name)
-        new = _Member(elements, list_name, egress)
+        new = _Member(links, elements, list_name, egress)
         if before is not None and before.egress == egress:
             new.named = before.named
         self._change(self._members, container_id, new, self._member_change(before, new))
         if list_name and self._stands and (before is None or before.egress != egress):
-            # Where connections that stand go on, some may be from before the list; or of a container that had the address, by which two could agree.
-            for address in (address for link in links for address in link.addresses):
-                with suppress(OSError):
-                    connection_tracking.forget_from(address, lambda found: not is_listed(egress, found.target, found.port))
+            self._forget_unlisted(new, all_of_them=before is not None)
 
     def change_member(self, container_id: str, links: Sequence[Link], egress: Egress) -> None:
         """Other interfaces, or another way out, of a container that is known."""
@@ -122,7 +130,9 @@ class Rules:
 
     def remove_member(self, container_id: str) -> None:
         """Forget a container; harmless where unknown."""
-        self._change(self._members, container_id, None, self._member_change(self._members.get(container_id), None))
+        before = self._members.get(container_id)
+        self._change(self._members, container_id, None, self._member_change(before, None))
+        self._clean.difference_update(before.addresses if before else ())
 
     def publish(self, container_id: str, ports: Sequence[tuple[PublishedPort, str]]) -> None:
         """Lead ports of the host to an address of the container. What only a relay can do (::1, or another family than the target's) is no rule."""
@@ -133,10 +143,7 @@ class Rules:
                 raise Conflict(f"port {ruleset.port_text(min(taken))} is published by another container", other_id)
         new = before | wanted
         self._change(self._published, container_id, new, ruleset.difference(self.table, before, new))
-        for port, target in ports:
-            if self._stands and port.protocol == "udp":  # who sent there before would be led where it was led then, for as long as it goes on
-                with suppress(OSError):
-                    connection_tracking.forget_to_port(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.IPPROTO_UDP, port.host_port)
+        self._forget_datagrams([(target, port.host_port) for port, target in ports if port.protocol == "udp"])
 
     def retract(self, container_id: str, ports: Sequence[tuple[PublishedPort, str]]) -> None:
         """Lead them there no longer; harmless where unknown."""
@@ -144,14 +151,12 @@ class Rules:
         gone = ruleset.port_elements(ports)
         new = {key: value for key, value in before.items() if key not in gone}
         self._change(self._published, container_id, new or None, ruleset.difference(self.table, before, new))
-        for target in {target for port, target in ports if self._stands and port.protocol == "udp"}:
-            with suppress(OSError):
-                connection_tracking.forget_answered_by(target, socket.IPPROTO_UDP)
+        self._forget_datagrams([(target, 0) for port, target in ports if port.protocol == "udp"])
 
     def allow(self, container_id: str, addresses: Sequence[str], ports: Sequence[int], lifetime_s: int) -> None:
         """Let a container reach addresses of an allowed name for so long (no ports: all). Private ones stay closed: only a CIDR opens those."""
         member = self._members.get(container_id)
-        if member is None or not member.list_name:
+        if member is None or not any(is_name(destination.target) for destination in member.egress.destinations):
             return
         now = time.monotonic()
         until = now + max(1, lifetime_s)
@@ -162,6 +167,36 @@ class Rules:
         member.named = kept | fresh
         if fresh and self._stands:
             self._run_or_rebuild(self._named(member, fresh, renewed=True))
+
+    # What connection tracking remembers
+
+    def _forget_unlisted(self, member: _Member, *, all_of_them: bool) -> None:
+        """Cut what a list does not allow: connections of before, or of who had the address, by which two could agree. See egress_listed."""
+        for address in member.addresses:
+            if all_of_them or address not in self._clean:
+                with suppress(OSError):
+                    connection_tracking.forget_from(address, lambda found: not is_listed(member.egress, found.target, found.port))
+                self._clean.add(address)
+
+    def _forget_datagrams(self, stale: Sequence[tuple[str, int]]) -> None:
+        """Who sent to a port before would be led where it was led then, for as long as it goes on. It takes some ms, shared by many ports."""
+        if not stale or not self._stands:
+            return
+        waiting = bool(self._stale_datagrams)
+        self._stale_datagrams.update(stale)
+        if self.later is None:
+            self._forget_stale()
+        elif not waiting:
+            self.later(0.01, self._forget_stale)
+
+    def _forget_stale(self) -> None:
+        stale, self._stale_datagrams = self._stale_datagrams, set()
+        for family, colon in ((socket.AF_INET, False), (socket.AF_INET6, True)):
+            ports = {port for address, port in stale if port and (":" in address) == colon}
+            targets = {address for address, port in stale if not port and (":" in address) == colon}
+            if ports or targets:
+                with suppress(OSError):
+                    connection_tracking.forget_datagrams(family, ports, targets)
 
     # How it gets there
 
@@ -201,11 +236,14 @@ class Rules:
         try:
             return nftables.run(commands)
         except nftables.RulesRefused as refused:
-            raise BulleError(f"the rules of the networks ({self.table}) could not be changed", str(refused)) from refused
+            reason = (str(refused).splitlines() or ["nft does not say why"])[0]
+            mend = "see whether `nft list ruleset` works as root: nftables 1.0.6 or later, and nf_tables in the kernel with nat and fib"
+            raise BulleError(f"the rules of the networks ({self.table}) could not be changed", reason, mend) from refused
 
     def _look(self, watcher: nftables.Watcher) -> None:
         changed = watcher.changed()
         self._touched = self._touched or changed is None or self.table in changed
+        self._others_changed = self._others_changed or changed is None or bool(changed - {self.table})
 
     def _member_change(self, before: _Member | None, after: _Member | None) -> str:
         """Commands from one state of a container to the next."""

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bulle.linux import nftables
 from bulle.model.network import Destination, Egress, PublishedPort
 from bulle.network import egress as ranges
 
 Elements = dict[tuple[str, str, str], str]
 """What is in the sets and maps: family, set and key, to the value of a map (of a set: empty)."""
 
+_TARGET = "@th,64,128"  # of a neighbour message. RFC 4861, 4.3
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp }"
 
 
@@ -36,11 +38,20 @@ def _template() -> str:
     return Path(__file__).with_name("ruleset.nft").read_text()
 
 
+@functools.cache
+def _knows_neighbours() -> bool:
+    """Whether this nft can name the address that a neighbour message is about, as those before 1.0.8 cannot: to them it is a plain number."""
+    return nftables.understands("table bridge bulle_question { chain question { icmpv6 taddr ::1 accept; }; }\n")
+
+
 def static_text(table: str) -> str:
     """Both tables, in place of whatever is called so, with what never changes. What translates IPv6 addresses is left out where there is no IPv6."""
     text = _template()
     if not os.path.exists("/proc/sys/net/ipv6"):
         text = "\n".join(line for line in text.splitlines() if not line.endswith("# IPv6"))
+    if not _knows_neighbours():
+        text = text.replace("icmpv6 taddr @own6", f"{_TARGET} @neighbour6")
+        text = text.replace("table bridge TABLE {\n", f"table bridge TABLE {{\n\tset neighbour6 {{ typeof iifname . ether saddr . {_TARGET}; }}\n")
     text = re.sub(r"\bTABLE\b", table, text)
     fixed: Elements = {("inet", "private4", network): "" for network in ranges.PRIVATE4}
     fixed |= {("inet", "private6", network): "" for network in ranges.PRIVATE6}
@@ -105,7 +116,7 @@ def member_elements(links: Sequence[tuple[str, Link]], egress: Egress, list_name
         for address in addresses:
             version = _version(address)
             found["bridge", f"own{version}", f'"{veth}" . {mac} . {address}'] = ""
-            if version == 6:
+            if version == 6 and not _knows_neighbours():
                 found["bridge", "neighbour6", f'"{veth}" . {mac} . {int(ipaddress.IPv6Address(address)):#034x}'] = ""
             if egress.mode != "all":
                 found["inet", f"limited{version}", f'"{device}" . {address}'] = f"goto egress_{'listed' if list_name else egress.mode}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -40,6 +41,7 @@ _NOT_WORTH_SAYING = ("I: removing", "I: running --", "I: using /", "I: skipping"
 # A service that a package starts during its installation would run in nobody's container; Docker's Debian images have the same file.
 _POLICY = """mkdir -p "$1/usr/sbin" && printf '#!/bin/sh\\nexit 101\\n' >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d\""""
 _HOST_FILES = """rm -f "$1/etc/resolv.conf" "$1/etc/hostname" && : >"$1/etc/resolv.conf" && : >"$1/etc/hostname\""""
+_SIMULATION = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get --quiet --quiet --simulate --no-install-recommends install'
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ class DebianImage(Source):
             command.append(f"--architectures={_ARCHITECTURES.get(architecture, architecture)}")
         if self._recipe.packages:
             command.append(f"--include={','.join(self._recipe.packages)}")
+            # A wrong name is told once there is an index to look in, not after the base system is set up. (apt's words are known to `failure`.)
+            command.append(f"--extract-hook={_SIMULATION} {shlex.join(self._recipe.packages)} >/dev/null")
         # Unless it is told to skip that, mmdebstrap takes the policy for its own and removes it at the end.
         command += ["--skip=chroot/policy-rc.d", f"--extract-hook={_POLICY}", f"--customize-hook={_HOST_FILES}", "--", self._recipe.suite, str(tar)]
         if self._request.configuration.debian_mirror:

@@ -6,7 +6,9 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,9 @@ from bulle.errors import BulleError, Conflict, Unavailable
 from bulle.linux import nftables
 from bulle.model.network import PublishedPort
 from bulle.network import ruleset
-from bulle_testing.network_lab import HOST, WORLD, WORLD6, Lab, connected, echoes, listening, ports, reaches
+from bulle.network.egress import parse_egress
+from bulle.network.rules import Rules
+from bulle_testing.network_lab import HOST, QUICK_S, WORLD, WORLD6, Lab, WatchingRules, connected, echoes, listening, ports, reaches
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("ip", "nft")]
 
@@ -94,6 +98,19 @@ def test_a_change_on_a_flushed_table_makes_all_of_it_anew(lab: Lab) -> None:
     assert lab.machine.run("nft list ruleset") == ""
 
 
+def test_who_saves_all_rules_of_the_machine_can_load_them_again(lab: Lab, tmp_path: Path) -> None:
+    rules = lab.rules()
+    rules.open()
+    network = lab.network(rules, 1)
+    member, other = lab.member(rules, network, 2, "allow:example.org:80,10.0.0.0/8"), lab.member(rules, network, 3, "none")
+    rules.publish(member.name, ports(PublishedPort("0.0.0.0", 9090, 80), PublishedPort("127.0.0.1", 53, 53, "udp"), target=member.address))
+    rules.allow(member.name, [WORLD, WORLD6], [80], 60)
+    before = shape(rules.describe())
+    lab.machine.run(f"nft list ruleset >{tmp_path}/saved; nft flush ruleset && nft -f {tmp_path}/saved")
+    assert shape(rules.describe()) == before
+    assert not echoes(other.space, WORLD)
+
+
 def test_what_the_kernel_refuses_changes_nothing(lab: Lab) -> None:
     rules = lab.rules()
     rules.open()
@@ -108,6 +125,32 @@ def test_what_the_kernel_refuses_changes_nothing(lab: Lab) -> None:
     assert rules.describe() == before
     rules.restore()
     assert rules.describe() == before
+
+
+def test_an_allowed_name_is_open_for_its_time_and_what_stands_goes_on(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    member = lab.member(rules, lab.network(rules, 1), 2, "allow:example.org:80,*.example.net")
+    other = lab.member(rules, "network1", 3, "allow:example.org:80")
+    with listening(lab.world, "0.0.0.0", 80) as listener, listening(lab.world, "0.0.0.0", 81) as another_port:
+        assert connected(member.space, WORLD, 80) is None
+        rules.allow(member.name, [WORLD, WORLD6], [80], 1)
+        connection = connected(member.space, WORLD, 80)
+        assert connection is not None
+        assert connected(member.space, WORLD, 81) is None
+        assert connected(other.space, WORLD, 80) is None
+        assert not echoes(member.space, WORLD)
+        rules.allow(member.name, [WORLD], [], 1)
+        assert reaches(member.space, WORLD, 81, another_port)
+        assert echoes(member.space, WORLD)
+        rules.allow(member.name, [WORLD], [80], 2)  # asked again: its time begins anew
+        time.sleep(1.3)
+        with connection, listener.accept()[0] as accepted:
+            assert reaches(member.space, WORLD, 80, listener)
+            time.sleep(1)
+            assert connected(member.space, WORLD, 80) is None
+            connection.sendall(b"still here")
+            assert accepted.recv(99) == b"still here"
 
 
 def test_two_homes_stand_side_by_side(lab: Lab) -> None:
@@ -161,8 +204,25 @@ def test_the_next_keeper_takes_over_and_connections_go_on(lab: Lab) -> None:
     assert not echoes(member.space, WORLD)
 
 
-def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab) -> None:
-    rules = lab.rules()
+class LaterRules(WatchingRules):
+    """Rules that leave what is not urgent to a loop."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(table)
+        self.waiting: list[Callable[[], None]] = []
+        self.later = lambda delay_s, callback: self.waiting.append(callback)
+
+    def turn(self) -> int:
+        """What the loop would do; how much that was."""
+        waiting, self.waiting = self.waiting, []
+        for callback in waiting:
+            callback()
+        return len(waiting)
+
+
+@pytest.mark.parametrize("kind", [WatchingRules, LaterRules], ids=["at-once", "later"])
+def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab, kind: type[Rules]) -> None:
+    rules = lab.rules(kind=kind)
     rules.open()
     network = lab.network(rules, 1)
     old, new = lab.member(rules, network, 2), lab.member(rules, network, 3)
@@ -176,6 +236,7 @@ def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab) -> 
         sender.connect((HOST, 5353))
         sender.send(b"too early")
         rules.publish(old.name, published(old))
+        assert kind is WatchingRules or rules.turn() == 1
         try:
             sender.send(b"first")
         except ConnectionRefusedError:  # of the one before
@@ -183,8 +244,28 @@ def test_who_sends_datagrams_all_the_time_finds_the_next_container(lab: Lab) -> 
         assert before.recv(99) == b"first"
         rules.retract(old.name, published(old))
         rules.publish(new.name, published(new))
+        assert kind is WatchingRules or rules.turn() == 1, "for both"
         sender.send(b"second")
         assert after.recv(99) == b"second"
+
+
+def test_a_list_is_not_got_around_by_who_had_the_address_before(lab: Lab) -> None:
+    rules = lab.rules()
+    rules.open()
+    member = lab.member(rules, lab.network(rules, 1), 2)
+    with listening(lab.world, "0.0.0.0", 80) as listener, listening(lab.world, "0.0.0.0", 81) as listed:
+        connection, allowed = connected(member.space, WORLD, 80), connected(member.space, WORLD, 81)
+        assert connection is not None
+        assert allowed is not None
+        with connection, allowed, listener.accept()[0] as accepted, listed.accept()[0] as accepted_too:
+            rules.remove_member(member.name)
+            rules.add_member("the next", [member.link], parse_egress(f"allow:example.org,{WORLD}:81"))
+            allowed.sendall(b"as before")
+            assert accepted_too.recv(99) == b"as before"
+            connection.sendall(b"as before")
+            accepted.settimeout(QUICK_S)
+            with pytest.raises(TimeoutError):
+                accepted.recv(99)
 
 
 def test_a_machine_without_ipv6_has_rules_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from bulle.errors import BulleError
 from bulle.isolation import execution, inside, launch, root_filesystem, sized_layer
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import available
-from bulle.isolation.driver import Feature, Probe, Stdio, Workload
+from bulle.isolation.driver import Connect, Feature, Probe, Stdio, Workload
 from bulle.isolation.grouped_driver import GroupedDriver, features_of
 from bulle.linux import capabilities, mount, namespaces
 from bulle.linux.namespaces import CLONE_NEWNS, CLONE_PARENT
@@ -49,7 +49,7 @@ class ChrootDriver(GroupedDriver):
         *,
         sibling: bool = False,
         meanwhile: Callable[[Workload], None] | None = None,
-        connect: Callable[[int], None] | None = None,
+        connect: Connect | None = None,
     ) -> Workload:
         """A mount namespace with the overlay, or a copy; see :class:`Driver`."""
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=False)

@@ -18,7 +18,7 @@ from bulle.errors import BulleError
 from bulle.isolation import delegated_group, execution, inside, launch, root_filesystem, rootless, sized_layer
 from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import available, layout
-from bulle.isolation.driver import Feature, Probe, Stdio, Workload
+from bulle.isolation.driver import Connect, Feature, Probe, Stdio, Workload
 from bulle.isolation.grouped_driver import GroupedDriver, features_of
 from bulle.isolation.namespaces import shell
 from bulle.linux import loopback, mount, namespaces, user_namespace
@@ -61,7 +61,7 @@ class NamespaceDriver(GroupedDriver):
         *,
         sibling: bool = False,
         meanwhile: Callable[[Workload], None] | None = None,
-        connect: Callable[[int], None] | None = None,
+        connect: Connect | None = None,
     ) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=True)
@@ -123,7 +123,7 @@ def processes_in_namespaces(pids: Sequence[int]) -> dict[int, list[int]]:
     return found
 
 
-def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Callable[[int], None] | None) -> None:
+def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Connect | None) -> None:
     """What only the parent can do: id maps, mounts that the child's own namespace may not make, and its network."""
     user_namespace_fd = None
     if plan.security.user_namespace == "own":
@@ -132,15 +132,18 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Calla
             channel.send_descriptors([])
             return
         user_namespace_fd = os.open(f"/proc/{workload.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    connected = None
     try:
+        if plan.network.mode == "own" and connect is not None and channel.receive_report() is not None:  # it stands in its network namespace
+            connected = connect(workload.pid)
         mounts = root_filesystem.detached_mounts(plan, user_namespace_fd)
     finally:
         if user_namespace_fd is not None:
             os.close(user_namespace_fd)
     workload.notes += mounts.notes
     try:
-        if plan.network.mode == "own" and connect is not None and channel.receive_report() is not None:  # it stands in its network namespace
-            connect(workload.pid)
+        if connected is not None:
+            workload.notes += connected()
         with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
             channel.send_descriptors(mounts.descriptors())
     finally:
