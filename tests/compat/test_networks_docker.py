@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bulle_testing import leaks
-from bulle_testing.networking import Networked, networked
+from bulle_testing.networking import Networked, free_ports, networked
 from bulle_testing.peers import private_docker
 from bulle_testing.running import Machine
 
@@ -102,18 +102,21 @@ def test_network_inspect(both: tuple[Say, Say]) -> None:
     assert ours["Networks"].keys() == theirs["Networks"].keys() and ours["Ports"] == theirs["Ports"]
 
 
+# Numbers are those of free ports.
 PUBLISHED = (
-    ("18080:80",),
-    ("0.0.0.0:18080:80", "0.0.0.0:18443:443"),
-    ("127.0.0.1:18053:53/udp", "127.0.0.1:18053:53/tcp"),
-    ("0.0.0.0:18000-18003:18000-18003",),
-    ("127.0.0.1:18000-18002:8000-8002/udp",),
-    ("18001:18001", "18002:18002", "18004:18004/udp", "18005:18006"),
+    ("{0}:80",),
+    ("0.0.0.0:{0}:80", "0.0.0.0:{1}:443"),
+    ("127.0.0.1:{0}:53/udp", "127.0.0.1:{0}:53/tcp"),
+    ("0.0.0.0:{0}-{3}:{0}-{3}",),
+    ("127.0.0.1:{0}-{2}:8000-8002/udp",),
+    ("{1}:{1}", "{2}:{2}", "{4}:{4}/udp", "{5}:{6}"),
 )
 
 
 @pytest.mark.parametrize("ports", PUBLISHED, ids=" ".join)
 def test_published_ports(both: tuple[Say, Say], ports: tuple[str, ...]) -> None:
+    first = free_ports(7)
+    ports = tuple(port.format(*range(first, first + 7)) for port in ports)
     flags = [word for port in ports for word in ("-p", port)]
     said_by_both(both, "run", "-d", "--name", "web", *flags, IMAGE, "sleep", "1000")
     theirs, ours = said_by_both(both, "ps", "--format", "{{.Ports}}")
