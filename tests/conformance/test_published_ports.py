@@ -114,7 +114,7 @@ def test_udp_and_the_other_loopback(net: Networked) -> None:
 
 
 def test_ranges(net: Networked) -> None:
-    port = free_ports(8)
+    port = free_ports(11)
     net.start("web", "-p", f"127.0.0.1:{port}-{port + 2}:8000-8002", "-p", f"127.0.0.1:{port + 4}-{port + 5}:80/udp", ports=(80, 8000, 8001, 8002))
     for number in range(3):
         assert ask("127.0.0.1", port + number).startswith("web ")
@@ -123,8 +123,9 @@ def test_ranges(net: Networked) -> None:
     assert net("port", "next") == f"80/udp -> 127.0.0.1:{port + 5}", "the first that is free"
     words = net.refused("run", "--rm", "-p", f"127.0.0.1:{port + 4}-{port + 5}:80/udp", IMAGE, "true", code=125)
     assert f"no port of {port + 4}-{port + 5} is free" in words
-    net.start("same", "-p", "127.0.0.1:18000-18002:18000-18002")
-    assert net("ps", "--filter", "name=same", "--format", "{{.Ports}}") == "127.0.0.1:18000-18002->18000-18002/tcp", "as Docker writes it"
+    same = f"{port + 8}-{port + 10}"
+    net.start("same", "-p", f"127.0.0.1:{same}:{same}")
+    assert net("ps", "--filter", "name=same", "--format", "{{.Ports}}") == f"127.0.0.1:{same}->{same}/tcp", "as Docker writes it"
 
 
 def test_any_free_port(net: Networked) -> None:

@@ -19,6 +19,7 @@ from bulle.model.network import PortMapping, PublishedPort
 _KINDS = {"tcp": (socket.SOCK_STREAM, 0), "udp": (socket.SOCK_DGRAM, 0), "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP)}
 _TRIES = 32
 _MOST_WAITING = 1024
+_UNSEEN = "what has it does not listen, so that it cannot be named: perhaps the containers of another BULLE_HOME"
 _TABLES = {"tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6"), "sctp": ()}
 
 
@@ -89,7 +90,7 @@ def _explained(error: OSError, protocol: str, address: str, port: int) -> BulleE
     where = f"{f'[{address}]' if ':' in address else address}:{port}"
     if error.errno == errno.EADDRINUSE:
         holder = holder_of(protocol, port)
-        return Conflict(f"port {where}/{protocol} is already taken", f"{holder} has it" if holder else "", "publish another, or end that")
+        return Conflict(f"port {where}/{protocol} is already taken", f"{holder} has it" if holder else _UNSEEN, "publish another, or end that")
     if error.errno == errno.EADDRNOTAVAIL:
         return InvalidInput(f"nothing can be published on {address}", "it is no address of this machine", "see `ip address`")
     return BulleError(f"port {where}/{protocol} could not be taken", error.strerror or str(error), "choose another")

@@ -208,11 +208,13 @@ class Server:
     def _caller_spoke(self, descriptor: int) -> None:
         """Callers say nothing after their request: this is the end of one, and so of its child."""
         pid = self._calling[descriptor]
-        connection = self.children[pid].connection
-        if connection is not None:
-            with contextlib.suppress(BlockingIOError, ConnectionResetError):
-                if connection.recv(4096):
-                    return
+        if (connection := self.children[pid].connection) is not None:
+            with contextlib.suppress(ConnectionResetError):
+                try:
+                    if connection.recv(4096):
+                        return
+                except BlockingIOError:
+                    return  # what ended was another one, whose descriptor this one has since
         self._poll.unregister(descriptor)
         del self._calling[descriptor]
         # Most often the child has just told its caller the exit code and is about to end by itself.
