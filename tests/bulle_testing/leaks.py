@@ -130,20 +130,20 @@ def _ours(device: str, root: Path) -> bool:
     with suppress(OSError):
         names.append(os.fsencode(Path(f"/sys/class/net/{device}/master").readlink().name))
     for home in _homes_of_others(root):
-        for file in home.glob("bulle.db*"):
+        for file in ("bulle.db", "bulle.db-wal"):
             with suppress(OSError):
-                content = file.read_bytes()
+                content = (home / file).read_bytes()
                 if any(name in content for name in names):
                     return False
     return True
 
 
 def _homes_of_others(root: Path) -> Iterator[Path]:
-    """The homes in the directories of other test processes."""
-    for depth in ("*", "*/*"):
-        for database in root.parent.glob(f"bulle-*/{depth}/bulle.db"):
-            if root not in database.parents:
-                yield database.parent
+    """The homes in the directories of other test processes, which come and go meanwhile."""
+    for run in _directories(str(root.parent)):
+        if Path(run).name.startswith("bulle-") and run != str(root):
+            for place in _directories(run):
+                yield from (Path(home) for home in (place, *_directories(place)) if os.path.exists(f"{home}/bulle.db"))
 
 
 def _loops(root: str) -> list[str]:
