@@ -78,6 +78,8 @@ def test_a_published_port_is_reached_from_localhost_the_host_the_world_and_the_n
     with listening(server.space, "::", 80) as listener:
         assert reaches(lab.world, HOST6, 9090, listener) == WORLD6
         assert reaches(lab.machine, HOST6, 9090, listener) == HOST6
+        with listening(lab.machine, "::1", 9090) as relay:
+            assert reaches(lab.machine, "::1", 9090, relay) == "::1", "whence nothing can be routed"
         assert reaches(lab.world, HOST6, 7070, listener) == WORLD6
         assert reaches(lab.machine, HOST6, 7070, listener) == HOST6
         assert reaches(other.space, HOST6, 9090, listener) == "fd00:1::1"
