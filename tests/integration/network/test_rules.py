@@ -169,6 +169,8 @@ def test_an_internal_network_leads_nowhere_but_to_itself(lab: Lab) -> None:
     with listening(member.space, "0.0.0.0", 80) as listener:
         assert reaches(neighbour.space, member.address, 80, listener) == neighbour.address
         assert reaches(lab.machine, "127.0.0.1", 8080, listener) == "10.208.1.1", "the host is at home there"
+        member.space.run("ip route del default")  # as a container has it there
+        assert reaches(lab.machine, HOST, 8080, listener) == "10.208.1.1"
         assert all_refused((lab.world, HOST, 8080), (server.space, HOST, 8080))
 
 
