@@ -61,7 +61,7 @@ def test_a_published_port_is_reached_from_localhost_the_host_the_world_and_the_n
     stranger = lab.member(rules, lab.network(rules, 2), 2)
     published = ports(PublishedPort("127.0.0.1", 8080, 80), PublishedPort("0.0.0.0", 9090, 80), PublishedPort(HOST, 7070, 80), target=server.address)
     rules.publish(server.name, published)
-    rules.publish(server.name, ports(PublishedPort("::", 9090, 80), PublishedPort("0.0.0.0", 5353, 53, "udp"), target=server.address6))
+    rules.publish(server.name, ports(PublishedPort("::", 9090, 80), PublishedPort(HOST6, 7070, 80), target=server.address6))
     rules.publish(server.name, ports(PublishedPort("0.0.0.0", 5353, 53, "udp"), target=server.address))
     with listening(server.space, "0.0.0.0", 80) as listener:
         assert reaches(lab.machine, "127.0.0.1", 8080, listener) == "10.208.1.1"
@@ -78,6 +78,10 @@ def test_a_published_port_is_reached_from_localhost_the_host_the_world_and_the_n
     with listening(server.space, "::", 80) as listener:
         assert reaches(lab.world, HOST6, 9090, listener) == WORLD6
         assert reaches(lab.machine, HOST6, 9090, listener) == HOST6
+        with listening(lab.machine, "::1", 9090) as relay:
+            assert reaches(lab.machine, "::1", 9090, relay) == "::1", "whence nothing can be routed"
+        assert reaches(lab.world, HOST6, 7070, listener) == WORLD6
+        assert reaches(lab.machine, HOST6, 7070, listener) == HOST6
         assert reaches(other.space, HOST6, 9090, listener) == "fd00:1::1"
     with listening(server.space, "0.0.0.0", 53, socket.SOCK_DGRAM) as listener:
         assert reaches_udp(lab.world, HOST, 5353, listener) == WORLD
@@ -165,6 +169,8 @@ def test_an_internal_network_leads_nowhere_but_to_itself(lab: Lab) -> None:
     with listening(member.space, "0.0.0.0", 80) as listener:
         assert reaches(neighbour.space, member.address, 80, listener) == neighbour.address
         assert reaches(lab.machine, "127.0.0.1", 8080, listener) == "10.208.1.1", "the host is at home there"
+        member.space.run("ip route del default")  # as a container has it there
+        assert reaches(lab.machine, HOST, 8080, listener) == "10.208.1.1"
         assert all_refused((lab.world, HOST, 8080), (server.space, HOST, 8080))
 
 
