@@ -30,8 +30,10 @@ WORLD, WORLD6 = "93.184.0.2", "2a00:1::2"
 HOST, HOST6 = "93.184.0.1", "2a00:1::1"
 PRIVATE, METADATA, PRIVATE6 = "192.168.77.2", "169.254.169.254", "fd77::2"
 """Addresses of the world; the last three are not the internet."""
-QUICK_S = 0.25
+QUICK_S = 0.3
 """How long to wait for a packet that should not come; one that comes needs a thousandth of it."""
+PATIENT_S = 5.0
+"""How long to wait for one that should, on a machine that has much else to do."""
 
 
 class Space:
@@ -256,14 +258,12 @@ def listening(space: Space, address: str, port: int, kind: socket.SocketKind = s
         yield listener
 
 
-def connected(space: Space, address: str, port: int, *, source: str = "") -> socket.socket | None:
+def connected(space: Space, address: str, port: int, patience_s: float = PATIENT_S) -> socket.socket | None:
     """A TCP connection from there, or None where none comes about."""
     with space.inside():
         connection = socket.socket(family(address), socket.SOCK_STREAM)
-    connection.settimeout(QUICK_S)
+    connection.settimeout(patience_s)
     try:
-        if source:
-            connection.bind((source, 0))
         connection.connect((address, port))
     except OSError:
         connection.close()
@@ -272,37 +272,43 @@ def connected(space: Space, address: str, port: int, *, source: str = "") -> soc
     return connection
 
 
+def taken(listener: socket.socket) -> socket.socket:
+    """The next connection of a listener; what does not come on it is an error before long."""
+    accepted, _ = listener.accept()
+    accepted.settimeout(5)
+    return accepted
+
+
 def all_refused(*attempts: tuple[Space, str, int]) -> bool:
     """Whether no TCP connection comes about, from there to an address and port; all are tried at once."""
     with ThreadPoolExecutor(len(attempts)) as pool:
-        made = [connection for connection in pool.map(lambda attempt: connected(*attempt), attempts) if connection is not None]
+        made = [connection for connection in pool.map(lambda attempt: connected(*attempt, QUICK_S), attempts) if connection is not None]
     for connection in made:
         connection.close()
     return not made
 
 
-def reaches(space: Space, address: str, port: int, listener: socket.socket, *, source: str = "") -> str:
+def reaches(space: Space, address: str, port: int, listener: socket.socket, patience_s: float = PATIENT_S) -> str:
     """The address that the listener sees when somebody connects from there and is heard and answered; empty if nobody comes."""
-    connection = connected(space, address, port, source=source)
+    connection = connected(space, address, port, patience_s)
     if connection is None:
         return ""
-    with connection:
-        accepted, peer = listener.accept()
-        with accepted:
-            connection.sendall(b"to")
-            assert accepted.recv(9) == b"to"
-            accepted.sendall(b"fro")
-            assert connection.recv(9) == b"fro"
+    with connection, taken(listener) as accepted:
+        peer = accepted.getpeername()
+        connection.sendall(b"to")
+        assert accepted.recv(9) == b"to"
+        accepted.sendall(b"fro")
+        assert connection.recv(9) == b"fro"
     return str(peer[0])
 
 
-def reaches_udp(space: Space, address: str, port: int, listener: socket.socket) -> str:
+def reaches_udp(space: Space, address: str, port: int, listener: socket.socket, patience_s: float = PATIENT_S) -> str:
     """The same by one datagram and its answer."""
     with space.inside():
         sender = socket.socket(family(address), socket.SOCK_DGRAM)
     with sender:
-        sender.settimeout(QUICK_S)
-        listener.settimeout(QUICK_S)
+        sender.settimeout(patience_s)
+        listener.settimeout(patience_s)
         try:
             sender.connect((address, port))
             sender.send(b"to")
@@ -314,7 +320,12 @@ def reaches_udp(space: Space, address: str, port: int, listener: socket.socket) 
     return str(peer[0])
 
 
-def echoes(space: Space, address: str) -> bool:
+def silent(space: Space, address: str) -> bool:
+    """Whether an ICMP echo request is not answered."""
+    return not echoes(space, address, QUICK_S)
+
+
+def echoes(space: Space, address: str, patience_s: float = PATIENT_S) -> bool:
     """Whether an ICMP echo request is answered."""
     version6 = ":" in address
     number = zlib.crc32(address.encode()) & 0x7FFF | 1
@@ -325,7 +336,7 @@ def echoes(space: Space, address: str) -> bool:
         packet = struct.pack("!BBHHH", request, 0, 0, number, 1)
         if not version6:
             packet = struct.pack("!BBHHH", request, 0, checksum(packet), number, 1)
-        deadline = time.monotonic() + QUICK_S
+        deadline = time.monotonic() + patience_s
         try:
             pinger.sendto(packet, (address, 0))
             while (left_s := deadline - time.monotonic()) > 0:
@@ -339,7 +350,7 @@ def echoes(space: Space, address: str) -> bool:
         return False
 
 
-def carries(source: Space, target: Space, address: str, protocol: int, payload: bytes = b"") -> bool:
+def carries(source: Space, target: Space, address: str, protocol: int, payload: bytes = b"", patience_s: float = PATIENT_S) -> bool:
     """Whether a raw packet of some IP protocol from there arrives (at whatever address of the target's)."""
     payload = payload or b"smuggled to %s." % address.encode()
     with target.inside():
@@ -347,7 +358,7 @@ def carries(source: Space, target: Space, address: str, protocol: int, payload: 
     with source.inside():
         sender = socket.socket(family(address), socket.SOCK_RAW, protocol)
     with sender, receiver:
-        receiver.settimeout(QUICK_S)
+        receiver.settimeout(patience_s)
         try:
             sender.sendto(payload, (address, 0))
             while True:

@@ -170,6 +170,7 @@ class Watcher(socket.socket):
                 if error.errno != errno.ENOBUFS:
                     raise
                 lost = True
+                self._unfinished = set()
                 continue
             for kind, content in _messages(data):
                 if kind >> 8 != _NFNL_SUBSYS_NFTABLES:

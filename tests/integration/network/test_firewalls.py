@@ -10,7 +10,23 @@ import pytest
 from bulle.model.network import PublishedPort
 from bulle_testing import leaks
 from bulle_testing.firewalled import FirewalledMachine
-from bulle_testing.network_lab import HOST, HOST6, WORLD, WORLD6, Lab, RulesProcess, Space, connected, echoes, listening, ports, reaches
+from bulle_testing.network_lab import (
+    HOST,
+    HOST6,
+    PATIENT_S,
+    QUICK_S,
+    WORLD,
+    WORLD6,
+    Lab,
+    RulesProcess,
+    Space,
+    all_refused,
+    echoes,
+    listening,
+    ports,
+    reaches,
+    silent,
+)
 from bulle_testing.peers import private_docker
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("ip", "nft", "iptables", "setpriv")]
@@ -48,22 +64,22 @@ class Traffic:
         self.rules.publish(self.member.name, ports(*published, target=self.member.address))
         self.rules.publish(self.member.name, ports(PublishedPort("::", 9090, 80), target=self.member.address6))
 
-    def passing(self) -> set[str]:
+    def passing(self, patience_s: float = QUICK_S) -> set[str]:
         """Which ways are open."""
         found = set()
         lab, member = self.lab, self.member
         with listening(lab.world, "0.0.0.0", 80) as listener:
-            found |= {"out"} if reaches(member.space, WORLD, 80, listener) else set()
+            found |= {"out"} if reaches(member.space, WORLD, 80, listener, patience_s) else set()
         with listening(lab.world, "::", 80) as listener:
-            found |= {"out6"} if reaches(member.space, WORLD6, 80, listener) else set()
+            found |= {"out6"} if reaches(member.space, WORLD6, 80, listener, patience_s) else set()
         with listening(member.space, "0.0.0.0", 80) as listener:
-            found |= {"in"} if reaches(lab.world, HOST, 9090, listener) == WORLD else set()
-            found |= {"localhost"} if reaches(lab.machine, "127.0.0.1", 8080, listener) else set()
-            found |= {"own network"} if reaches(self.neighbour.space, member.address, 80, listener) else set()
-            found |= {"hairpin"} if reaches(self.neighbour.space, HOST, 9090, listener) else set()
-            found |= {"isolation broken"} if reaches(self.stranger.space, member.address, 80, listener) else set()
+            found |= {"in"} if reaches(lab.world, HOST, 9090, listener, patience_s) == WORLD else set()
+            found |= {"localhost"} if reaches(lab.machine, "127.0.0.1", 8080, listener, patience_s) else set()
+            found |= {"own network"} if reaches(self.neighbour.space, member.address, 80, listener, patience_s) else set()
+            found |= {"hairpin"} if reaches(self.neighbour.space, HOST, 9090, listener, patience_s) else set()
+            found |= {"isolation broken"} if reaches(self.stranger.space, member.address, 80, listener, QUICK_S) else set()
         with listening(member.space, "::", 80) as listener:
-            found |= {"in6"} if reaches(lab.world, HOST6, 9090, listener) else set()
+            found |= {"in6"} if reaches(lab.world, HOST6, 9090, listener, patience_s) else set()
         return found
 
 
@@ -89,7 +105,7 @@ def test_beside_docker(lab: Lab, machine: RulesProcess, run_directory: Path, tmp
         assert traffic.passing() <= {"localhost", "own network", "out6", "in6"}, "Docker drops what it does not know"
         assert any("iptables drops" in line for line in machine.obstacles())
         assert machine.admit([BRIDGE]) == []
-        assert traffic.passing() == EVERYTHING
+        assert traffic.passing(PATIENT_S) == EVERYTHING
         told = lab.machine.run("iptables -S DOCKER-USER")
         assert machine.admit([BRIDGE, OTHER_BRIDGE]) == []
         assert lab.machine.run("iptables -S DOCKER-USER") == told, "it is told once"
@@ -108,8 +124,8 @@ def test_beside_docker(lab: Lab, machine: RulesProcess, run_directory: Path, tmp
         assert machine.admit([BRIDGE]) == []
         for space, address in ((container, "172.17.0.9"), (another, "172.30.0.9")):
             assert echoes(lab.machine, address)
-            assert not echoes(traffic.member.space, address)
-            assert not echoes(space, traffic.member.address)
+            assert silent(traffic.member.space, address)
+            assert silent(space, traffic.member.address)
             assert echoes(space, WORLD)
 
         assert machine.withdraw() == []
@@ -145,7 +161,7 @@ def test_beside_a_docker_that_uses_the_old_iptables(lab: Lab, machine: RulesProc
     assert not {"out", "out6", "in", "in6"} & traffic.passing()
     assert len(machine.obstacles()) == 2
     assert machine.admit([BRIDGE]) == []
-    assert traffic.passing() == EVERYTHING
+    assert traffic.passing(PATIENT_S) == EVERYTHING
     assert machine.obstacles() == []
     assert "-i bulle+ -o docker0 -m comment --comment bulle_0badcafe -j RETURN" in lab.machine.run("iptables-legacy -S DOCKER-USER")
     assert machine.withdraw() == []
@@ -161,14 +177,14 @@ def test_beside_ufw(lab: Lab, machine: RulesProcess) -> None:
     assert traffic.passing() <= {"localhost", "own network"}
     assert any("iptables" in line for line in machine.obstacles())
     assert machine.admit([BRIDGE, OTHER_BRIDGE]) == []
-    assert traffic.passing() == EVERYTHING
+    assert traffic.passing(PATIENT_S) == EVERYTHING
     assert machine.obstacles() == []
     told = machine.run("ufw status numbered")
     assert told.count("networks of Bulle") == 4
     assert machine.admit([BRIDGE]) == []
     assert machine.run("ufw status numbered") == told
     with listening(lab.machine, "0.0.0.0", 22):
-        assert connected(traffic.member.space, HOST, 22) is None, "the host itself stays as closed as ufw has it"
+        assert all_refused((traffic.member.space, HOST, 22)), "the host itself stays as closed as ufw has it"
     other = lab.rules("bulle_00000002")
     other.open()
     assert machine.withdraw() == []
@@ -190,7 +206,7 @@ def test_beside_firewalld(lab: Lab, machine: RulesProcess) -> None:
     assert traffic.passing() <= {"localhost", "own network", "in", "in6", "hairpin"}
     assert any("firewalld" in line for line in machine.obstacles())
     assert machine.admit([BRIDGE, OTHER_BRIDGE]) == []
-    assert traffic.passing() == EVERYTHING
+    assert traffic.passing(PATIENT_S) == EVERYTHING
     assert machine.obstacles() == []
     assert machine.devices_in_zone() == [BRIDGE, OTHER_BRIDGE]
     assert traffic.rules.touched() is False
@@ -199,7 +215,7 @@ def test_beside_firewalld(lab: Lab, machine: RulesProcess) -> None:
     assert traffic.rules.touched() is False
     assert traffic.rules.others_changed() is True
     assert machine.admit([BRIDGE, OTHER_BRIDGE]) == []
-    assert traffic.passing() == EVERYTHING
+    assert traffic.passing(PATIENT_S) == EVERYTHING
     assert machine.withdraw() == []
     assert machine.devices_in_zone() == []
     assert machine.admit([BRIDGE]) == []
@@ -234,4 +250,4 @@ def test_an_administrators_own_wall_is_named_and_left(lab: Lab, machine: RulesPr
         assert command in sentence
         lab.machine.run(command)
     assert machine.obstacles() == []
-    assert {"out", "in", "hairpin"} <= traffic.passing()
+    assert {"out", "in", "hairpin"} <= traffic.passing(PATIENT_S)
