@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import places
-from bulle_testing.networking import IMAGE, Networked, ip, networked, other_machine, python_image
+from bulle_testing.networking import IMAGE, Networked, ask, free_ports, ip, networked, other_machine, python_image
 from bulle_testing.running import Machine, machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
@@ -134,6 +134,22 @@ def test_a_name_that_two_have(net: Networked) -> None:
     sleeper(net, "copy", "--network-alias", "db")
     sleeper(net, "web")
     assert first_answers(net, "web", "db") == {net.address("db"), net.address("copy")}
+
+
+def test_a_container_that_is_a_name_server(net: Networked) -> None:
+    """One that publishes its port 53 has it on all its addresses, and asks the same servers as this machine."""
+    port = free_ports(1)
+    net.start("server", "-p", f"{port}:53/udp", "-p", f"{port}:53", "--dns", "192.0.2.53", ports=(53,))
+    for protocol in ("tcp", "udp"):
+        for address in ("127.0.0.1", "::1"):
+            assert ask(address, port, protocol).startswith("server ")
+    assert "nameserver 192.0.2.53" in net("exec", "server", "cat", "/etc/resolv.conf")
+    sleeper(net, "web")
+    assert look_up(net, "web", "server") == net.address("server"), "others know its name"
+    net("restart", "-t", "0", "server")
+    before = places.keeper_pid(net.home)
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: ask("::1", port).startswith("server "), "its port with the next keeper")
 
 
 # Upstream

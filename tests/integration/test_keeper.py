@@ -158,7 +158,9 @@ def test_killed_at_any_moment_of_a_start(net: Networked) -> None:
     assert len(failed) <= 4, failed
     assert net("ps", "-aq") == ""
     net.start("web", "--network", "shop", "-p", f"{port}:80")
-    assert ask("127.0.0.1", port).startswith("web ")
+    said = ask("127.0.0.1", port)
+    standing = (net.bulle("exec", "web", "ip", "-o", "address").stdout, net("network", "rules"), devices(net))
+    assert said.startswith("web "), standing
 
 
 def test_killed_amid_connect_and_disconnect(net: Networked) -> None:

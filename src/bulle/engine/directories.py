@@ -8,7 +8,7 @@ from pathlib import Path
 from bulle.isolation.root_filesystem import identity_files
 from bulle.model.run_plan import RunPlan
 from bulle.network.devices import NAME_SERVER
-from bulle.network.resolver_configuration import host_search, resolver_text
+from bulle.network.resolver_configuration import host_search, reachable_servers, resolver_text
 
 HOSTS = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -57,7 +57,8 @@ def _identity_text(name: str, plan: RunPlan) -> str:
             return ""
     if name == "resolv.conf":
         network = plan.network
-        return resolver_text(NAME_SERVER, network.search or host_search(), network.dns_options)
+        servers = (network.dns or reachable_servers()) if network.serves_names else (NAME_SERVER,)
+        return resolver_text(servers, network.search or host_search(), network.dns_options)
     return hosts_text(plan)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bulle.model.network import Egress
 
 _SHARED = "container:"
+_NAME_SERVER_PORT = 53
 _NOT_SHARED = {
     "networks": "--ip, --mac-address and --network-alias", "ports": "-p", "publish_all": "-P", "dns": "--dns", "dns_search": "--dns-search",
     "dns_options": "--dns-option", "extra_hosts": "--add-host", "egress": "--egress",
@@ -59,6 +60,7 @@ def network_of(options: ContainerOptions, config: ExecutionConfig) -> Network:
         dns_options=options.dns_options,
         extra_hosts=tuple((name, address if address == "host-gateway" else _address(address, "--add-host")) for name, address in options.extra_hosts),
         egress=_egress(options, mode),
+        serves_names=any(port.container_port == _NAME_SERVER_PORT for port in ports),
     )
 
 

@@ -165,6 +165,7 @@ class Network(msgspec.Struct, frozen=True):
     ``none`` is loopback only, ``host`` the host's own, ``own`` a network namespace with one interface for each of ``attachments``, ``container`` that
     of the running container with the id ``container_id``. ``ports`` are what it publishes; ``dns`` servers that are asked for other names instead of
     the host's, ``search`` and ``dns_options`` stand in its resolv.conf; ``extra_hosts`` are lines of its /etc/hosts as ``(name, address)``.
+    ``serves_names``: it is a name server itself, and needs port 53 on all its addresses.
     """
 
     mode: Literal["none", "host", "own", "container"] = "none"
@@ -176,6 +177,7 @@ class Network(msgspec.Struct, frozen=True):
     extra_hosts: tuple[tuple[str, str], ...] = ()
     egress: Egress = Egress()
     container_id: str = ""
+    serves_names: bool = False
 
     @property
     def names(self) -> list[str]:

@@ -207,8 +207,9 @@ class Keeper:
             for mapping in network.ports:
                 with suppress(*(BulleError,) if again else ()):  # a port that was lost meanwhile costs it that port alone
                     member.publish(mapping, self._rules, self._loop, self._holder, known)
-            datagrams, listener = devices.name_server_sockets(member.namespace_fd)
-            self._names.add(member.container_id, self._view(network), datagrams, listener)
+            if not network.serves_names:  # else the port that its server needs would be ours
+                datagrams, listener = devices.name_server_sockets(member.namespace_fd)
+                self._names.add(member.container_id, self._view(network), datagrams, listener)
             undo.pop_all()
         self._loop.watch(member.pidfd, lambda _events: self._drop(member))
         self._describe(member)

@@ -24,9 +24,15 @@ def host_search(path: Path = HOST_FILE) -> tuple[str, ...]:
     return found
 
 
-def resolver_text(server: str, search: Sequence[str], options: Sequence[str]) -> str:
+def reachable_servers(path: Path = HOST_FILE) -> list[str]:
+    """The host's name servers that others reach too: those on its loopback are its own."""
+    addresses = [words[1] for words in _lines(path) if words[0] == "nameserver" and len(words) > 1]
+    return [address for address in addresses if not address.startswith("127.") and address != "::1"]
+
+
+def resolver_text(servers: Sequence[str], search: Sequence[str], options: Sequence[str]) -> str:
     """A container's resolv.conf."""
-    chosen = [f"nameserver {server}"]
+    chosen = [f"nameserver {server}" for server in servers]
     if search:
         chosen.append(f"search {' '.join(search)}")
     chosen.append(f"options {' '.join([*options, *([] if any(one.startswith('ndots:') for one in options) else ['ndots:0'])])}")
