@@ -136,8 +136,7 @@ class Container:
 
     def attach(self, *, output: bool = True, stdin: bool = False) -> Attachment:
         """A connection to the running container; Conflict if it does not run."""
-        attachment = self._connect(output, stdin)
-        if attachment is None:
+        if (attachment := self._connect(output, stdin)) is None:
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         if output or stdin:
             pausing.refuse_paused(self._home, self, "attach", attachment)
@@ -223,7 +222,8 @@ class Container:
 
     def _end(self, timeout_s: int | None, signal: str, verb: str) -> None:
         name = planning.signal_name(signal or self.plan.stop_signal)
-        ends.intend(self.directory, verb, name)
+        with suppress(FileNotFoundError):  # somebody else removes it
+            ends.intend(self.directory, verb, name)
         patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
         try:
             self._wait_while_restarting()

@@ -55,13 +55,13 @@ def _port_bindings(ports: tuple[PortMapping, ...]) -> dict[str, list[dict[str, s
     return bindings
 
 
-def network_settings(record: ContainerRecord, state: ContainerState, exposed: tuple[str, ...] = ()) -> dict[str, object]:
+def network_settings(record: ContainerRecord, state: ContainerState) -> dict[str, object]:
     """``NetworkSettings`` of ``inspect``."""
     network = record.plan.network
-    ports: dict[str, list[dict[str, str]] | None] = dict.fromkeys(exposed) if state.status == "running" else {}
+    ports: dict[str, list[dict[str, str]]] = {}
     for port in standing_ports(record, state):
-        places = ports.get(f"{port.container_port}/{port.protocol}") or []
-        ports[f"{port.container_port}/{port.protocol}"] = [*places, {"HostIp": port.host_address, "HostPort": str(port.host_port)}]
+        places = ports.setdefault(f"{port.container_port}/{port.protocol}", [])
+        places.append({"HostIp": port.host_address, "HostPort": str(port.host_port)})
     runs = state.status == "running"
     names = [record.name, record.id[:12]]
     networks = {one.network: _endpoint(one, record.id, names, runs) for one in network.attachments}

@@ -20,7 +20,7 @@ from bulle.model.image import ExecutionConfig
 from bulle.model.network import DEFAULT_NETWORK, Attachment, NetworkConfig, NetworkOption, PortMapping
 from bulle.model.run_plan import Network
 from bulle.network.devices import random_mac
-from bulle.network.egress import parse_egress
+from bulle.network.egress import narrower, parse_egress
 from bulle.network.naming import table_name
 from bulle.records.networks import NetworkRecord, NetworkRecords
 
@@ -119,10 +119,18 @@ def attach(
         if record.config.driver in ("host", "none"):
             raise InvalidInput(f"container cannot be connected to network {record.name} and others", "", "leave the others out")
         attachments.append(records.attach(connection, record, container_id, option, random_mac(), f"eth{number}"))
-        if not options.egress and record.config.egress.mode != "all":
-            egress = record.config.egress
+        egress = narrower(egress, record.config.egress)
         dns = dns or record.config.dns
+    if egress.mode != "all":
+        refuse_unruled(attachments)
     return replace(network, attachments=tuple(attachments), egress=egress, dns=dns)
+
+
+def refuse_unruled(attachments: Sequence[Attachment]) -> None:
+    """Raise InvalidInput for interfaces whose packets pass no rule of ours, which no egress could hold."""
+    for attachment in attachments:
+        if attachment.driver == "macvlan":
+            raise InvalidInput(f"--egress cannot hold on network {attachment.network}", "what a macvlan sends passes no rule", "use a bridge")
 
 
 def find_or_default(connection: sqlite3.Connection, records: NetworkRecords, name: str) -> NetworkRecord:

@@ -133,6 +133,8 @@ class Networks:
             taken = {attachment.interface for attachment in plan.network.attachments}
             interface = next(name for name in (f"eth{number}" for number in range(_MOST_INTERFACES)) if name not in taken)
             attachment = self._records.attach(connection, record, container.id, option, random_mac(), interface)
+            if plan.network.egress.mode != "all":
+                networking.refuse_unruled([attachment])
             changed = replace(plan.network, attachments=(*plan.network.attachments, attachment))
             self._change(connection, container, changed)
         try:

@@ -18,6 +18,7 @@ from bulle.errors import BulleError, Conflict, Unavailable
 from bulle.linux import namespaces
 from bulle.linux.netlink import RouteSocket
 from bulle.model.network import Attachment
+from bulle.network import host_settings
 
 NAME_SERVER = "127.0.0.11"
 _HOST_END = "bullev"
@@ -97,24 +98,28 @@ def remove_bridge(device: str) -> None:
         route.delete_link(socket.if_nametoindex(device))
 
 
-def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bool, bool]) -> str:
-    """Make the interface in the container's namespace; returns its end on the host (empty for a macvlan).
+def new_host_end(attachment: Attachment) -> str:
+    """A name for the host's end of an interface that is to be made; empty for a macvlan, which has none."""
+    return "" if attachment.driver == "macvlan" else f"{_HOST_END}{secrets.token_hex(4)}"
+
+
+def attach(attachment: Attachment, namespace_fd: int, veth: str, *, default_route: tuple[bool, bool]) -> None:
+    """Make the interface in the container's namespace, with this end on the host.
 
     ``default_route`` says for IPv4 and IPv6 whether everything else goes over it.
     """
-    veth = ""
     with RouteSocket() as route:
         if attachment.driver == "macvlan":
             _made(attachment, lambda: route.add_macvlan(attachment.device, namespace_fd, attachment.interface, attachment.mac, mtu=attachment.mtu))
         else:
-            veth = f"{_HOST_END}{secrets.token_hex(4)}"
             make = partial(route.add_veth, veth, attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu)
             try:
                 _made(attachment, make)
             except FileExistsError:  # another keeper was killed when it had begun
                 detach(attachment.interface, namespace_fd)
                 _made(attachment, make)
-            _let_reach_itself(veth)
+            with suppress(OSError):  # then it reaches itself by its own address alone
+                host_settings.open_port(veth)
     with inside(namespace_fd):
         route = RouteSocket()
         index = socket.if_nametoindex(attachment.interface)
@@ -127,16 +132,6 @@ def attach(attachment: Attachment, namespace_fd: int, *, default_route: tuple[bo
             if default_route[version == 6]:
                 with suppress(FileExistsError):
                     route.add_default_route(gateway, index)
-    return veth
-
-
-def _let_reach_itself(veth: str) -> None:
-    """Where the kernel shows what is bridged to the rules for what is routed (br_netfilter), a container that asks for a port of this host that leads
-    to itself is answered on the bridge, by which nothing goes back to where it came from unless it may.
-    """
-    if os.path.exists("/proc/sys/net/bridge"):
-        with suppress(OSError), open(f"/sys/class/net/{veth}/brport/hairpin_mode", "w") as file:
-            file.write("1")
 
 
 def _made(attachment: Attachment, make: object) -> None:

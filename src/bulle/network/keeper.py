@@ -39,7 +39,7 @@ from bulle.records.database import Database
 from bulle.records.networks import NetworkRecord, NetworkRecords
 
 IDLE_S = 30.0
-_SETTLED_AFTER_S = 0.2
+_SETTLED_AFTER_S, _LOOKS_EVERY_S = 0.2, 60.0
 LOCK_NAME = "keeper.lock"
 _PATIENCE_MS = 5000
 
@@ -53,10 +53,13 @@ class Keeper:
         self._idle_s = idle_s
         self._loop = Loop()
         self._rules = Rules(table_name(home))
+        self._rules.later = self._loop.later
         self._firewalls = Firewalls(table_name(home))
         self._notes: list[str] = []
         """What whoever starts the next container is to be told."""
         self._emptied_at_s = 0.0
+        self._taking_over = False
+        """Rules are only remembered meanwhile: those of the keeper before stand until all of them are."""
         self._names = NameServer(self._loop, HostResolvers())
         self._names.on_allowed = self._rules.allow
         self._members: dict[str, Member] = {}
@@ -117,6 +120,7 @@ class Keeper:
         self._loop.watch(asleep.fileno(), lambda _events: self._told_to_end(asleep, awake))
         watcher = self._rules.watcher()
         self._loop.watch(watcher.fileno(), lambda _events: self._tables_changed(watcher))
+        self._loop.later(_LOOKS_EVERY_S, self._admit_again)
         self._rest_if_idle()
 
     def _tables_changed(self, watcher: Watcher) -> None:
@@ -125,6 +129,11 @@ class Keeper:
             self._rules.restore()
         if self._rules.others_changed():
             self._loop.later(_SETTLED_AFTER_S, self._admit)
+
+    def _admit_again(self) -> None:
+        """Rules of the old iptables change without anybody being told."""
+        self._admit()
+        self._loop.later(_LOOKS_EVERY_S, self._admit_again)
 
     def _admit(self) -> None:
         self._notes += self._firewalls.admit([record.device for record in self._networks.values()])
@@ -198,8 +207,11 @@ class Keeper:
             for attachment in network.attachments:
                 self._bring_up(attachment)
                 first = self._default_routes(has_route, attachment)
-                veth = ends.pop(attachment.interface, "") or devices.attach(attachment, member.namespace_fd, default_route=first)
-                member.links[attachment.network_id] = veth
+                if attachment.interface in ends:
+                    member.links[attachment.network_id] = ends.pop(attachment.interface)
+                    continue
+                veth = member.links[attachment.network_id] = devices.new_host_end(attachment)
+                devices.attach(attachment, member.namespace_fd, veth, default_route=first)
             for interface in ends:
                 devices.detach(interface, member.namespace_fd)  # taken off a network while nobody was there to do it
             self._rules.add_member(member.container_id, self._links(member), network.egress)
@@ -243,7 +255,8 @@ class Keeper:
         if not devices.exists(record.device):
             devices.check_free(record.name, config.subnets)
         if not self._networks:
-            self._rules.open()
+            if not self._taking_over:
+                self._rules.open()
             host_settings.prepare_host()
         has_six = any(":" in subnet for subnet in config.subnets)
         if devices.make_bridge(record.device, config.mtu, f"network {record.name} of {self._home}"):
@@ -253,7 +266,8 @@ class Keeper:
             host_settings.prepare_host(ipv6=True)
         self._rules.add_network(record.id, record.device, config.subnets, config.gateways, config.internal)
         self._networks[record.id] = record
-        self._admit()
+        if not self._taking_over:
+            self._admit()
 
     def _publish(self, member: Member, mappings: Iterable[PortMapping]) -> None:
         """Publish more ports of a container, all or none."""
@@ -272,9 +286,15 @@ class Keeper:
         has_route = [False, False]
         for standing in member.network.attachments:
             self._default_routes(has_route, standing)
-        veth = devices.attach(attachment, member.namespace_fd, default_route=self._default_routes(has_route, attachment))
-        member.links[attachment.network_id] = veth
-        self._move(member, (*member.network.attachments, attachment))
+        before = member.network.attachments
+        veth = member.links[attachment.network_id] = devices.new_host_end(attachment)
+        self._move(member, (*before, attachment))  # the rules hold before the container can send
+        try:
+            devices.attach(attachment, member.namespace_fd, veth, default_route=self._default_routes(has_route, attachment))
+        except BaseException:
+            del member.links[attachment.network_id]
+            self._move(member, before)
+            raise
 
     def _disconnect(self, member: Member, network_id: str) -> None:
         attachments = member.network.attachments
@@ -352,17 +372,22 @@ class Keeper:
         self._listener.close()
         if self._members:
             return  # told to end: what runs keeps its network, without names
-        self._firewalls.withdraw()
-        self._rules.close()
         standing = {record.device for record in self._networks.values()}
         with suppress(BulleError), closing(Database(self._home)) as database:  # what a keeper before this one made; the home may be gone by now
             standing |= {record.device for record in NetworkRecords(database).all() if record.config.driver == "bridge"}
+        self._firewalls.withdraw(sorted(standing))
+        self._rules.close()
         for device in standing:
             devices.remove_bridge(device)
 
     def _take_over(self) -> None:
         """Make anew, for what runs, what another keeper had; a container for which that fails goes on without."""
+        self._taking_over = True
         for request in self._running():
             if process.start_ticks(request.pid):
                 with suppress(OSError, BulleError):
                     self._register(request, again=True)
+        self._taking_over = False
+        if self._networks:
+            self._rules.open()  # in the place of what stood, with everybody in it
+            self._admit()
