@@ -309,6 +309,27 @@ def test_this_machine_is_reached_by_host_gateway(net: Networked) -> None:
         server.wait()
 
 
+def test_a_network_on_the_wire_of_a_device(net: Networked) -> None:
+    """macvlan: containers stand on the wire of a device of the machine, with names and without rules of ours."""
+    parent, other = f"bulletest{os.getpid() % 10000}a", f"bulletest{os.getpid() % 10000}b"
+    subprocess.run(["ip", "link", "add", parent, "type", "veth", "peer", "name", other], check=True)
+    try:
+        for device in (parent, other):
+            subprocess.run(["ip", "link", "set", device, "up"], check=True)
+        net("network", "create", "-d", "macvlan", "--subnet", "10.213.9.0/24", "-o", f"parent={parent}", "wire")
+        net.start("web", "--network", "wire")
+        assert net.ask_from("web", "web").startswith("web 10.213.9.2")
+        assert net.run("--network", "wire", "--", "ping", "-c1", "-W2", "web")
+        assert "egress cannot hold on network wire" in net.refused("run", "--egress", "none", "--network", "wire", IMAGE, "true", code=125)
+        net("rm", "-f", "web")
+        net("network", "rm", "wire")
+    finally:
+        subprocess.run(["ip", "link", "delete", parent], check=True)
+    net("network", "create", "-d", "macvlan", "--subnet", "10.213.9.0/24", "-o", "parent=nowhere0", "gone")
+    assert "no interface could be made for network gone" in net.refused("run", "--rm", "--network", "gone", IMAGE, "true", code=125)
+    net("network", "rm", "gone")
+
+
 # The verbs
 
 
