@@ -255,7 +255,10 @@ class Rules:
             made = ruleset.list_text(self.table, after.list_name, after.egress.destinations)
         if before and old_list and not (after and after.list_name):
             removed = ruleset.list_removal(self.table, old_list, before.egress.destinations)
-        return made + ruleset.difference(self.table, old_elements, new_elements) + removed
+        others = any(member.egress.mode != "all" for member in self._members.values() if member is not before)
+        was, will_be = (others or (one is not None and one.egress.mode != "all") for one in (before, after))
+        limits = ruleset.limits(self.table, stand=will_be) if was != will_be else ""
+        return made + ruleset.difference(self.table, old_elements, new_elements) + removed + limits
 
     def _named(self, member: _Member, named: Mapping[tuple[str, int], float], *, renewed: bool) -> str:
         """Commands that put addresses of names into a container's sets for the rest of their time, also where they stand already."""
@@ -282,4 +285,6 @@ class Rules:
             if member.list_name:
                 lists += ruleset.list_text(self.table, member.list_name, member.egress.destinations)
                 lists += self._named(member, {key: until for key, until in member.named.items() if until > now}, renewed=False)
-        return ruleset.static_text(self.table) + lists + ruleset.added(self.table, elements)
+        limited = any(member.egress.mode != "all" for member in self._members.values())
+        limits = ruleset.limits(self.table, stand=True) if limited else ""
+        return ruleset.static_text(self.table) + lists + ruleset.added(self.table, elements) + limits

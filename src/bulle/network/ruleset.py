@@ -59,6 +59,14 @@ def static_text(table: str) -> str:
     return f"{removal(table)}{text}\n{added(table, fixed)}"
 
 
+def limits(table: str, *, stand: bool) -> str:
+    """The rules by which limited containers are found, which every packet would pay for where nobody is limited."""
+    if not stand:
+        return f"flush chain inet {table} egress\n"
+    ways = ((4, "ip"), (6, "ip6"))
+    return "".join(f"add rule inet {table} egress iifname . {protocol} saddr vmap @limited{version}\n" for version, protocol in ways)
+
+
 def removal(table: str) -> str:
     """Both tables go, if they are there."""
     return "".join(f"table {family} {table} {{}}\ndelete table {family} {table}\n" for family in ("bridge", "inet"))
