@@ -25,6 +25,11 @@ from bulle_testing import peers, places
 
 SERVERS, SERVERS_NAME = "deb:bookworm+nginx-light,iperf3", "servers:latest"
 MANY = 200
+NGINX = (
+    "daemon off; worker_processes 1; events {} http { access_log off; "
+    'server { listen 80; location = /word { return 200 "hello"; } location / { root /var/www/html; index index.nginx-debian.html; } } }'
+)
+"""Requests for a word measure the way to the server, those for a file also the container's file system."""
 CONNECTIONS = 32
 SECONDS = 3
 
@@ -168,7 +173,8 @@ def _through_ports(client: str, machines: dict[str, Machine], options: argparse.
     rounds = max(3, options.rounds // 10)
     figures: dict[str, dict[str, list[float]]] = {}
     for machine in machines.values():
-        machine.engine("run", "-d", "--name", "web", "-p", "0.0.0.0:8080:80", SERVERS_NAME, "nginx", "-g", "daemon off;")
+        start = f"echo '{NGINX}' > /tmp/nginx.conf; exec nginx -c /tmp/nginx.conf"
+        machine.engine("run", "-d", "--name", "web", "-p", "0.0.0.0:8080:80", SERVERS_NAME, "sh", "-c", start)
         machine.engine("run", "-d", "--name", "pipe", "-p", "0.0.0.0:5201:5201", SERVERS_NAME, "iperf3", "-s")
     time.sleep(1)
     try:
@@ -178,8 +184,9 @@ def _through_ports(client: str, machines: dict[str, Machine], options: argparse.
                     ("from another machine", machine.address, ["nsenter", f"--net=/run/netns/{client}"]),
                     ("by localhost", "127.0.0.1", machine.inside()),
                 ):
-                    wrk = [*enter, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", f"http://{address}:8080/"]
-                    figures.setdefault(f"requests through a port {where}", {}).setdefault(name, []).append(_requests(wrk))
+                    for what, path in (("a word", "/word"), ("a file", "/")):
+                        wrk = [*enter, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", f"http://{address}:8080{path}"]
+                        figures.setdefault(f"requests for {what} through a port {where}", {}).setdefault(name, []).append(_requests(wrk))
                     iperf = [*enter, "iperf3", "-c", address, "-t", str(SECONDS), "-J"]
                     figures.setdefault(f"bytes through a port {where}", {}).setdefault(name, []).append(_megabits(iperf))
     finally:

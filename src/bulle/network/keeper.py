@@ -168,7 +168,7 @@ class Keeper:
                 connection.send(msgspec.json.encode(answer))
 
     def _answer(self, request: Request) -> Answer:
-        for ended in [one for one in self._members.values() if one.has_ended()]:
+        for ended in self._ended():
             self._drop(ended)  # what it held is free for whoever asks now
         if isinstance(request, Register):
             return self._register(request)
@@ -192,6 +192,13 @@ class Keeper:
             member.retract(request.ports, self._rules)
         self._describe(member)
         return Answer(member.ports)
+
+    def _ended(self) -> list[Member]:
+        """Who has ended, although the loop has not come to it yet."""
+        poll, members = select.poll(), {member.pidfd: member for member in self._members.values()}
+        for pidfd in members:
+            poll.register(pidfd, select.POLLIN)
+        return [members[pidfd] for pidfd, _events in poll.poll(0)]
 
     def _register(self, request: Register, *, again: bool = False) -> Answer:
         """Everything of one container. ``again``: its interfaces stand already, and it had these ports before."""

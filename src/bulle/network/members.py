@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,12 +52,6 @@ class Member:
             self.namespace_fd = os.open(f"/proc/{request.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise BulleError("the container's network could not be made", "its first process has ended", "see `bulle logs`") from error
-
-    def has_ended(self) -> bool:
-        """Whether its first process has."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
 
     def address(self, version: int) -> str:
         """Where its published ports lead: its address on the first network that leads out of itself, else on the first bridge; or none."""
