@@ -289,8 +289,12 @@ def test_a_pool_gives_each_sandbox_once(here: Machine, words: dict[str, Any]) ->
                 box.write("left", b"behind")
                 seen.add(box.container.id)
             assert not box.alive
-        wait_for(lambda: len(here.engine.containers.list()) == 2, "two wait")
-        killed = here.engine.containers.list()[0]
+
+        def waiting() -> list[bulle.Container]:
+            return [one for one in here.engine.containers.list() if one.id not in seen]  # what was closed may still be on its way out
+
+        wait_for(lambda: len(waiting()) == 2, "two wait")
+        killed = waiting()[0]
         killed.kill()
         with pool.take() as one, pool.take() as other:
             assert killed.id not in {one.container.id, other.container.id}
