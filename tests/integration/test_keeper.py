@@ -21,7 +21,7 @@ from bulle_testing import places
 from bulle_testing.networking import IMAGE, Networked, ask, free_ports, networked, python_image
 from bulle_testing.running import Machine, machine, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
+pytestmark = [pytest.mark.alone, pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
 
 
 @pytest.fixture(scope="module")
