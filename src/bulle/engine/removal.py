@@ -76,7 +76,7 @@ def collect(home: Path, database: Database) -> None:
     """
     known = ContainerRecords(database).identifiers()
     for entry in os.scandir(home / "containers"):
-        if entry.name in known or time.time() - entry.stat().st_mtime < _YOUNG_S or _is_locked(f"{entry.path}/monitor.lock"):
+        if entry.name in known or _is_young(entry) or _is_locked(f"{entry.path}/monitor.lock"):
             continue
         group = ControlGroup.open(entry.name)
         group.kill()
@@ -94,6 +94,13 @@ def collect_steps(home: Path, database: Database) -> None:
         forget(database, record.plan)
         driver_for(record.plan.isolation, home).clean_up(record.plan)
         remove_directory(record.plan)
+
+
+def _is_young(entry: os.DirEntry[str]) -> bool:
+    try:
+        return time.time() - entry.stat().st_mtime < _YOUNG_S
+    except FileNotFoundError:  # who removed the container has removed this just now
+        return True
 
 
 def _is_locked(path: str) -> bool:
