@@ -37,14 +37,7 @@ def start(session: Session, containers: Sequence[str], attach: bool, interactive
         if len(containers) > 1:
             raise InvalidInput("you cannot start and attach multiple containers at once")
         return _start_attached(session, containers[0], interactive, detach_keys(keys), sig_proxy)
-
-    def act(name: str) -> str:
-        container = session.engine.containers.get(name)
-        container.start()
-        warn_of(container.notes)
-        return name
-
-    return session.for_each(containers, act)
+    return session.for_containers(containers, lambda container: container.start())
 
 
 def _start_attached(session: Session, name: str, interactive: bool, keys: bytes, sig_proxy: bool) -> int:
@@ -67,12 +60,7 @@ def _start_attached(session: Session, name: str, interactive: bool, keys: bytes,
 @click.pass_obj
 def stop(session: Session, containers: Sequence[str], timeout: int | None, signal_name: str | None) -> int:
     """Stop one or more running containers."""
-
-    def act(name: str) -> str:
-        session.engine.containers.get(name).stop(timeout_s=timeout, signal=signal_name or "")
-        return name
-
-    return session.for_each(containers, act)
+    return session.for_containers(containers, lambda container: container.stop(timeout_s=timeout, signal=signal_name or ""))
 
 
 @verb("kill", _SEVERAL)
@@ -81,12 +69,7 @@ def stop(session: Session, containers: Sequence[str], timeout: int | None, signa
 @click.pass_obj
 def kill(session: Session, containers: Sequence[str], signal_name: str) -> int:
     """Kill one or more running containers."""
-
-    def act(name: str) -> str:
-        session.engine.containers.get(name).kill(signal_name)
-        return name
-
-    return session.for_each(containers, act)
+    return session.for_containers(containers, lambda container: container.kill(signal_name))
 
 
 @verb("rm", _SEVERAL)

@@ -18,12 +18,7 @@ _SEVERAL = "CONTAINER [CONTAINER...]"
 @click.pass_obj
 def pause(session: Session, containers: Sequence[str]) -> int:
     """Pause all processes within one or more containers."""
-
-    def act(name: str) -> str:
-        session.engine.containers.get(name).pause()
-        return name
-
-    return session.for_each(containers, act)
+    return session.for_containers(containers, lambda container: container.pause())
 
 
 @verb("unpause", _SEVERAL)
@@ -31,9 +26,4 @@ def pause(session: Session, containers: Sequence[str]) -> int:
 @click.pass_obj
 def unpause(session: Session, containers: Sequence[str]) -> int:
     """Unpause all processes within one or more containers."""
-
-    def act(name: str) -> str:
-        session.engine.containers.get(name).unpause()
-        return name
-
-    return session.for_each(containers, act)
+    return session.for_containers(containers, lambda container: container.unpause())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from bulle.cli.option_types import Signal, Whole, complete_containers
-from bulle.cli.session import Session, warn_of
+from bulle.cli.session import Session
 from bulle.cli.verb import verb
 
 
@@ -18,11 +18,4 @@ from bulle.cli.verb import verb
 @click.pass_obj
 def restart(session: Session, containers: Sequence[str], timeout: int | None, signal_name: str | None) -> int:
     """Restart one or more containers."""
-
-    def act(name: str) -> str:
-        container = session.engine.containers.get(name)
-        container.restart(timeout_s=timeout, signal=signal_name or "")
-        warn_of(container.notes)
-        return name
-
-    return session.for_each(containers, act)
+    return session.for_containers(containers, lambda container: container.restart(timeout_s=timeout, signal=signal_name or ""))

@@ -17,7 +17,7 @@ from bulle.errors import BulleError
 from bulle.spawner import child
 
 if TYPE_CHECKING:
-    from bulle.engine import Engine
+    from bulle.engine import Container, Engine
 
 Item = TypeVar("Item")
 
@@ -80,6 +80,17 @@ class Session:
         if first is not None:
             raise Reported(first)
         return 0
+
+    def for_containers(self, names: Iterable[str], act: Callable[[Container], object]) -> int:
+        """Do ``act`` to every container of these names as :meth:`for_each` does, and print each name; what was done more weakly is said."""
+
+        def named(name: str) -> str:
+            container = self.engine.containers.get(name)
+            act(container)
+            warn_of(container.notes)
+            return name
+
+        return self.for_each(names, named)
 
 
 def write(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bulle.cli.option_types import NanoCpus, Size, Suggestion, Text, Whole, complete_containers
-from bulle.cli.session import Session, warn_of
+from bulle.cli.session import Session
 from bulle.cli.verb import verb
 from bulle.model.container import LimitChanges
 
@@ -33,11 +33,4 @@ _RESTART = Suggestion("policy", "no", "on-failure", "always", "unless-stopped")
 def update(session: Session, /, containers: Sequence[str], **flags: Any) -> int:
     """Update configuration of one or more containers."""
     changes = LimitChanges(**flags)
-
-    def act(name: str) -> str:
-        container = session.engine.containers.get(name)
-        container.update(changes)
-        warn_of(container.notes)
-        return name
-
-    return session.for_each(containers, act)
+    return session.for_containers(containers, lambda container: container.update(changes))
