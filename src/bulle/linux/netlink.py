@@ -23,7 +23,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 4, 0, 1
 _IFF_UP = 1
-_MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+_MACVLAN_MODE_BRIDGE = 4
 _LARGEST = 1 << 17
 
 
@@ -120,10 +120,10 @@ class RouteSocket:
         self._tell(_RTM_NEWLINK, b"".join(parts), _NLM_F_CREATE | _NLM_F_EXCL)
         self.set_up(socket.if_nametoindex(name), link_local=False)
 
-    def add_macvlan(self, parent: str, namespace_fd: int, interface: str, mac: str, mode: str = "bridge", mtu: int = 0) -> None:
+    def add_macvlan(self, parent: str, namespace_fd: int, interface: str, mac: str, mtu: int = 0) -> None:
         """An interface of its own on the parent's wire, called ``interface`` in the network namespace behind the descriptor."""
         info = nested(
-            _IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "macvlan"), nested(_IFLA_INFO_DATA, _number(_IFLA_MACVLAN_MODE, _MACVLAN_MODES[mode]))
+            _IFLA_LINKINFO, _name(_IFLA_INFO_KIND, "macvlan"), nested(_IFLA_INFO_DATA, _number(_IFLA_MACVLAN_MODE, _MACVLAN_MODE_BRIDGE))
         )
         parts = (
             _link(), _name(_IFLA_IFNAME, interface), attribute(_IFLA_ADDRESS, _hardware_address(mac)), _number(_IFLA_MTU, mtu) if mtu else b"",
@@ -141,14 +141,14 @@ class RouteSocket:
         """Remove an interface, and its peer."""
         self._tell(_RTM_DELLINK, _link(index))
 
-    def links(self) -> dict[str, tuple[int, int, str]]:
-        """Every interface by name: its index, the index of what it is linked to (a veth's peer, a macvlan's parent; 0 for none), and its address."""
+    def links(self) -> dict[str, tuple[int, int]]:
+        """Every interface by name: its index, and the index of what it is linked to (a veth's peer, a macvlan's parent; 0 for none)."""
         found = {}
         for _kind, body in self._ask(_RTM_GETLINK, _NLM_F_DUMP, _link()):
             index = struct.unpack_from("i", body, 4)[0]
             said = attributes(body[16:])
             peer = struct.unpack("I", said[_IFLA_LINK])[0] if _IFLA_LINK in said else 0
-            found[said[_IFLA_IFNAME].rstrip(b"\0").decode()] = (index, peer, said.get(_IFLA_ADDRESS, b"").hex(":"))
+            found[said[_IFLA_IFNAME].rstrip(b"\0").decode()] = (index, peer)
         return found
 
     def add_address(self, index: int, cidr: str) -> None:

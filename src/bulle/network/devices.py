@@ -9,7 +9,7 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_interface, ip_network
@@ -110,7 +110,7 @@ def attach(attachment: Attachment, namespace_fd: int, veth: str, *, default_rout
     """
     with RouteSocket() as route:
         if attachment.driver == "macvlan":
-            _made(attachment, lambda: route.add_macvlan(attachment.device, namespace_fd, attachment.interface, attachment.mac, mtu=attachment.mtu))
+            _made(attachment, lambda: route.add_macvlan(attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu))
         else:
             make = partial(route.add_veth, veth, attachment.device, namespace_fd, attachment.interface, attachment.mac, attachment.mtu)
             try:
@@ -134,9 +134,9 @@ def attach(attachment: Attachment, namespace_fd: int, veth: str, *, default_rout
                     route.add_default_route(gateway, index)
 
 
-def _made(attachment: Attachment, make: object) -> None:
+def _made(attachment: Attachment, make: Callable[[], None]) -> None:
     try:
-        make()  # type: ignore[operator]
+        make()
     except FileExistsError:
         raise
     except OSError as error:
@@ -175,9 +175,9 @@ def host_ends(namespace_fd: int) -> dict[str, str]:
     with route:
         inner = route.links()
     with RouteSocket() as here:
-        names = {(index, peer): name for name, (index, peer, _mac) in here.links().items() if name.startswith(_HOST_END)}
+        names = {(index, peer): name for name, (index, peer) in here.links().items() if name.startswith(_HOST_END)}
     # Both must say so: a container may have veths of its own, whose other ends are elsewhere and have numbers of their own.
-    return {name: names[peer, index] for name, (index, peer, _mac) in inner.items() if (peer, index) in names}
+    return {name: names[peer, index] for name, (index, peer) in inner.items() if (peer, index) in names}
 
 
 def name_server_sockets(namespace_fd: int) -> tuple[socket.socket, socket.socket]:

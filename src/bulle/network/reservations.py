@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 from bulle.errors import BulleError, Conflict, InvalidInput
@@ -113,8 +112,3 @@ def holder_of(protocol: str, port: int) -> str:
                     if os.readlink(f"/proc/{pid}/fd/{descriptor}") in inodes:
                         return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
     return ""
-
-
-def is_loopback(address: str) -> bool:
-    """Whether it is 127.0.0.0/8 or ::1."""
-    return ip_address(address).is_loopback
