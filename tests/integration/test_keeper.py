@@ -11,30 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from bulle.network.naming import table_name
 from bulle_testing import places
-from bulle_testing.networking import IMAGE, Networked, ask, free_ports, networked, python_image
-from bulle_testing.running import Machine, machine, wait_for
+from bulle_testing.networking import IMAGE, Networked, ask, free_ports
+from bulle_testing.running import wait_for
 
 pytestmark = [pytest.mark.alone, pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Iterator[Machine]:
-    with machine(run_directory, "integration-keeper") as made:
-        made.engine.images.load(python_image(tmp_path_factory.mktemp("image"), busybox_rootfs))
-        yield made
-
-
-@pytest.fixture
-def net(box: Machine) -> Iterator[Networked]:
-    with networked(box) as made:
-        yield made
+ARCHIVE = "python_archive"
 
 
 def kill_keeper(net: Networked) -> int:
@@ -49,6 +37,18 @@ def kill_keeper(net: Networked) -> int:
 def next_keeper(net: Networked, before: int) -> None:
     """Wait until there is another one."""
     wait_for(lambda: places.keeper_pid(net.home) not in (0, before), "another keeper, without a command that needs one")
+
+
+@contextmanager
+def deaf_keeper(net: Networked) -> Iterator[None]:
+    """A keeper that hears nothing of what is asked in the block, and is killed at its end; another one is there after it."""
+    keeper = places.keeper_pid(net.home)
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(keeper, signal.SIGKILL)
+    next_keeper(net, keeper)
 
 
 def table(net: Networked) -> str:
@@ -172,10 +172,10 @@ def test_killed_amid_connect_and_disconnect(net: Networked) -> None:
     net("network", "create", "late")
     net.start("web")
     net.start("peer", "--network", "late")
-    for number in range(6):
+    for number in range(4):  # the spawner gives up on what dies within two seconds more than five times in a row
         verb = ("connect", "disconnect")[number % 2]
         process = subprocess.Popen([*places.command_line(), "network", verb, "late", "web"], env=net.environment)
-        time.sleep(0.045 + 0.008 * number)
+        time.sleep(0.045 + 0.012 * number)
         before = kill_keeper(net)
         assert process.wait(30) == 0
         if before:
@@ -190,25 +190,39 @@ def test_killed_between_commit_and_deed(net: Networked) -> None:
     """A keeper that comes finds what was meant: an interface that is missing is made, one that should be gone goes."""
     net("network", "create", "late")
     net.start("web")
-    keeper = places.keeper_pid(net.home)
-    os.kill(keeper, signal.SIGSTOP)  # it hears nothing of it
-    connecting = subprocess.Popen([*places.command_line(), "network", "connect", "late", "web"], env=net.environment)
-    wait_for(lambda: net.network("late")["Containers"], "what was asked is written down")
-    connecting.kill()
-    connecting.wait()
-    os.kill(keeper, signal.SIGKILL)
-    next_keeper(net, keeper)
+    with deaf_keeper(net):
+        connecting = subprocess.Popen([*places.command_line(), "network", "connect", "late", "web"], env=net.environment)
+        wait_for(lambda: net.network("late")["Containers"], "what was asked is written down")
+        connecting.kill()
+        connecting.wait()
     wait_for(lambda: "eth1" in net("exec", "web", "ip", "address"), "the interface")
-    keeper = places.keeper_pid(net.home)
-    os.kill(keeper, signal.SIGSTOP)
-    leaving = subprocess.Popen([*places.command_line(), "network", "disconnect", "late", "web"], env=net.environment)
-    wait_for(lambda: not net.network("late")["Containers"], "what was asked is written down")
-    leaving.kill()
-    leaving.wait()
-    os.kill(keeper, signal.SIGKILL)
-    next_keeper(net, keeper)
+    with deaf_keeper(net):
+        leaving = subprocess.Popen([*places.command_line(), "network", "disconnect", "late", "web"], env=net.environment)
+        wait_for(lambda: not net.network("late")["Containers"], "what was asked is written down")
+        leaving.kill()
+        leaving.wait()
     wait_for(lambda: "eth1" not in net("exec", "web", "ip", "address"), "the interface goes")
     assert net.ask_from("web", "web").startswith("web ")
+
+
+def test_killed_while_a_port_is_added(net: Networked) -> None:
+    """The next one publishes what was written down, and the command that asks again is told so: it is there once."""
+    net.start("web", "-p", "80")
+    first = net("port", "web")
+    for number in range(2):
+        meant = net.inspect("web", ".HostConfig.PortBindings")
+        with deaf_keeper(net):
+            adding = subprocess.Popen([*places.command_line(), "port", "add", "web", "80"], env=net.environment)
+            wait_for(lambda: net.inspect("web", ".HostConfig.PortBindings") != meant, "what was asked is written down")  # noqa: B023
+        assert adding.wait(30) == 0
+        lines = net("port", "web").splitlines()
+        assert set(first.splitlines()) < set(lines) and len(lines) == (2 + number) * len(first.splitlines()), lines
+    for line in lines:
+        assert ask("127.0.0.1", int(line.rpartition(":")[2])).startswith("web ")
+    net("port", "rm", "web", "80")
+    assert net("port", "web") == ""
+    net("port", "add", "web", "80")
+    assert len(net("port", "web").splitlines()) == len(first.splitlines())
 
 
 def test_killed_when_the_last_container_had_ended(net: Networked) -> None:

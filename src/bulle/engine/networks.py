@@ -70,6 +70,8 @@ class Networks:
 
     def get(self, name: str) -> NetworkRecord:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
+        if name not in (*PREDEFINED, "default"):
+            return self._records.find(name)
         with self._database.transaction() as connection:
             return self._find(connection, name)
 
@@ -141,7 +143,9 @@ class Networks:
             if current_state(container.directory).status == "running":
                 keeping.ask(self._home, Connect(container.id, attachment))
         except BulleError:
-            self._undo(container, plan.network, record)
+            with self._database.transaction() as connection:
+                self._records.detach(connection, record.id, container.id)
+                self._change(connection, container, plan.network)
             raise
         write_hosts(container.plan)
         publish(self._home, "network", "connect", record.id, {"container": container.id, "name": record.name, "type": record.config.driver})
@@ -165,23 +169,22 @@ class Networks:
     def _change(self, connection: sqlite3.Connection, container: Container, network: Network) -> None:
         container.record = ContainerRecords(self._database).change_network(connection, container.record, network)
 
-    def _undo(self, container: Container, network: Network, record: NetworkRecord) -> None:
-        with self._database.transaction() as connection:
-            self._records.detach(connection, record.id, container.id)
-            self._change(connection, container, network)
-
     def publish_ports(self, container: Container, mappings: Sequence[PortMapping]) -> tuple[PublishedPort, ...]:
         """Publish more ports of a container, also while it runs; returns all that it publishes then. Raises Conflict for one that is taken."""
         network = container.plan.network
         if network.mode != "own":
             raise Conflict(f"container {container.name} cannot publish ports", f"its network is {network.mode}", "put it on a bridge")
-        ready = networking.with_addresses(mappings)
-        ports: tuple[PublishedPort, ...] = ()
-        if current_state(container.directory).status == "running":
-            ports = keeping.ask(self._home, Publish(container.id, ready)).ports
+        ports = (*network.ports, *networking.with_addresses(mappings))
         with self._database.transaction() as connection:
-            self._change(connection, container, replace(network, ports=(*network.ports, *ready)))
-        return ports
+            self._change(connection, container, replace(network, ports=ports))
+        if current_state(container.directory).status != "running":
+            return ()
+        try:
+            return keeping.ask(self._home, Publish(container.id, ports)).ports
+        except BulleError:
+            with self._database.transaction() as connection:
+                self._change(connection, container, network)
+            raise
 
     def retract_ports(self, container: Container, wanted: Sequence[PortMapping]) -> None:
         """Stop publishing ports of a container, by container port and, where given, host port and address. Raises NotFound."""
@@ -191,10 +194,11 @@ class Networks:
         closing = tuple(port for port in standing if any(_matches_published(port, mapping) for mapping in wanted))
         if not going and not closing:
             raise NotFound(f"container {container.name} does not publish that port", "", f"`bulle port {container.name}` lists its ports")
-        if closing:
-            keeping.ask(self._home, Retract(container.id, closing))
+        left = tuple(one for one in network.ports if one not in going)
         with self._database.transaction() as connection:
-            self._change(connection, container, replace(network, ports=tuple(one for one in network.ports if one not in going)))
+            self._change(connection, container, replace(network, ports=left))
+        if closing:
+            keeping.ask(self._home, Retract(container.id, closing, left))
 
 
 def _matches(one: PortMapping, wanted: PortMapping) -> bool:

@@ -24,13 +24,13 @@ import msgspec
 from bulle.errors import BulleError, NotFound, to_parts
 from bulle.linux import process
 from bulle.linux.nftables import Watcher
-from bulle.model.network import Attachment, Egress, PortMapping
+from bulle.model.network import Attachment, Egress
 from bulle.model.run_plan import Network
 from bulle.network import devices, host_settings, protocol
 from bulle.network.dns import NameServer, View
 from bulle.network.firewalls import Firewalls
 from bulle.network.loop import Loop
-from bulle.network.members import Member, read_ports
+from bulle.network.members import Member, as_before, published_ports
 from bulle.network.naming import table_name
 from bulle.network.protocol import Answer, Connect, Disconnect, Forget, Publish, Register, Rename, Request, Retract
 from bulle.network.resolvers import HostResolvers
@@ -187,9 +187,10 @@ class Keeper:
         elif isinstance(request, Disconnect):
             self._disconnect(member, request.network_id)
         elif isinstance(request, Publish):
-            self._publish(member, request.ports)
+            member.publish_new(request.ports, self._rules, self._loop, self._holder)
         elif isinstance(request, Retract):
             member.retract(request.ports, self._rules)
+            member.wants(request.left)
         self._describe(member)
         return Answer(member.ports)
 
@@ -222,10 +223,9 @@ class Keeper:
             for interface in ends:
                 devices.detach(interface, member.namespace_fd)  # taken off a network while nobody was there to do it
             self._rules.add_member(member.container_id, self._links(member), network.egress)
-            known = read_ports(request.directory) if again else {}
-            for mapping in network.ports:
+            for mapping in as_before(network.ports, published_ports(request.directory)) if again else network.ports:
                 with suppress(*(BulleError,) if again else ()):  # a port that was lost meanwhile costs it that port alone
-                    member.publish(mapping, self._rules, self._loop, self._holder, known)
+                    member.publish(mapping, self._rules, self._loop, self._holder)
             if not network.serves_names:  # else the port that its server needs would be ours
                 datagrams, listener = devices.name_server_sockets(member.namespace_fd)
                 self._names.add(member.container_id, self._view(network), datagrams, listener)
@@ -275,16 +275,6 @@ class Keeper:
         self._networks[record.id] = record
         if not self._taking_over:
             self._admit()
-
-    def _publish(self, member: Member, mappings: Iterable[PortMapping]) -> None:
-        """Publish more ports of a container, all or none."""
-        before = member.ports
-        try:
-            for mapping in mappings:
-                member.publish(mapping, self._rules, self._loop, self._holder)
-        except BaseException:
-            member.retract(tuple(port for port in member.ports if port not in before), self._rules)
-            raise
 
     def _connect(self, member: Member, attachment: Attachment) -> None:
         if attachment.network_id in member.links:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,9 +31,22 @@ def published_ports(directory: str) -> tuple[PublishedPort, ...]:
         return ()
 
 
-def read_ports(directory: str) -> dict[tuple[int, str, str], int]:
-    """The host port of each container port, protocol and host address that a container had."""
-    return {(port.container_port, port.protocol, port.host_address): port.host_port for port in published_ports(directory)}
+def as_before(mappings: Sequence[PortMapping], ports: Sequence[PublishedPort]) -> Iterator[PortMapping]:
+    """The mappings with the host ports that a keeper before this one chose for them."""
+    left = list(ports)
+    # Who is free to have any is asked last: it must not be given what another alone may have.
+    for mapping in sorted(mappings, key=lambda one: (not one.host_port, one.last_host_port)):
+        held = [port for port in left if _can_be(port, mapping)]
+        if held:
+            mapping = msgspec.structs.replace(mapping, host_port=held[0].host_port, last_host_port=0)
+            left = [port for port in left if not _can_be(port, mapping)]
+        yield mapping
+
+
+def _can_be(port: PublishedPort, mapping: PortMapping) -> bool:
+    first = mapping.host_port
+    same = (port.container_port, port.protocol) == (mapping.container_port, mapping.protocol) and port.host_address in mapping.host_addresses
+    return same and (not first or first <= port.host_port <= (mapping.last_host_port or first))
 
 
 class Member:
@@ -62,21 +76,11 @@ class Member:
                     return cidr.partition("/")[0]
         return ""
 
-    def publish(
-        self,
-        mapping: PortMapping,
-        rules: Rules,
-        loop: Loop,
-        holder: Callable[[str, int], str],
-        known: Mapping[tuple[int, str, str], int] | None = None,
-    ) -> None:
+    def publish(self, mapping: PortMapping, rules: Rules, loop: Loop, holder: Callable[[str, int], str]) -> None:
         """Publish one mapping. Raises Conflict that names who has the port."""
         attachments = self.network.attachments
         if attachments and not any(one.driver == "bridge" for one in attachments):
             return  # a macvlan's ports are open on its own address
-        before = {(known or {}).get((mapping.container_port, mapping.protocol, address), 0) for address in mapping.host_addresses} - {0}
-        if before and not (mapping.host_port and not mapping.last_host_port):
-            mapping = msgspec.structs.replace(mapping, host_port=before.pop(), last_host_port=0)
         try:
             taken = reserve(mapping)
         except Conflict as error:
@@ -94,6 +98,21 @@ class Member:
             if target:
                 made.append((published, target))
         rules.publish(self.container_id, made)
+
+    def publish_new(self, wanted: tuple[PortMapping, ...], rules: Rules, loop: Loop, holder: Callable[[str, int], str]) -> None:
+        """Publish what is new in all that the container is to publish, or nothing; a keeper that took over amid it has done so already."""
+        before = self.ports
+        try:
+            for mapping in (Counter(wanted) - Counter(self.network.ports)).elements():
+                self.publish(mapping, rules, loop, holder)
+        except BaseException:
+            self.retract(tuple(port for port in self.ports if port not in before), rules)
+            raise
+        self.wants(wanted)
+
+    def wants(self, ports: tuple[PortMapping, ...]) -> None:
+        """Note what the container is to publish."""
+        self.network = msgspec.structs.replace(self.network, ports=ports)
 
     def _relay(self, published: PublishedPort, bound: socket.socket, loop: Loop) -> Relay | UdpRelay | None:
         """Connections over IPv6 that no rule leads on (from ::1, or to a container that has only IPv4) are carried by the keeper."""

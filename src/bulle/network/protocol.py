@@ -50,17 +50,18 @@ class Disconnect(msgspec.Struct, frozen=True, tag=True):
 
 
 class Publish(msgspec.Struct, frozen=True, tag=True):
-    """More published ports for a running container."""
+    """All that a running container is to publish: more than before."""
 
     container_id: str
     ports: tuple[PortMapping, ...]
 
 
 class Retract(msgspec.Struct, frozen=True, tag=True):
-    """Fewer of them."""
+    """Which ports of a running container are given back, and what it is to publish from now on."""
 
     container_id: str
     ports: tuple[PublishedPort, ...]
+    left: tuple[PortMapping, ...]
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):
