@@ -20,7 +20,7 @@ from bulle.network.naming import table_name
 from bulle_testing import leaks, places, tiers, turns
 from bulle_testing.running import LEVELS, Level, Machine, machine, open_machines, usable
 
-pytest_plugins = ["bulle_testing.peers"]
+pytest_plugins = ["bulle_testing.peers", "bulle_testing.networking"]
 
 _run_directory: Path | None = None
 _failed = pytest.StashKey[bool]()
@@ -126,10 +126,11 @@ def level(request: pytest.FixtureRequest) -> Level:
 
 
 @pytest.fixture(scope="module")
-def module_machine(request: pytest.FixtureRequest, run_directory: Path, busybox_image: Path) -> Iterator[Machine]:
-    """A home for all tests of a module, with busybox."""
+def module_machine(request: pytest.FixtureRequest, run_directory: Path) -> Iterator[Machine]:
+    """A home for all tests of a module, with busybox, or with the archive of the fixture that the module names as ``ARCHIVE``."""
+    archive = request.getfixturevalue(getattr(request.module, "ARCHIVE", "busybox_image"))
     with machine(run_directory, f"{request.path.parent.name}-{request.path.stem}") as made:
-        made.engine.images.load(busybox_image)
+        made.engine.images.load(archive)
         yield made
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bulle_testing import peers, places
 from bulle_testing.running import Machine, wait_for
 
@@ -69,8 +71,10 @@ except OSError as error:
 """
 
 
-def python_image(directory: Path, busybox_rootfs: Path) -> Path:
+@pytest.fixture(scope="session")
+def python_archive(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Path:
     """A docker-archive of busybox with the links that this machine's programs need once its /usr is mounted."""
+    directory = tmp_path_factory.mktemp("image")
     links = directory / "links"
     links.mkdir()
     for name in ("lib", "lib32", "lib64", "libx32"):
@@ -126,13 +130,20 @@ def the_machine_s_networks() -> Iterator[None]:
 
 @contextmanager
 def networked(machine: Machine) -> Iterator[Networked]:
-    """The machine with networks for one test."""
+    """The machine with networks, as outside of tests, for one test; one such test at a time on a machine."""
     with the_machine_s_networks():
         made = Networked(machine)
         try:
             yield made
         finally:
             made.clear()
+
+
+@pytest.fixture
+def net(box: Machine) -> Iterator[Networked]:
+    """The module's own machine with networks."""
+    with networked(box) as made:
+        yield made
 
 
 class Networked:

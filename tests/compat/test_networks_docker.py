@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from bulle_testing import leaks
-from bulle_testing.networking import Networked, free_ports, networked
+from bulle_testing.networking import Networked, free_ports
 from bulle_testing.peers import private_docker
-from bulle_testing.running import Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.programs("dockerd", "docker", "containerd", "runc", "iptables", "unshare")]
 
@@ -36,12 +35,6 @@ def docker(run_directory: Path, busybox_image: Path) -> Iterator[Say]:
             return done.returncode, done.stdout, done.stderr
 
         yield say
-
-
-@pytest.fixture
-def net(box: Machine) -> Iterator[Networked]:
-    with networked(box) as made:
-        yield made
 
 
 @pytest.fixture

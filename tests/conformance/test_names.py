@@ -9,15 +9,15 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from bulle_testing import places
-from bulle_testing.networking import IMAGE, Networked, ask, free_ports, ip, networked, other_machine, python_image
-from bulle_testing.running import Machine, machine, wait_for
+from bulle_testing.networking import IMAGE, Networked, ask, free_ports, ip, other_machine
+from bulle_testing.running import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
+ARCHIVE = "python_archive"
 
 # Prints the first address of a name as any program would get it, or the name of the error.
 LOOKUP = """
@@ -27,19 +27,6 @@ try:
 except OSError as error:
     print(type(error).__name__)
 """
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Iterator[Machine]:
-    with machine(run_directory, "conformance-names") as made:
-        made.engine.images.load(python_image(tmp_path_factory.mktemp("image"), busybox_rootfs))
-        yield made
-
-
-@pytest.fixture
-def net(box: Machine) -> Iterator[Networked]:
-    with networked(box) as made:
-        yield made
 
 
 def sleeper(net: Networked, name: str, *flags: str) -> str:

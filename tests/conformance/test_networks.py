@@ -8,29 +8,16 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
-from bulle_testing.networking import IMAGE, Networked, ip, networked, other_machine, python_image
-from bulle_testing.running import Level, Machine, machine, wait_for
+from bulle_testing.networking import IMAGE, Networked, ip, networked, other_machine
+from bulle_testing.running import Level, Machine, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Iterator[Machine]:
-    with machine(run_directory, "conformance-networks") as made:
-        made.engine.images.load(python_image(tmp_path_factory.mktemp("image"), busybox_rootfs))
-        yield made
-
-
-@pytest.fixture
-def net(box: Machine) -> Iterator[Networked]:
-    with networked(box) as made:
-        yield made
+ARCHIVE = "python_archive"
 
 
 def interfaces(text: str) -> dict[str, list[str]]:

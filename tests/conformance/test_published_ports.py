@@ -13,23 +13,11 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import places
-from bulle_testing.networking import IMAGE, Networked, OtherMachine, ask, free_ports, networked, other_machine, python_image
-from bulle_testing.running import Machine, machine, wait_for
+from bulle_testing.networking import IMAGE, Networked, OtherMachine, ask, free_ports, other_machine
+from bulle_testing.running import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Iterator[Machine]:
-    with machine(run_directory, "conformance-ports") as made:
-        made.engine.images.load(python_image(tmp_path_factory.mktemp("image"), busybox_rootfs))
-        yield made
-
-
-@pytest.fixture
-def net(box: Machine) -> Iterator[Networked]:
-    with networked(box) as made:
-        yield made
+ARCHIVE = "python_archive"
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from bulle_testing import places
-from bulle_testing.networking import SERVER, Networked, OtherMachine, ip, networked, other_machine, python_image
-from bulle_testing.running import Machine, machine, wait_for
+from bulle_testing.networking import SERVER, Networked, OtherMachine, ip, other_machine
+from bulle_testing.running import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
+ARCHIVE = "python_archive"
 
 STRONG = ("--cap-add", "NET_ADMIN", "--cap-add", "NET_RAW")
 PATIENCE_S = 0.35
@@ -69,19 +70,6 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as open
             seen.add("arp " + sys.argv[2])
     print(" ".join(sorted(seen)))
 """
-
-
-@pytest.fixture(scope="module")
-def module_machine(run_directory: Path, tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Iterator[Machine]:
-    with machine(run_directory, "integration-network-attacks") as made:
-        made.engine.images.load(python_image(tmp_path_factory.mktemp("image"), busybox_rootfs))
-        yield made
-
-
-@pytest.fixture
-def net(box: Machine) -> Iterator[Networked]:
-    with networked(box) as made:
-        yield made
 
 
 @pytest.fixture
