@@ -225,6 +225,23 @@ def test_killed_while_a_port_is_added(net: Networked) -> None:
     assert len(net("port", "web").splitlines()) == len(first.splitlines())
 
 
+def test_a_port_that_does_not_stand_is_taken_back_and_published_again(net: Networked) -> None:
+    """Somebody else has it when the next keeper comes: what is meant afterwards is told to that one too."""
+    net.start("web", "-p", "81")
+    port = free_ports(1)
+    with socket.create_server(("127.0.0.1", port)):
+        with deaf_keeper(net):
+            line = [*places.command_line(), "port", "add", "web", f"127.0.0.1:{port}:80"]
+            adding = subprocess.Popen(line, env=net.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            wait_for(lambda: "80/tcp" in net.inspect("web", ".HostConfig.PortBindings"), "what was asked is written down")
+        adding.wait(30)
+        assert str(port) not in net("port", "web")
+        net("port", "rm", "web", f"{port}:80")
+    net("port", "add", "web", f"127.0.0.1:{port}:80")
+    assert f"80/tcp -> 127.0.0.1:{port}" in net("port", "web")
+    assert ask("127.0.0.1", port).startswith("web ")
+
+
 def test_killed_when_the_last_container_had_ended(net: Networked) -> None:
     """What it left on the machine is cleared by the next one."""
     net("network", "create", "shop")

@@ -190,14 +190,15 @@ class Networks:
         """Stop publishing ports of a container, by container port and, where given, host port and address. Raises NotFound."""
         network = container.plan.network
         going = [one for one in network.ports if any(_matches(one, mapping) for mapping in wanted)]
-        standing = published_ports(container.directory) if current_state(container.directory).status == "running" else ()
+        runs = current_state(container.directory).status == "running"
+        standing = published_ports(container.directory) if runs else ()
         closing = tuple(port for port in standing if any(_matches_published(port, mapping) for mapping in wanted))
         if not going and not closing:
             raise NotFound(f"container {container.name} does not publish that port", "", f"`bulle port {container.name}` lists its ports")
         left = tuple(one for one in network.ports if one not in going)
         with self._database.transaction() as connection:
             self._change(connection, container, replace(network, ports=left))
-        if closing:
+        if runs:  # also where none of them stands: what is meant from now on is told
             keeping.ask(self._home, Retract(container.id, closing, left))
 
 
