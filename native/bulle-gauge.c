@@ -1,6 +1,7 @@
 /* bulle-gauge: the work that `bulle compare` has done at every level and on the bare host. Needs nothing of an image: it is a layer on top of it.
  *
  * bulle-gauge --once writes a line and ends: the shortest work that there is.
+ * bulle-gauge --idle SECONDS does nothing for so long, and ends.
  * bulle-gauge --serve ADDRESS is the other end of measured connections, on the host: it listens on a port that it names, and ends with its standard input.
  * bulle-gauge says "ready", then does what the lines of its standard input ask for, and ends with it. Each answer is lines, the last of them "done", or
  * "failed ERRNO STAGE". Times are nanoseconds of CLOCK_MONOTONIC inside.
@@ -21,14 +22,14 @@ enum {
     N_socket = 41, N_connect = 42, N_accept = 43, N_bind = 49, N_listen = 50, N_getsockname = 51, N_setsockopt = 54, N_fsync = 74, N_fdatasync = 75,
     N_uname = 63, N_prctl = 157, N_setsid = 112, N_getppid = 110, N_fadvise64 = 221, N_setitimer = 38, N_clock_gettime = 228, N_unlinkat = 263,
     N_getdents64 = 217, N_mmap = 9, N_statx = 332, N_msgget = 68, N_semget = 64, N_shmget = 29, N_modify_ldt = 154, N_futex = 202, N_clone = 56,
-    N_vfork = 58, N_sync = 162, N_exit = 60,
+    N_vfork = 58, N_sync = 162, N_exit = 60, N_personality = 135,
 };
 #else
 enum {
     N_socket = 198, N_connect = 203, N_accept = 202, N_bind = 200, N_listen = 201, N_getsockname = 204, N_setsockopt = 208, N_fsync = 82,
     N_fdatasync = 83, N_uname = 160, N_prctl = 167, N_setsid = 157, N_getppid = 173, N_fadvise64 = 223, N_setitimer = 103, N_clock_gettime = 113,
     N_unlinkat = 35, N_getdents64 = 61, N_mmap = 222, N_statx = 291, N_msgget = 186, N_semget = 190, N_shmget = 194, N_modify_ldt = -2, N_futex = 98,
-    N_clone = 220, N_vfork = -3, N_sync = 81, N_exit = 93,
+    N_clone = 220, N_vfork = -3, N_sync = 81, N_exit = 93, N_personality = 92,
 };
 #endif
 #define DO(number, a, b, c, d, e, f) call6(N_##number, (i64)(a), (i64)(b), (i64)(c), (i64)(d), (i64)(e), (i64)(f))
@@ -41,13 +42,27 @@ static char block[BLOCK], line[PAGE] __attribute__((aligned(16)));
 
 /* Output */
 
-static void put(const char *text, u64 size)
+static char output[PAGE];
+static u64 waiting;
+
+/* What was said so far, in one write(2): also a reader that reads once has a line whole. */
+static void flush(void)
 {
-    while (size) {
-        i64 written = CALL3(write, 1, text, size);
+    for (u64 at = 0; at < waiting;) {
+        i64 written = CALL3(write, 1, output + at, waiting - at);
         if (written <= 0)
             quit(1);
-        text += written, size -= (u64)written;
+        at += (u64)written;
+    }
+    waiting = 0;
+}
+
+static void put(const char *text, u64 size)
+{
+    while (size--) {
+        if (waiting == sizeof output)
+            flush();
+        output[waiting++] = *text++;
     }
 }
 
@@ -390,6 +405,7 @@ static int serve(const char *at)
         return 1;
     DO3(getsockname, listening, address, &size);
     say_value("port", (u64)address[2] << 8 | address[3]);
+    flush();
     parent = CALL1(getpid, 0);
     /* The listening end is a child: this one waits for the end of its input, and takes that child, and whom it answers to, with it. */
     if (fork_process() == 0) {
@@ -551,6 +567,8 @@ static i64 try_call(i64 number)
         return call6(number, 0x7fffffff, number == N_msgget ? 0 : -1, 0, 0, 0, 0);
     if (number == N_modify_ldt)
         return call6(number, 0, -1, 0, 0, 0, 0);
+    if (number == N_personality)
+        return call6(number, 0xffffffff, 0, 0, 0, 0, 0); /* only asks */
     if (number == N_futex)
         return call6(number, (i64)block, 1, 1, 0, 0, 0);
     return call6(number, -1, -1, -1, -1, -1, -1);
@@ -625,6 +643,7 @@ static int work(void)
     static char asked[PAGE];
     u64 filled = 0;
     say_out("ready\n");
+    flush();
     for (;;) {
         char *words[WORDS];
         int count = 0;
@@ -647,6 +666,7 @@ static int work(void)
         }
         if (count && done(words, count))
             say_out("done\n");
+        flush();
         end++;
         for (u64 i = end; i < filled; i++)
             asked[i - end] = asked[i];
@@ -659,6 +679,12 @@ static int run(int count, char **arguments, char **environment)
     (void)environment, (void)environment_value, (void)say;
     if (count == 2 && equal(arguments[1], "--once")) {
         say_out("ready\n");
+        flush();
+        return 0;
+    }
+    if (count == 3 && equal(arguments[1], "--idle")) {
+        i64 time[2] = {(i64)number_of(arguments[2]), 0};
+        CALL(ppoll, 0, 0, time, 0, 0, 0);
         return 0;
     }
     if (count == 3 && equal(arguments[1], "--serve"))

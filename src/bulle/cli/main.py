@@ -73,6 +73,7 @@ VERBS = {
     **IMAGE_VERBS,
     **SYSTEM_VERBS,
     "builder": "main:builder",
+    "compare": "comparing:compare",
     "completion": "completion:completion",
     "container": "main:container",
     "doctor": "system:doctor",

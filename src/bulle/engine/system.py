@@ -42,7 +42,7 @@ def info_document(engine: Engine) -> dict[str, Any]:
         "CgroupVersion": "2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "1",
         "CgroupControllers": sorted(controllers),
         "KernelVersion": platform.release(),
-        "OperatingSystem": _operating_system(),
+        "OperatingSystem": operating_system(),
         "OSType": "linux",
         "Architecture": platform.machine(),
         "NCPU": os.cpu_count() or 1,
@@ -59,7 +59,8 @@ def _level(probe: Any) -> str:
     return "usable" + (f" ({'; '.join(probe.notes)})" if probe.notes else "") if probe.usable else f"not usable: {probe.reason}"
 
 
-def _operating_system() -> str:
+def operating_system() -> str:
+    """The name that this machine's distribution gives itself."""
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
     except OSError:

@@ -52,6 +52,23 @@ def _memory(pid: int) -> int:
         return 0
 
 
+def private_bytes(pid: int) -> int:
+    """The memory that the machine would have back if this process ended: what it shares with no other. proc_pid_smaps(5)"""
+    try:
+        lines = _read(f"/proc/{pid}/smaps_rollup").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(b"Private_")) * 1024
+
+
+def available_bytes() -> int:
+    """The memory that the machine can give to new processes without swapping. proc_meminfo(5)"""
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith(b"MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def _transferred(pid: int) -> tuple[int, int]:
     try:
         values = dict(line.split(b": ") for line in _read(f"/proc/{pid}/io").splitlines())

@@ -1,0 +1,152 @@
+"""The table of ``bulle compare``: one column for each level, one row for each measure, and what follows from them in sentences."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+
+from bulle.cli import human
+from bulle.cli.session import printable
+from bulle.model.comparison import Comparison, Cost, CostName, Level, Spread
+
+NOTHING = "-"
+COSTS: dict[CostName, str] = {
+    "processor": "processor",
+    "system_call": "system calls",
+    "disk_write": "disk, writing",
+    "disk_read": "disk, reading",
+    "small_files": "small files",
+    "sync": "fsync",
+    "network_receive": "network, receiving",
+    "network_send": "network, sending",
+    "network_round_trip": "network, round trip",
+}
+_GAP = 2
+_TEXT_WIDTH = 100
+
+Rows = Iterator[tuple[str, list[str]]]
+
+
+def text_of(found: Comparison) -> str:
+    """All of it, for a person."""
+    parts = [_head(found), _table([("", [level.name for level in found.levels]), *_rows(found)])]
+    lines = [_not_measured(level) for level in found.levels if not level.usable]
+    lines += [f"{level.name}, {COSTS[name]}: {why}" for level in found.levels for name, why in level.cost_reasons.items() if level.usable]
+    lines += [f"{level.name}, the command: {level.work_reason}" for level in found.levels if level.work_reason and level.usable]
+    lines += [f"{level.name}: {one}" for level in found.levels for one in level.notes]
+    if lines:
+        parts.append("".join(_wrapped(line) for line in lines))
+    parts.append("What suits what, as measured here:\n" + "".join(_wrapped(line, "  ") for line in _uses(found)))
+    return "\n".join(parts)
+
+
+def ms(value: float) -> str:
+    """A time with three digits, in the unit that it reads best in."""
+    if value < 1:
+        return f"{value * 1000:.3g} µs"
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def times(cost: Cost) -> str:
+    """A cost as so many times the bare host's."""
+    return f"{cost.times_host:.2f}x" if cost.times_host is not None else "?"
+
+
+def size(count: float) -> str:
+    """Bytes in binary units."""
+    return human.binary_size(count, 3) if abs(count) >= 1 else "0B"
+
+
+def head_lines(found: Comparison) -> list[str]:
+    """What was measured, and where, in sentences."""
+    here = found.environment
+    work = f"; command: {' '.join(found.command)}" if found.command else ""
+    kind = "a virtual machine itself" if here.virtual else "no virtual machine"
+    caches = "the page cache was emptied before each first start" if here.caches_dropped else "the page cache was left as it was"
+    return [
+        f"{found.image}: a first start and {found.runs} more at each level, then {found.rounds} rounds of work, the levels turn by turn{work}.",
+        f"{here.machine} ({kind}), {here.processor}, {here.processors} processors, {size(here.memory_bytes)} of memory; {here.operating_system}, "
+        f"Linux {here.kernel}; {here.file_system}, layers by {here.layers}; accelerator: {here.accelerator}; "
+        f"{' '.join(f'{name} {version}' for name, version in here.versions.items())}; "
+        f"{'root' if here.root else 'an ordinary user'}; load {here.load[0]:g} to {here.load[1]:g}; {caches}; "
+        f"{here.started_at}, {here.took_s:.0f} s.",
+    ]  # fmt: skip
+
+
+def _head(found: Comparison) -> str:
+    return "".join(_wrapped(line) for line in head_lines(found))
+
+
+def _rows(found: Comparison) -> Rows:
+    def row(name: str, cell: Callable[[Level], str]) -> tuple[str, list[str]]:
+        return name, [cell(level) or NOTHING for level in found.levels]
+
+    yield "START", []
+    yield row("first (cold)", lambda level: ms(level.start.cold_ms) if level.start else "")
+    yield row("next, p50", lambda level: ms(level.start.warm_ms.p50) if level.start else "")
+    yield row("next, p95", lambda level: ms(level.start.warm_ms.p95) if level.start else "")
+    yield row("whole run, p50", lambda level: ms(level.start.whole_ms.p50) if level.start else "")
+    yield row("whole run, p95", lambda level: ms(level.start.whole_ms.p95) if level.start else "")
+    if found.command:
+        yield "COMMAND", []
+        yield row("p50", lambda level: ms(level.work.whole_ms.p50) if level.work else "")
+        yield row("p95", lambda level: ms(level.work.whole_ms.p95) if level.work else "")
+        yield row("exit code", lambda level: ", ".join(map(str, level.work.exit_codes)) if level.work else "")
+    yield "MEMORY OF AN IDLE COPY", []
+    yield row("all of it", lambda level: size(level.memory.copy_bytes) if level.memory else "")
+    yield row("isolation alone", lambda level: size(level.memory.isolation_bytes) if level.memory else "")
+    yield row("copies that fit", lambda level: f"{level.memory.fitting_copies:,}" if level.memory else "")
+    yield "DISK", []
+    yield row("a copy", lambda level: size(level.storage.copy_bytes) if level.storage else "")
+    yield row("once for the level", lambda level: size(level.storage.level_bytes) if level.storage else "")
+    yield "COST, TIMES THE BARE HOST'S", []
+    for name, word in COSTS.items():
+        yield word, [_cost(level, name) for level in found.levels]
+    yield "SYSTEM CALLS", []
+    yield row("reachable", lambda level: str(level.system_calls.reachable) if level.system_calls else "")
+    yield "SHARED WITH THE HOST", []
+    for what in dict.fromkeys(what for level in found.levels for what in level.shared):
+        yield row(what, lambda level, what=what: level.shared.get(what, ""))  # type: ignore[misc]
+    yield row("processes in sight", lambda level: str(level.seen.processes or "") if level.seen else "")
+    yield row("devices of the host", lambda level: str(level.seen.host_devices) if level.seen else "")
+    yield row("network", lambda level: level.network)
+    yield row("hypervisor", lambda level: level.hypervisor or ("none" if level.usable else ""))
+
+
+def _cost(level: Level, name: CostName) -> str:
+    cost = level.costs.get(name)
+    if cost is None:
+        return NOTHING
+    return ms(cost.ms.p50) if level.bare else f"{times(cost)} {_around(cost.ms)}"
+
+
+def _around(spread: Spread) -> str:
+    """How far the samples went, in parts of the median."""
+    return f"±{max(spread.most - spread.p50, spread.p50 - spread.least) / spread.p50:.0%}" if spread.p50 else ""
+
+
+def _not_measured(level: Level) -> str:
+    return f"{level.name} could not be measured: {level.reason}" + (f"; {level.mend}" if level.mend else "")
+
+
+def _uses(found: Comparison) -> Iterator[str]:
+    for use in found.uses:
+        yield f"{use.name}: {use.level or 'none of these'} - {use.reason}."
+
+
+def _wrapped(line: str, indent: str = "") -> str:
+    return textwrap.fill(printable(line), _TEXT_WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False) + "\n"
+
+
+def _table(rows: Sequence[tuple[str, list[str]]]) -> str:
+    """Numbers under each other, to the right; a row without cells is a heading."""
+    first = max(len(name) for name, cells in rows if cells) + 2
+    columns = max(len(cells) for _name, cells in rows)
+    widths = [max((len(cells[number]) for _name, cells in rows if cells), default=0) + _GAP for number in range(columns)]
+    lines = []
+    for name, cells in rows:
+        if not cells:
+            lines.append(name)
+            continue
+        lines.append(f"  {name}".ljust(first) + "".join(cell.rjust(width) for cell, width in zip(map(printable, cells), widths, strict=True)))
+    return "\n".join(lines) + "\n"
