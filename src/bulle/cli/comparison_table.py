@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
@@ -54,7 +55,12 @@ def times(cost: Cost) -> str:
 
 def size(count: float) -> str:
     """Bytes in binary units."""
-    return human.binary_size(count, 3) if abs(count) >= 1 else "0B"
+    return re.sub(r"(?<=\d)(?=[A-Z])", " ", human.binary_size(count, 3))
+
+
+def sentence(text: str) -> str:
+    """Words as a sentence of its own."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def head_lines(found: Comparison) -> list[str]:
@@ -94,6 +100,8 @@ def _rows(found: Comparison) -> Rows:
         yield row("exit code", lambda level: ", ".join(map(str, level.work.exit_codes)) if level.work else "")
     yield "MEMORY OF AN IDLE COPY", []
     yield row("all of it", lambda level: size(level.memory.copy_bytes) if level.memory else "")
+    yield row("of it the monitor", lambda level: size(level.memory.monitor_bytes) if level.memory else "")
+    yield row("of it the kernel's", lambda level: size(level.memory.kernel_bytes) if level.memory else "")
     yield row("isolation alone", lambda level: size(level.memory.isolation_bytes) if level.memory else "")
     yield row("copies that fit", lambda level: f"{level.memory.fitting_copies:,}" if level.memory else "")
     yield "DISK", []

@@ -1,8 +1,8 @@
 """``compare``: the same work at each isolation level and on the bare host, measured turn by turn.
 
-Every round lets each subject have its turn, beginning with another one each time, so that a busy moment of the machine hits all alike; what is told is
-the median and its spread. A subject that fails stands in the result with the reason, and the others go on. Everything that was made is removed, also
-when an exception comes in between; what a killed comparison leaves is collected as what a killed build leaves.
+Every round lets each subject have its turn, beginning with another one each time, so that a busy moment of the machine hits all alike; what is told
+is the median and its spread. A subject that fails stands in the result with the reason, and the others go on. Everything that was made is removed,
+also when an exception comes in between; what a killed comparison leaves is collected as what a killed build leaves.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, int, int], None]
 """Called with what is done now, and how many steps of how many are done."""
 
-IDLE_COPIES = 3
+_IDLE_COPIES, _IDLE_ROUNDS = 3, 3
 _FEWEST_ROUNDS = 3
 _SETTLE_S = 0.1
 """Before each turn: what the one before left to the kernel (namespaces, mounts) is not the next one's time."""
@@ -112,9 +112,9 @@ def compare(
 ) -> Comparison:
     """Measure the levels (by default all) with an image, and the bare host beside them.
 
-    ``command`` is run in the image as ``run`` would, in addition to what is always measured; on the bare host only with ``on_host``. ``runs`` starts are
-    measured at each level after a first one. ``drop_caches`` (root) empties the whole machine's page cache before each first start. Raises BulleError
-    where nothing can be measured; a level that cannot run is no exception but stands in the result.
+    ``command`` is run in the image as ``run`` would, in addition to what is always measured; on the bare host only with ``on_host``. ``runs`` starts
+    are measured at each level after a first one. ``drop_caches`` (root) empties the whole machine's page cache before each first start. Raises
+    BulleError where nothing can be measured; a level that cannot run is no exception but stands in the result.
     """
     if runs < 1:
         raise InvalidInput(f"{runs} runs cannot be measured", "", "ask for 1 or more")
@@ -180,7 +180,7 @@ class _Course:
         self._drop_caches = drop_caches
         self._progress = progress
         self._done = 0
-        self._steps = len(entries) * (2 + runs + (1 + runs if command else 0) + 1 + self.rounds)
+        self._steps = len(entries) * (2 + runs + (1 + runs if command else 0) + _IDLE_ROUNDS + self.rounds)
 
     def run(self) -> None:
         """Everything."""
@@ -237,10 +237,11 @@ class _Course:
                     entry.work_codes.add(code)
 
     def _idle(self) -> None:
-        for entry in self._turns(0, f"memory of {IDLE_COPIES} idle copies"):
-            with entry.turn():
-                entry.available_bytes = process_usage.available_bytes()
-                entry.idle = entry.subject.idle(IDLE_COPIES, _IDLE_S)
+        for number in range(_IDLE_ROUNDS):
+            for entry in self._turns(number, f"memory of {_IDLE_COPIES} idle copies, round {number + 1} of {_IDLE_ROUNDS}"):
+                with entry.turn():
+                    entry.available_bytes = process_usage.available_bytes()
+                    entry.idle.append(entry.subject.idle(_IDLE_COPIES, _IDLE_S))
 
     def _works(self) -> None:
         with ExitStack() as stack:
@@ -356,9 +357,25 @@ def _level(entry: _Entry, host: _Entry, host_seen: Seen | None, worked: bool) ->
 def _memory(entry: _Entry, host: _Entry) -> Memory | None:
     if not entry.idle or not host.idle:
         return None
-    copy, monitor = (round(statistics.median(one[field] for one in entry.idle)) for field in (0, 1))
-    work = round(statistics.median(one.memory_bytes for one in host.idle))
-    return Memory(copy, monitor, work, copy - work, entry.available_bytes, entry.available_bytes // max(copy, 1), len(entry.idle))
+    workload, monitor, kernel = _parts(entry.idle)
+    copy, work = workload + monitor + kernel, sum(_parts(host.idle))
+    return Memory(
+        copy_bytes=copy,
+        workload_bytes=workload,
+        monitor_bytes=monitor,
+        kernel_bytes=kernel,
+        isolation_bytes=copy - work,
+        available_bytes=entry.available_bytes,
+        fitting_copies=entry.available_bytes // max(copy, 1),
+        copies=_IDLE_COPIES,
+        rounds=len(entry.idle),
+    )
+
+
+def _parts(idle: Sequence[Idle]) -> tuple[int, int, int]:
+    """Workload, monitor, kernel: the median of each over the rounds. What the machine did meanwhile can make the kernel's less than nothing."""
+    workload, monitor, kernel, _disk = (max(round(statistics.median(values)), 0) for values in zip(*idle, strict=True))
+    return workload, monitor, kernel
 
 
 def _costs(entry: _Entry, host: _Entry) -> dict[CostName, Cost]:

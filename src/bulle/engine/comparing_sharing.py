@@ -1,7 +1,7 @@
-"""What a level shares with the host, found by comparing what a process sees inside with what one sees on the bare host. Nothing is asserted.
+"""What a level shares with the host: what a process sees inside, compared with what one sees on the bare host.
 
-Two processes have the same kernel when they read the same boot_id; then the numbers of their namespaces can be compared (each kernel numbers its own).
-What cannot be seen inside (there is no /proc) is ``unknown``. namespaces(7), proc_sys_kernel(5)
+Two processes have the same kernel when they read the same boot_id; then the numbers of their namespaces can be compared (each kernel numbers its
+own). What cannot be seen inside (there is no /proc) is ``unknown``. namespaces(7), proc_sys_kernel(5)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is compared: the bare host, and each isolation level, behind one interface that knows how to start the gauge and to look at what that costs.
+"""What is compared: the bare host and each isolation level, behind one interface that starts the gauge and looks at the cost.
 
-Used by :mod:`bulle.engine.comparing`, which decides what is measured when. A subject keeps nothing running but what it was asked to, and nothing of it
-outlives its ``with`` block.
+Used by :mod:`bulle.engine.comparing`, which decides what is measured when. A subject keeps nothing running but what it was asked to, and nothing
+of it outlives its ``with`` block.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -41,11 +42,12 @@ _IDLE = ("--idle", f"{gauge.PATIENCE_S:.0f}")
 
 
 class Idle(NamedTuple):
-    """What one idle copy takes: memory of all that runs for it, of its monitor alone, and bytes on the disk."""
+    """What one idle copy takes, the median of several: memory of what runs for it, of its monitor, of the kernel for it; bytes on the disk."""
 
-    memory_bytes: int
-    monitor_bytes: int
-    disk_bytes: int
+    workload_bytes: float
+    monitor_bytes: float
+    kernel_bytes: float
+    disk_bytes: float
 
 
 class Conversation(NamedTuple):
@@ -72,12 +74,24 @@ class Subject(ABC):
         """Run a command to its end: milliseconds with everything removed, and its exit code."""
 
     @abstractmethod
-    def idle(self, copies: int, settle_s: float) -> list[Idle]:
-        """Start so many copies that do nothing, look at them once all have stood for a while, and end them."""
+    def _idle_copy(self, stack: ExitStack) -> Callable[[], tuple[int, int, int]]:
+        """A copy that does nothing until ``stack`` ends; returns what looks at it: bytes of the workload, of its monitor, and on the disk."""
 
     @abstractmethod
     def conversation(self, stack: ExitStack) -> Conversation:
         """A gauge that waits for requests until ``stack`` ends."""
+
+    def idle(self, copies: int, settle_s: float) -> Idle:
+        """Start a copy that does nothing and so many more, look at these once they have stood for a while, and end all."""
+        with ExitStack() as stack:
+            self._idle_copy(stack)  # what is made once, and then shared, is not a copy's
+            time.sleep(settle_s)
+            before = process_usage.kernel_bytes()
+            looks = [self._idle_copy(stack) for _ in range(copies)]
+            time.sleep(settle_s)
+            kernel = (process_usage.kernel_bytes() - before) / copies
+            workload, monitor, disk = (statistics.median(values) for values in zip(*(look() for look in looks), strict=True))
+        return Idle(workload, monitor, kernel, disk)
 
     def kept_bytes(self) -> int:
         """Bytes on the disk that are there once for all copies."""
@@ -116,12 +130,9 @@ class Host(Subject):
                 raise
         return (time.perf_counter_ns() - begin) / 1e6, code if code >= 0 else 128 - code
 
-    def idle(self, copies: int, settle_s: float) -> list[Idle]:
-        """The work alone."""
-        with ExitStack() as stack:
-            pids = [stack.enter_context(_process([str(gauge.PROGRAM), *_IDLE]))[2] for _ in range(copies)]
-            time.sleep(settle_s)
-            return [Idle(process_usage.usage_of(pid).memory_bytes, 0, 0) for pid in pids]
+    def _idle_copy(self, stack: ExitStack) -> Callable[[], tuple[int, int, int]]:
+        pid = stack.enter_context(_process([str(gauge.PROGRAM), *_IDLE]))[2]
+        return lambda: (process_usage.usage_of(pid).memory_bytes, 0, 0)
 
     def conversation(self, stack: ExitStack) -> Conversation:
         """In a directory of its own."""
@@ -169,20 +180,17 @@ class Isolated(Subject):
             code = _require_end(attachment)
         return (time.perf_counter_ns() - begin) / 1e6, code
 
-    def idle(self, copies: int, settle_s: float) -> list[Idle]:
-        """Each with its monitor, started as ``run -d`` does."""
-        with ExitStack() as stack:
-            words = (gauge.CONTAINER_PROGRAM, *_IDLE)
-            made = [stack.enter_context(self._copy(words, attach=False))[0] for _ in range(copies)]
-            time.sleep(settle_s)
-            return [self._look(container) for container in made]
+    def _idle_copy(self, stack: ExitStack) -> Callable[[], tuple[int, int, int]]:
+        # As `run -d` starts it: what is attached has another, larger monitor.
+        container, _attachment = stack.enter_context(self._copy((gauge.CONTAINER_PROGRAM, *_IDLE), attach=False))
 
-    def _look(self, container: Container) -> Idle:
-        state = container.state()
-        used = self._driver.statistics([(container.plan, state.pid)])[0].memory_bytes or 0
-        monitor = process_usage.private_bytes(state.monitor_pid)
-        disk = _allocated(Path(container.directory)) + _allocated(Path(container.plan.root.writable_host_path).parent)
-        return Idle(used + monitor, monitor, disk)
+        def look() -> tuple[int, int, int]:
+            state = container.state()
+            used = self._driver.statistics([(container.plan, state.pid)])[0].memory_bytes or 0
+            disk = _allocated(Path(container.directory)) + _allocated(Path(container.plan.root.writable_host_path).parent)
+            return used, process_usage.private_bytes(state.monitor_pid), disk
+
+        return look
 
     def conversation(self, stack: ExitStack) -> Conversation:
         """In a container that ends with ``stack``."""

@@ -90,7 +90,8 @@ def _trusted_services(ran: Sequence[Level]) -> Use:
     found = _best([level for level in ran if _fenced(level)], _slowness)
     if found is None:
         return Use(name, "", "no level that ran has processes and users of its own")
-    costs = f"{_times(found.costs.get('processor'))} times the bare host's for computing, {_times(found.costs.get('sync'))} for bringing data to the disk"
+    computing, disk = _times(found.costs.get("processor")), _times(found.costs.get("sync"))
+    costs = f"{computing} times the bare host's for computing, {disk} for bringing data to the disk"
     return Use(name, found.name, f"of those with processes and users of their own it costs least: {costs}; {_takes(found)}")
 
 
@@ -125,7 +126,8 @@ def _untrusted_code(ran: Sequence[Level]) -> Use:
     if fenced is None:
         return Use(name, "", "no level that ran keeps it from this machine's processes and users")
     calls = f"{fenced.system_calls.reachable} system calls still reach it" if fenced.system_calls else "system calls still reach it"
-    return Use(name, fenced.name, f"the best of those that ran, but this machine's kernel is shared and {calls}: hostile code wants a kernel of its own")
+    but = f"but this machine's kernel is shared and {calls}: hostile code wants a kernel of its own"
+    return Use(name, fenced.name, f"the best of those that ran, {but}")
 
 
 def _other_kernel(ran: Sequence[Level]) -> Use:
@@ -155,4 +157,5 @@ def _rescue(ran: Sequence[Level]) -> Use:
     if found is None or not _shares(found, only=words):
         return Use(name, "", "no level that ran has files of its own and shares everything else")
     inside = f": {found.seen.processes} processes are in sight" if found.seen and found.seen.processes else ""
-    return Use(name, found.name, f"only files are its own; it shares the host's {_shares(found, only=words)}{inside}, so the host's tools see all of it")
+    shared = _shares(found, only=words)
+    return Use(name, found.name, f"only files are its own; it shares the host's {shared}{inside}, so the host's tools see all of it")

@@ -48,8 +48,8 @@ class Probe:
     """What a driver found on this machine for this user: data, never an exception.
 
     ``reason`` says why it is not usable (empty when it is), ``mend`` the command or setting that would change that, ``notes`` what is weaker than
-    it could be although it works. ``hypervisor`` says how a virtual machine reaches the processor (``in-kernel``, ``hosted``, ``emulating``), empty for
-    levels that have none.
+    it could be although it works. ``hypervisor`` says how a virtual machine reaches the processor (``in-kernel``, ``hosted``, ``emulating``); it is
+    empty for levels that have none.
     """
 
     usable: bool

@@ -63,10 +63,17 @@ def private_bytes(pid: int) -> int:
 
 def available_bytes() -> int:
     """The memory that the machine can give to new processes without swapping. proc_meminfo(5)"""
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith(b"MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return _of_machine("MemAvailable")
+
+
+def kernel_bytes() -> int:
+    """What the kernel holds for all that runs: its objects, stacks, page tables (those of virtual machines too), parts of each processor."""
+    return _of_machine("Slab", "KernelStack", "PageTables", "SecPageTables", "Percpu")
+
+
+def _of_machine(*names: str) -> int:
+    lines = (line.partition(":") for line in _read("/proc/meminfo").decode().splitlines())
+    return sum(int(value.split()[0]) * 1024 for name, _, value in lines if name in names)
 
 
 def _transferred(pid: int) -> tuple[int, int]:

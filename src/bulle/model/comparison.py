@@ -44,19 +44,21 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """One idle copy: of all that runs for it (``copy_bytes``), ``monitor_bytes`` are its monitor's, ``work_bytes`` what the same work takes bare.
+    """One idle copy: ``copy_bytes`` are those of its processes (a hypervisor's too), of its monitor, and of the kernel for it.
 
-    ``isolation_bytes`` is the rest: what the level itself costs, the monitor included. ``fitting_copies`` are as many as fit in
-    ``available_bytes``, which the machine had to give at that moment.
+    ``isolation_bytes`` is what is left of them without what the same work takes on the bare host. ``fitting_copies`` are as many as fit in
+    ``available_bytes``, which the machine had to give at that moment. Medians of ``copies`` at a time, ``rounds`` times.
     """
 
     copy_bytes: int
+    workload_bytes: int
     monitor_bytes: int
-    work_bytes: int
+    kernel_bytes: int
     isolation_bytes: int
     available_bytes: int
     fitting_copies: int
     copies: int
+    rounds: int
 
 
 class Storage(msgspec.Struct, frozen=True):
@@ -130,7 +132,10 @@ class Use(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """Where and when it was measured. ``load`` is the machine's load (one minute) before and after; ``accelerator`` what virtual machines have here."""
+    """Where and when it was measured.
+
+    ``load`` is the machine's (of one minute), before and after; ``accelerator`` what virtual machines have here.
+    """
 
     machine: str
     virtual: bool
