@@ -49,7 +49,7 @@ _IDLE_COPIES, _IDLE_ROUNDS = 3, 3
 _FEWEST_ROUNDS = 3
 _SETTLE_S = 0.1
 """Before each turn: what the one before left to the kernel (namespaces, mounts) is not the next one's time."""
-_IDLE_S = 0.5
+_IDLE_S = 0.25
 
 _PROCESSOR_MIB, _CALLS, _DISK_MIB, _FILES, _SYNCS, _NETWORK_MIB, _ROUND_TRIPS = 16, 100_000, 32, 200, 20, 16, 200
 _AMOUNTS: dict[CostName, str] = {

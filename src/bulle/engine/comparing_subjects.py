@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bulle.monitor import Attachment
 
 ON_THE_HOST = "127.0.0.1"
+_ENDED_WITHIN_S = 60.0
 _IDLE = ("--idle", f"{gauge.PATIENCE_S:.0f}")
 
 
@@ -171,18 +172,21 @@ class Isolated(Subject):
             AttachmentChannel(attachment).receive(time.monotonic() + gauge.PATIENCE_S)
             first = time.perf_counter_ns()
             _require_end(attachment)
-        return (first - begin) / 1e6, (time.perf_counter_ns() - begin) / 1e6
+            end = time.perf_counter_ns()
+        return (first - begin) / 1e6, (end - begin) / 1e6
 
     def command(self, words: Sequence[str]) -> tuple[float, int]:
         """As ``bulle run IMAGE WORDS``: with the image's entrypoint, user, environment and directory."""
         begin = time.perf_counter_ns()
         with self._copy(tuple(words), of_image=True) as (_container, attachment):
             code = _require_end(attachment)
-        return (time.perf_counter_ns() - begin) / 1e6, code
+            end = time.perf_counter_ns()
+        return (end - begin) / 1e6, code
 
     def _idle_copy(self, stack: ExitStack) -> Callable[[], tuple[int, int, int]]:
-        # As `run -d` starts it: what is attached has another, larger monitor.
-        container, _attachment = stack.enter_context(self._copy((gauge.CONTAINER_PROGRAM, *_IDLE), attach=False))
+        # As `run -d` starts it, and left alone: a monitor that is spoken to is another, larger one.
+        container = stack.enter_context(self._created((gauge.CONTAINER_PROGRAM, *_IDLE)))
+        container.start()
 
         def look() -> tuple[int, int, int]:
             state = container.state()
@@ -193,8 +197,8 @@ class Isolated(Subject):
         return look
 
     def conversation(self, stack: ExitStack) -> Conversation:
-        """In a container that ends with ``stack``."""
-        container, attachment = stack.enter_context(self._copy((gauge.CONTAINER_PROGRAM,), interactive=True))
+        """In a container that ends with ``stack``, and is not one of ``--rm``: what such a one writes is never brought to the disk."""
+        container, attachment = stack.enter_context(self._copy((gauge.CONTAINER_PROGRAM,), interactive=True, kept=True))
         opened = Gauge(AttachmentChannel(attachment))
         opened.wait_ready()
         plan = container.plan.network
@@ -208,28 +212,35 @@ class Isolated(Subject):
 
     @contextmanager
     def _copy(
-        self, command: tuple[str, ...], *, interactive: bool = False, of_image: bool = False, attach: bool = True
+        self, command: tuple[str, ...], *, interactive: bool = False, of_image: bool = False, kept: bool = False
     ) -> Iterator[tuple[Container, Attachment]]:
-        """A running container, which is removed afterwards with all that it wrote; with ``attach`` it dies with us."""
+        """A running container that dies with us, and the connection to it."""
+        with self._created(command, interactive=interactive, of_image=of_image, kept=kept) as container:
+            attachment = container.start(attach=True, stdin=interactive, bound=True)
+            assert attachment is not None
+            try:
+                yield container, attachment
+            finally:
+                attachment.close()
+
+    @contextmanager
+    def _created(self, command: tuple[str, ...], *, interactive: bool = False, of_image: bool = False, kept: bool = False) -> Iterator[Container]:
+        """A container that is removed afterwards with all that it wrote: one of ``run --rm``, unless it is to be ``kept`` when it ends by itself."""
         self._number += 1
         own = self._directory / f"{self.name}-{self._number}"
-        own.mkdir(mode=0o711)
-        container = attachment = None
+        own.mkdir(mode=0o700)
         try:
             config = (self._image.config.config if of_image else None) or ExecutionConfig()
             base = Base(self._layers, config, host_binds=self._image.host_binds, writable=str(own / "root"))
-            container = self._engine.containers.create(self._options(command, interactive, of_image), base)
-            attachment = container.start(attach=attach, stdin=interactive and attach, bound=attach) or container.attach(output=False)
-            yield container, attachment
+            container = self._engine.containers.create(self._options(command, interactive, of_image, kept), base)
+            try:
+                yield container
+            finally:
+                _remove(container)
         finally:
-            if attachment is not None:
-                attachment.close()
-            if container is not None:
-                with suppress(FileNotFoundError):
-                    container.remove(force=True)
             remove_tree(own)
 
-    def _options(self, command: tuple[str, ...], interactive: bool, of_image: bool) -> ContainerOptions:
+    def _options(self, command: tuple[str, ...], interactive: bool, of_image: bool, kept: bool) -> ContainerOptions:
         return ContainerOptions(
             image="bulle compare",
             command=command,
@@ -238,9 +249,22 @@ class Isolated(Subject):
             isolation=self.name,
             network=self.network,
             interactive=interactive,
-            log_driver="none",
             no_healthcheck=True,
+            auto_remove=not kept,
         )
+
+
+def _remove(container: Container) -> None:
+    """Remove what may have removed itself. The end of a kept one takes as long as the disk needs for all that waits to be written to it."""
+    deadline = time.monotonic() + _ENDED_WITHIN_S
+    while True:
+        try:
+            with suppress(FileNotFoundError):
+                container.remove(force=True)
+            return
+        except BulleError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def _require_end(attachment: Attachment) -> int:
