@@ -36,7 +36,12 @@ enum {
 #define DO3(number, a, b, c) DO(number, a, b, c, 0, 0, 0)
 
 enum { REFUSED = 1, NO_SUCH_CALL = 38, BLOCK = 65536, PAGE = 4096, CALLS = 512, WORDS = 8 };
-enum { O_WRITE = 01, O_TRUNCATE = 01000, O_DIRECTORY_OF_ARM = 040000, O_DIRECTORY_OF_X86 = 0200000 };
+enum { O_WRITE = 01, O_TRUNCATE = 01000 };
+#if defined(__aarch64__)
+enum { DIRECTORY_ONLY = 040000, NO_LINK = 0100000 };
+#else
+enum { DIRECTORY_ONLY = 0200000, NO_LINK = 0400000 };
+#endif
 
 static char block[BLOCK], line[PAGE] __attribute__((aligned(16)));
 
@@ -450,15 +455,6 @@ static void say_file(const char *name, const char *file)
     CALL1(close, descriptor);
 }
 
-static i64 directory_of(const char *name)
-{
-#if defined(__aarch64__)
-    return opened(name, O_DIRECTORY_OF_ARM);
-#else
-    return opened(name, O_DIRECTORY_OF_X86);
-#endif
-}
-
 struct entry {
     u64 inode;
     i64 offset;
@@ -470,7 +466,7 @@ struct entry {
 static void say_processes(void)
 {
     static char names[BLOCK];
-    i64 descriptor = directory_of("/proc"), size;
+    i64 descriptor = opened("/proc", DIRECTORY_ONLY), size;
     u64 count = 0;
     if (descriptor < 0)
         return;
@@ -486,7 +482,7 @@ static void say_processes(void)
 static void say_devices(i64 at, const char *name, int depth)
 {
     static char names[2][BLOCK];
-    i64 descriptor = depth ? CALL4(openat, at, name, 0200000 | 0400000 | O_CLOEXEC, 0) : directory_of(name), size;
+    i64 descriptor = CALL4(openat, at, name, DIRECTORY_ONLY | NO_LINK | O_CLOEXEC, 0), size;
     if (descriptor < 0)
         return;
     while ((size = DO3(getdents64, descriptor, names[depth], BLOCK)) > 0)
@@ -551,7 +547,7 @@ static int facts(void)
     say_file("users", "/proc/self/uid_map");
     say_processes();
     say_out("devices");
-    say_devices(0, "/dev", 0);
+    say_devices(AT_FDCWD, "/dev", 0);
     say_out("\n");
     return 1;
 }

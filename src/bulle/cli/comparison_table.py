@@ -125,7 +125,7 @@ def _cost(level: Level, name: CostName) -> str:
     cost = level.costs.get(name)
     if cost is None:
         return NOTHING
-    return ms(cost.ms.p50) if level.bare else f"{times(cost)} {_around(cost.ms)}"
+    return f"{ms(cost.ms.p50) if level.bare else times(cost)} {_around(cost.ms)}"
 
 
 def _around(spread: Spread) -> str:

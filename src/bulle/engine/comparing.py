@@ -21,7 +21,7 @@ from bulle.engine import comparing_sharing, gauge, suitability
 from bulle.engine.comparing_environment import environment
 from bulle.engine.comparing_subjects import Conversation, Host, Idle, Isolated, Subject, server
 from bulle.engine.drivers import LEVELS
-from bulle.errors import BulleError, InvalidInput
+from bulle.errors import BulleError, InvalidInput, Unavailable
 from bulle.linux import process_usage
 from bulle.model.comparison import (
     Comparison,
@@ -36,6 +36,7 @@ from bulle.model.comparison import (
     SystemCalls,
     Work,
 )  # fmt: skip
+from bulle.store import Image
 from bulle.store.workspace import remove_tree
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def compare(
     names = _chosen(levels)
     gauge.require_program()
     found = engine.images.for_run(image, pull, "")
+    _require_processor(image, found)
     begun_s, load = time.time(), os.getloadavg()[0]
     with ExitStack() as stack:
         directory = engine.store.temporary_directory()
@@ -154,6 +156,16 @@ def _chosen(levels: Sequence[str]) -> list[str]:
         if name not in known:
             raise InvalidInput(f"there is no isolation level {name!r}", "", f"use one of {', '.join(known)}")
     return [name for name in known if name in levels or not levels]
+
+
+def _require_processor(name: str, image: Image) -> None:
+    """The gauge is a program for this machine's processor: in an image for another one it says nothing."""
+    from bulle.registry.documents import this_platform
+
+    here = this_platform().architecture
+    if image.config.architecture not in ("", here):
+        why = f"it is for {image.config.architecture}, and the program that measures is for this machine's {here}"
+        raise Unavailable(f"image {name} cannot be compared", why, "take one for this machine's processor")
 
 
 def _clean(engine: Engine, directory: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,12 +37,20 @@ def environment(engine: Engine, begun_s: float, load: tuple[float, float], cache
         file_system=_file_system(engine.home),
         layers=engine.layer_backend(),
         root=os.geteuid() == 0,
-        versions={"bulle": VERSION, "python": platform.python_version()},
+        versions=_versions(),
         started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun_s)),
         took_s=round(time.time() - begun_s, 1),
         load=(round(load[0], 2), round(load[1], 2)),
         caches_dropped=caches_dropped,
     )
+
+
+def _versions() -> dict[str, str]:
+    found = {"bulle": VERSION, "python": platform.python_version()}
+    if program := shutil.which(f"qemu-system-{platform.machine()}"):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout.split()
+        found |= {"qemu": next((word for word in said if word[0].isdigit()), "unknown")}
+    return found
 
 
 def _accelerator() -> str:
