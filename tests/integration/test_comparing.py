@@ -20,7 +20,7 @@ from bulle.engine.drivers import LEVELS, driver_for
 from bulle.isolation.driver import Feature
 from bulle.model.comparison import Comparison, Level
 from bulle_testing import places
-from bulle_testing.running import PATIENCE_S, Machine, wait_for
+from bulle_testing.running import PATIENCE_S, Machine, Terminal, wait_for
 
 COMPARE_S = 300
 SVG = "{http://www.w3.org/2000/svg}svg"
@@ -245,6 +245,35 @@ def test_a_level_that_cannot_run_stands_in_the_table_with_the_reason(box: Machin
     assert level.reason == "chroot needs the capability CAP_SYS_CHROOT"
     assert level.mend == "run as root"
     assert found.levels[0].usable
+
+
+def test_a_live_line_on_a_terminal(box: Machine) -> None:
+    name = next(iter(usable(box)))
+    terminal = Terminal(box, "compare", "--runs=1", "--levels", name, "busybox")
+    try:
+        terminal.expect("bare host: first start")
+        terminal.expect(f"{name}: start 1 of 1")
+        terminal.expect("\r\x1b[Kbusybox: a first start", COMPARE_S)
+    finally:
+        assert terminal.wait() == 0
+
+
+def test_without_a_spawner(box: Machine) -> None:
+    box.environment["BULLE_NO_SPAWNER"] = "1"
+    try:
+        name = next(iter(usable(box)))
+        assert level_of(compared(box, "--levels", name, "busybox"), name).usable
+    finally:
+        del box.environment["BULLE_NO_SPAWNER"]
+
+
+def test_a_page_that_cannot_be_written_is_known_at_once(box: Machine, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = box.command("compare", "--html", tmp_path / "nowhere/page.html", "busybox")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("bulle: "), done.stderr
+    assert "nowhere" in done.stderr
+    assert time.monotonic() - begin < PATIENCE_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

@@ -49,7 +49,7 @@ def compare(
     pull: str,
 ) -> int:
     """Measure what each isolation level costs on this machine, and what it separates, beside the bare host."""
-    with _interrupted_once():
+    with _interrupted_once(), _page(html) as write_page:
         _pull(session, image, pull)
         with _live_line() as report:
             found = session.engine.compare(
@@ -62,8 +62,7 @@ def compare(
                 drop_caches=drop_caches,
                 progress=report,
             )
-        if html:
-            _write_page(found, html)
+        write_page(found)
     write(_json(found) if as_json else text_of(found))
     return 0
 
@@ -74,12 +73,17 @@ def _json(found: Comparison) -> str:
     return msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n"
 
 
-def _write_page(found: Comparison, path: str) -> None:
+@contextmanager
+def _page(path: str) -> Iterator[Callable[[Comparison], object]]:
+    """What writes the page, if one is wanted. That it can be written turns out before anything is measured."""
+    if not path:
+        yield lambda _found: None
+        return
     from bulle.cli.comparison_page import page_of
     from bulle.engine.output_file import output_file
 
     with output_file(path) as out:
-        out.write(page_of(found).encode())
+        yield lambda found: out.write(page_of(found).encode())
 
 
 def _pull(session: Session, image: str, pull: str) -> None:

@@ -41,7 +41,7 @@ class Scale:
         if not self.logarithmic:
             power = self._unit ** math.floor(math.log(self._high, self._unit)) if self._unit else 1.0
             step = 10.0 ** math.floor(math.log10(self._high / power))
-            step = power * next(step * factor for factor in (0.2, 0.25, 0.5, 1.0) if self._high / (power * step * factor) <= 5.1)
+            step = power * next(step * factor for factor in (0.2, 0.25, 0.5, 1.0, 2.0) if self._high / (power * step * factor) <= 5.1)
             return [step * number for number in range(int(self._high / step + 1e-9) + 1)]
         decades = range(math.floor(self._low), math.ceil(self._high) + 1)
         many = self._high - self._low > 2.5
