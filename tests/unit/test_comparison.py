@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from bulle.cli.comparison_page import page_of
 from bulle.cli.comparison_plots import LEFT, RIGHT, Scale
 from bulle.cli.comparison_table import COSTS, ms, size, text_of
-from bulle.engine.comparing import spread
+from bulle.engine.comparing_results import spread
 from bulle.engine.comparing_sharing import seen, shared, system_calls
 from bulle.engine.suitability import uses
 from bulle.linux.syscall_numbers import numbers
@@ -150,5 +150,11 @@ def test_system_calls_are_counted_by_what_became_of_them() -> None:
     for name, outcome in (("read", "r"), ("mount", "p"), ("bpf", "k"), ("keyctl", ".")):
         host[table[name]], inside[table[name]] = "r", outcome
     host[table["kexec_load"]] = "p"
-    found = system_calls("".join(inside), "".join(host), "x86_64")
+    found = system_calls("".join(inside), "x86_64", "".join(host), "x86_64")
+    assert (found.reachable, found.refused) == (1, ("bpf", "keyctl", "mount"))
+    # Another processor numbers them differently, and lacks what it never had.
+    inside = ["."] * 512
+    inside[numbers("aarch64")["read"]] = "r"
+    host[table["open"]] = "r"
+    found = system_calls("".join(inside), "aarch64", "".join(host), "x86_64")
     assert (found.reachable, found.refused) == (1, ("bpf", "keyctl", "mount"))

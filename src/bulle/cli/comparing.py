@@ -34,6 +34,7 @@ _DEFAULT_RUNS = 10
 @click.option("--drop-caches", is_flag=True, help="Empty the whole machine's page cache before each first start (root only)")
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was measured as JSON, with the machine that it was measured on")
 @click.option("--html", metavar="file", default="", help="Also write a page with plots, complete in this one file")
+@click.option("--platform", metavar="string", default="", help="Compare the image for this platform, such as linux/arm64")
 @click.option("--pull", type=Choice("always", "missing", "never"), default="missing", help="Pull image before comparing")
 @click.pass_obj
 def compare(
@@ -46,11 +47,12 @@ def compare(
     drop_caches: bool,
     as_json: bool,
     html: str,
+    platform: str,
     pull: str,
 ) -> int:
     """Measure what each isolation level costs on this machine, and what it separates, beside the bare host."""
     with _interrupted_once(), _page(html) as write_page:
-        _pull(session, image, pull)
+        _pull(session, image, pull, platform)
         with _live_line() as report:
             found = session.engine.compare(
                 image,
@@ -58,6 +60,7 @@ def compare(
                 levels=[name for name in levels.split(",") if name],
                 runs=runs,
                 pull="never",
+                platform=platform,
                 on_host=on_host,
                 drop_caches=drop_caches,
                 progress=report,
@@ -86,18 +89,18 @@ def _page(path: str) -> Iterator[Callable[[Comparison], object]]:
         yield lambda found: out.write(page_of(found).encode())
 
 
-def _pull(session: Session, image: str, pull: str) -> None:
+def _pull(session: Session, image: str, pull: str, platform: str) -> None:
     """Bring the image in where it must be, with its own progress."""
     if pull != "always":
         try:
-            session.engine.images.get(image)
+            session.engine.images.for_run(image, "never", platform)
         except NotFound:
             if pull == "never":
                 raise
         else:
             return
     with progress_on_terminal() as report:
-        session.engine.images.pull(image, progress=report)
+        session.engine.images.pull(image, platform=platform, progress=report)
 
 
 @contextmanager

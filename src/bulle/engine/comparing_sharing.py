@@ -6,8 +6,7 @@ own). What cannot be seen inside (there is no /proc) is ``unknown``. namespaces(
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bulle.engine.gauge import REFUSED
 from bulle.linux.syscall_numbers import ABIS, numbers
@@ -57,18 +56,14 @@ def _compared(inside: str, host: str) -> Sharing:
     return "unknown" if not inside or not host else "shared" if inside == host else "own"
 
 
-def system_calls(answer: str, host_answer: str, machine: str) -> SystemCalls:
-    """How many calls reached a kernel (``machine`` is uname's, of the bare host), and which do on the bare host only."""
-    names = _names(machine)
-    reached = [number for number, outcome in enumerate(answer) if outcome not in REFUSED and number in names]
-    refused = [
-        names[number]
-        for number, (outcome, on_host) in enumerate(zip(answer, host_answer, strict=False))
-        if outcome in REFUSED and on_host not in REFUSED and number in names
-    ]
+def system_calls(answer: str, machine: str, host_answer: str, host_machine: str) -> SystemCalls:
+    """How many calls reached a kernel, and which do on the bare host only. ``machine`` is uname's on each side, which says what numbers mean."""
+    here, there = _outcomes(answer, machine), _outcomes(host_answer, host_machine)
+    reached = {name for name, outcome in here.items() if outcome not in REFUSED}
+    refused = {name for name in here.keys() - reached if there.get(name, ".") not in REFUSED}
     return SystemCalls(len(reached), tuple(sorted(refused)))
 
 
-def _names(machine: str) -> Mapping[int, str]:
-    machine = machine or platform.machine()
-    return {number: name for name, number in numbers(machine).items()} if machine in ABIS else {}
+def _outcomes(answer: str, machine: str) -> dict[str, str]:
+    """By name."""
+    return {name: answer[number] for name, number in numbers(machine).items() if number < len(answer)} if machine in ABIS else {}

@@ -150,12 +150,13 @@ class Isolated(Subject):
     killed build leaves.
     """
 
-    def __init__(self, engine: Engine, level: str, image: Image, layer: Digest, directory: Path) -> None:
+    def __init__(self, engine: Engine, level: str, image: Image, layer: Digest, directory: Path, platform: str = "") -> None:
         self.name = level
         self._engine = engine
         self._image = image
         self._layers = (*image.layers, layer)
         self._directory = directory
+        self._platform = platform
         self._number = 0
         self._driver = driver_for(level, engine.home)
         self.network = ""
@@ -248,6 +249,7 @@ class Isolated(Subject):
             user="" if of_image else "0:0",
             isolation=self.name,
             network=self.network,
+            platform=self._platform,
             interactive=interactive,
             no_healthcheck=True,
             auto_remove=not kept,

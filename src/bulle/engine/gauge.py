@@ -21,27 +21,38 @@ from bulle.monitor.frames import Event, Kind
 PROGRAM = Path(__file__).parent.parent / "_bin" / "bulle-gauge"
 CONTAINER_DIRECTORY = "/.bulle-gauge"
 CONTAINER_PROGRAM = f"{CONTAINER_DIRECTORY}/bulle-gauge"
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 PATIENCE_S = 300.0  # an emulated processor may be a hundred times slower
 
 REFUSED = frozenset(".pk")
 """What stands in the answer to ``calls`` for a system call that did not reach the kernel's code."""
 
 
-def require_program() -> None:
-    """Raise Unavailable where this installation has no compiled programs."""
+def program_for(image: str, architecture: str) -> Path:
+    """The program for an image's processor (as the image specification calls it; host path). Raises Unavailable where there is none."""
+    from bulle.registry.documents import this_platform
+
     if not PROGRAM.exists():
         why = "this installation was built without its compiled programs"
         raise Unavailable("levels cannot be compared: the program that measures is not there", why, "install Bulle from its wheel")
+    here = this_platform().architecture
+    if architecture in ("", here):
+        return PROGRAM
+    other = PROGRAM.with_name(f"{PROGRAM.name}-{_MACHINES.get(architecture, architecture)}")
+    if not other.exists():
+        why = f"it is for {architecture}, and the program that measures is here for {here}"
+        raise Unavailable(f"image {image} cannot be compared", why, "take one for this machine's processor")
+    return other
 
 
-def layer() -> bytes:
+def layer(program: Path) -> bytes:
     """The layer that brings the program, as a tar. The same bytes for the same program."""
     from bulle.registry import tar_format
 
     name = CONTAINER_DIRECTORY.strip("/")
     return b"".join((
         tar_format.directory(name),
-        tar_format.file(CONTAINER_PROGRAM.strip("/"), PROGRAM.read_bytes(), mode=0o755),
+        tar_format.file(CONTAINER_PROGRAM.strip("/"), program.read_bytes(), mode=0o755),
         tar_format.END,
     ))  # fmt: skip
 
