@@ -253,7 +253,7 @@ def test_a_live_line_on_a_terminal(box: Machine) -> None:
     try:
         terminal.expect("bare host: first start")
         terminal.expect(f"{name}: start 1 of 1")
-        terminal.expect("\r\x1b[Kbusybox: a first start", COMPARE_S)
+        terminal.expect("\r\x1b[Kbusybox: A first start", COMPARE_S)
     finally:
         assert terminal.wait() == 0
 

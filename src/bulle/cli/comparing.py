@@ -57,7 +57,7 @@ def compare(
             found = session.engine.compare(
                 image,
                 command,
-                levels=[name for name in levels.split(",") if name],
+                levels=[name.strip() for name in levels.split(",") if name.strip()],
                 runs=runs,
                 pull="never",
                 platform=platform,

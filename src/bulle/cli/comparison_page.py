@@ -9,7 +9,7 @@ from html import escape
 import msgspec
 
 from bulle.cli import comparison_plots as plots
-from bulle.cli.comparison_table import COSTS, NOTHING, head_lines, ms, sentence, size, times
+from bulle.cli.comparison_table import COSTS, NOTHING, course_of, hypervisor_of, ms, sentence, size, surroundings, times
 from bulle.model.comparison import Comparison, Level, Use
 
 _STYLE = """
@@ -41,6 +41,8 @@ th:first-child, td:first-child { text-align: left; font-weight: 400; color: var(
 tr.group td { color: var(--ink); font-weight: 600; padding-top: 14px; } td.own { background: var(--own); color: var(--own-ink); }
 td.shared { background: var(--shared); color: var(--shared-ink); } .centre th, .centre td { text-align: center; } .centre td:first-child { text-align: left; }
 dl { margin: 8px 0 0; } dt { font-weight: 600; margin-top: 14px; } dd { margin: 0; color: var(--second); }
+.about { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 2px 24px; font-size: 14px; }
+.about div { display: flex; gap: 8px; } .about dt { margin: 0; font-weight: 400; color: var(--second); } .about dd { color: var(--ink); }
 .pill { display: inline-block; border: 1px solid var(--line); border-radius: 99px; padding: 0 10px 0 8px; margin-left: 8px; font-weight: 500; font-size: 14px; }
 .pill i { width: 9px; height: 9px; border-radius: 50%; display: inline-block; margin-right: 6px; }
 summary { cursor: pointer; } pre { overflow-x: auto; font-size: 12.5px; } footer { color: var(--second); font-size: 13.5px; }
@@ -70,7 +72,8 @@ def page_of(found: Comparison) -> str:
         sections.append(_section("What it can ask of a kernel", text, plots.calls_plot(found)))
     sections += [_sharing(found), _figures(found), _not_measured(found), _data(found)]
     title = escape(f"What isolation costs: {found.image}")
-    head = "".join(f"<p>{escape(line)}</p>" for line in head_lines(found))
+    about = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(what)}</dd></div>" for name, what in surroundings(found).items())
+    head = f'<p>{escape(course_of(found))}</p><dl class="about">{about}</dl>'
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{title}</title><style>{_STYLE}</style></head><body><main><h1>{title}</h1>{head}{''.join(sections)}"
@@ -136,8 +139,8 @@ def _figures(found: Comparison) -> str:
         ("In sight", None),
         ("processes", lambda level: str(level.seen.processes or "") if level.seen else ""),
         ("devices of the host", lambda level: str(level.seen.host_devices) if level.seen else ""),
-        ("network", lambda level: level.network),
-        ("hypervisor", lambda level: level.hypervisor or ("none" if level.usable else "")),
+        ("connected to", lambda level: level.network),
+        ("hypervisor", hypervisor_of),
     ]
     columns = len(found.levels) + 1
     body = "".join(

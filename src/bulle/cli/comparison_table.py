@@ -63,24 +63,40 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def head_lines(found: Comparison) -> list[str]:
-    """What was measured, and where, in sentences."""
+def course_of(found: Comparison) -> str:
+    """What was done, in a sentence."""
+    work = f" The command: {' '.join(found.command)}" if found.command else ""
+    return f"A first start and {found.runs} more at each level, then {found.rounds} rounds of work, the levels turn by turn.{work}"
+
+
+def surroundings(found: Comparison) -> dict[str, str]:
+    """Where and when it was measured, by headings."""
     here = found.environment
-    work = f"; command: {' '.join(found.command)}" if found.command else ""
-    kind = "a virtual machine itself" if here.virtual else "no virtual machine"
-    caches = "the page cache was emptied before each first start" if here.caches_dropped else "the page cache was left as it was"
-    return [
-        f"{found.image}: a first start and {found.runs} more at each level, then {found.rounds} rounds of work, the levels turn by turn{work}.",
-        f"{here.machine} ({kind}), {here.processor}, {here.processors} processors, {size(here.memory_bytes)} of memory; {here.operating_system}, "
-        f"Linux {here.kernel}; {here.file_system}, layers by {here.layers}; accelerator: {here.accelerator}; "
-        f"{' '.join(f'{name} {version}' for name, version in here.versions.items())}; "
-        f"{'root' if here.root else 'an ordinary user'}; load {here.load[0]:g} to {here.load[1]:g}; {caches}; "
-        f"{here.started_at}, {here.took_s:.0f} s.",
-    ]  # fmt: skip
+    return {
+        "machine": f"{here.machine}{', a virtual machine itself' if here.virtual else ''}",
+        "processor": f"{here.processors} x {here.processor}, {here.architecture}",
+        "memory": f"{size(here.memory_bytes)}, {size(here.available_bytes)} free",
+        "system": f"{here.operating_system}, Linux {here.kernel}",
+        "disk": f"{here.file_system}, layers by {here.layers}",
+        "accelerator": here.accelerator,
+        "versions": ", ".join(f"{name} {version}" for name, version in here.versions.items()),
+        "user": "root" if here.root else "an ordinary user",
+        "load": f"{here.load[0]:g} before, {here.load[1]:g} after",
+        "page cache": "emptied before each first start" if here.caches_dropped else "left as it was",
+        "measured": f"{here.started_at}, in {here.took_s:.0f} s",
+    }
+
+
+def hypervisor_of(level: Level) -> str:
+    """How it reaches the processor: what its driver says."""
+    if not level.usable:
+        return NOTHING
+    return level.hypervisor or ("not told" if level.shared.get("kernel") == "own" else "none")
 
 
 def _head(found: Comparison) -> str:
-    return "".join(_wrapped(line) for line in head_lines(found))
+    about = "; ".join(f"{name}: {what}" for name, what in surroundings(found).items())
+    return _wrapped(f"{found.image}: {course_of(found)}") + _wrapped(about)
 
 
 def _rows(found: Comparison) -> Rows:
@@ -117,8 +133,8 @@ def _rows(found: Comparison) -> Rows:
         yield row(what, lambda level, what=what: level.shared.get(what, ""))  # type: ignore[misc]
     yield row("processes in sight", lambda level: str(level.seen.processes or "") if level.seen else "")
     yield row("devices of the host", lambda level: str(level.seen.host_devices) if level.seen else "")
-    yield row("network", lambda level: level.network)
-    yield row("hypervisor", lambda level: level.hypervisor or ("none" if level.usable else ""))
+    yield row("connected to", lambda level: level.network)
+    yield row("hypervisor", hypervisor_of)
 
 
 def _cost(level: Level, name: CostName) -> str:

@@ -144,7 +144,7 @@ def _other_processor(ran: Sequence[Level], host: Level | None) -> Use:
     found = next((level for level in ran if level.seen and level.seen.machine and level.seen.machine != here), None)
     found = found or next((level for level in ran if level.hypervisor == _EMULATING), None)
     if found is None or found.seen is None:
-        return Use(name, "", f"every level that ran hands its instructions to this machine's own processor ({here or 'unknown'})")
+        return Use(name, "", f"no level that ran has another processor than this machine's own ({here or 'unknown'})")
     slower = f"; computing takes {_times(found.costs.get('processor'))} times the bare host's time" if found.costs.get("processor") else ""
     return Use(name, found.name, f"its processor ({found.seen.machine}) is a program, so it can be any{slower}")
 
