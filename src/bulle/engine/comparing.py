@@ -124,6 +124,7 @@ class _Course:
         self._progress = progress
         self._done = 0
         self._steps = len(entries) * (2 + runs + (1 + runs if command else 0) + _IDLE_ROUNDS + self.rounds)
+        self._program = next(entry.subject.program for entry in entries if isinstance(entry.subject, Host))
         self._conversations: dict[str, Conversation] = {}
         self._ports: dict[str, int] = {}
 
@@ -226,7 +227,7 @@ class _Course:
         entry.facts = opened.gauge.ask("facts")
         entry.calls = entry.calls or dict(opened.gauge.ask("calls")).get("calls", "")
         if opened.server and opened.server not in self._ports:
-            self._ports[opened.server] = stack.enter_context(server(opened.server))
+            self._ports[opened.server] = stack.enter_context(server(self._program, opened.server))
         _do_works(entry, opened, self._ports, measured=False)
         self._conversations[entry.subject.name] = opened
 

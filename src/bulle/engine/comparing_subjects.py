@@ -107,11 +107,14 @@ class Host(Subject):
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # Whoever installed the package may have left nothing in it executable.
+        self.program = str(shutil.copyfile(gauge.PROGRAM, directory / gauge.PROGRAM.name))
+        os.chmod(self.program, 0o755)
 
     def once(self) -> tuple[float, float]:
         """A process and a pipe."""
         begin = time.perf_counter_ns()
-        with _process([str(gauge.PROGRAM), "--once"]) as (_stdin, stdout, _pid):
+        with _process([self.program, "--once"]) as (_stdin, stdout, _pid):
             os.read(stdout, 64)
             first = time.perf_counter_ns()
             os.read(stdout, 64)  # its end
@@ -132,12 +135,12 @@ class Host(Subject):
         return (time.perf_counter_ns() - begin) / 1e6, code if code >= 0 else 128 - code
 
     def _idle_copy(self, stack: ExitStack) -> Callable[[], tuple[int, int, int]]:
-        pid = stack.enter_context(_process([str(gauge.PROGRAM), *_IDLE]))[2]
+        pid = stack.enter_context(_process([self.program, *_IDLE]))[2]
         return lambda: (process_usage.usage_of(pid).memory_bytes, 0, 0)
 
     def conversation(self, stack: ExitStack) -> Conversation:
         """In a directory of its own."""
-        stdin, stdout, _pid = stack.enter_context(_process([str(gauge.PROGRAM)]))
+        stdin, stdout, _pid = stack.enter_context(_process([self.program]))
         opened = Gauge(PipeChannel(stdin, stdout))
         opened.wait_ready()
         return Conversation(opened, str(self._directory), ON_THE_HOST, "host")
@@ -307,9 +310,9 @@ def _process(command: list[str]) -> Iterator[tuple[int, int, int]]:
 
 
 @contextmanager
-def server(address: str) -> Iterator[int]:
-    """The other end of measured connections, on the host at an address of it; gives the port."""
-    with _process([str(gauge.PROGRAM), "--serve", address]) as (_stdin, stdout, _pid):
+def server(program: str, address: str) -> Iterator[int]:
+    """The other end of measured connections, on the host at an address of it; gives the port. ``program`` is the host's gauge (host path)."""
+    with _process([program, "--serve", address]) as (_stdin, stdout, _pid):
         said = os.read(stdout, 64).decode()  # or nothing, where it ends at once
         if not said.startswith("port "):
             raise BulleError(f"nothing can listen on {address} for measuring the network")
