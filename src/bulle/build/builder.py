@@ -35,8 +35,8 @@ from bulle.engine import Engine
 from bulle.engine.planning import DEFAULT_PATH
 from bulle.errors import BulleError, InvalidInput, NotFound
 from bulle.model.image import ExecutionConfig, Manifest, Platform
+from bulle.model.platform import parse_platform, this_platform
 from bulle.records.build_steps import BuildStepRow
-from bulle.registry.documents import parse_platform, this_platform
 from bulle.store import Image
 
 if TYPE_CHECKING:

@@ -87,8 +87,8 @@ def import_tar(
 
     Raises CorruptImage, InvalidInput, StorageFull; then nothing is left.
     """
+    from bulle.model.platform import parse_platform
     from bulle.registry.compression import decompress_bounded, detect
-    from bulle.registry.documents import parse_platform
 
     wanted = parse_platform(platform)
     base = Base({"architecture": wanted.architecture, "os": wanted.os, "config": {}})

@@ -50,7 +50,7 @@ class Images:
 
         ``platform`` is ``os/architecture[/variant]``, this machine's by default. ``progress`` may be called from several threads.
         """
-        from bulle.registry.documents import parse_platform  # a network client, which most commands do without
+        from bulle.model.platform import parse_platform  # a network client, which most commands do without
         from bulle.registry.sources import is_remote, open_source
 
         with (
@@ -64,7 +64,7 @@ class Images:
 
     def pull_all(self, repository: str, *, platform: str = "", progress: ProgressCallback | None = None) -> list_[Image]:
         """Bring in every tag of a registry's repository that is an image for the platform. Raises what :meth:`pull` does if there is none."""
-        from bulle.registry.documents import parse_platform
+        from bulle.model.platform import parse_platform
         from bulle.registry.progress import Progress, silent
         from bulle.registry.remote import list_tags
 
@@ -132,7 +132,8 @@ class Images:
         if index is None:
             return None
         from bulle.model.image import Index
-        from bulle.registry.documents import choose, parse_platform
+        from bulle.model.platform import parse_platform
+        from bulle.registry.documents import choose
 
         digest = choose(Index.parse(index.document), parse_platform(platform), name).digest
         return next(image for image in map(self._store.images.get, index.image_ids) if image.manifest_digest == digest)
@@ -295,7 +296,7 @@ class Images:
                 raise
             return self.pull(name, platform=platform, progress=progress)
         if platform:
-            from bulle.registry.documents import parse_platform  # rarely asked for
+            from bulle.model.platform import parse_platform  # rarely asked for
 
             wanted = parse_platform(platform)
             found = (image.config.os, image.config.architecture)

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from bulle.errors import BulleError, InvalidInput, NotFound, RegistryFailure, StorageFull, Unavailable
 from bulle.model.image import ExecutionConfig
+from bulle.model.platform import this_platform
 from bulle.model.reference import Reference
 from bulle.registry.compression import CHUNK_BYTES
-from bulle.registry.documents import this_platform
 from bulle.registry.generated import DEFAULT_PATH, image_of_layer
 from bulle.registry.progress import Progress
 from bulle.registry.transport import RemoteImage, Source, SourceRequest

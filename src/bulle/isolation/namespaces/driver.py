@@ -70,7 +70,7 @@ class NamespaceDriver(GroupedDriver):
 
         def begin() -> tuple[Workload, Channel]:
             taken = shell.take_shell()
-            fits = not sibling and namespace_flags(plan) == SHELL_FLAGS and plan.oom_score_adj is None
+            fits = not sibling and namespace_flags(plan) == SHELL_FLAGS and plan.oom_score_adj is None and kit.emulator is None
             if taken is not None:
                 if fits and shell.send_errand(taken, plan, kit):
                     return taken.workload, taken.channel
@@ -171,7 +171,7 @@ def _enter(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     if not descriptors:
         descriptors = rootless.detached_mounts(plan).descriptors()
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
-    dev = inside.enter_root(plan, mounts, has_own_network(plan), own_ipc=True, controllers=kit.controllers)
+    dev = inside.enter_root(plan, mounts, has_own_network(plan), own_ipc=True, controllers=kit.controllers, emulator=kit.emulator)
     socket.sethostname(plan.hostname)
     execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
 
