@@ -55,9 +55,15 @@ def is_native(platform: Platform) -> bool:
     return platform.architecture in _ALSO_RUN.get(here.architecture, ())
 
 
+def same(one: Platform, other: Platform) -> bool:
+    """Whether two platforms are one."""
+    return (one.os or "linux", one.architecture, variant_of(one)) == (other.os or "linux", other.architecture, variant_of(other))
+
+
 def satisfies(offered: Platform, wanted: Platform) -> bool:
     """Whether an image made for ``offered`` is what somebody means who asks for ``wanted``: the same, or an older variant of it."""
-    if (offered.os or "linux", offered.architecture) != (wanted.os, wanted.architecture):
+    here = this_platform()
+    if (offered.os or here.os, offered.architecture or here.architecture) != (wanted.os, wanted.architecture):
         return False
     theirs, ours = variant_of(offered), variant_of(wanted)
     if not ours or not theirs or ours == theirs:
