@@ -13,7 +13,7 @@ from contextlib import suppress
 import msgspec
 
 from bulle.errors import Unavailable
-from bulle.linux import binary_formats
+from bulle.linux import binary_formats, elf
 from bulle.linux.binary_formats import Entry
 
 FLAGS = "POF"
@@ -21,19 +21,19 @@ FLAGS = "POF"
 
 INSTALL = "install it: apt-get install qemu-user-static (on Fedora: dnf install qemu-user-static)"
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# By architecture in Go's words: QEMU's name, EI_CLASS, EI_DATA, e_machine.
+# By architecture in Go's words: QEMU's name, EI_CLASS, EI_DATA.
 _PROCESSORS = {
-    "386": ("i386", 1, 1, 3),
-    "amd64": ("x86_64", 2, 1, 62),
-    "arm": ("arm", 1, 1, 40),
-    "arm64": ("aarch64", 2, 1, 183),
-    "loong64": ("loongarch64", 2, 1, 258),
-    "mips64le": ("mips64el", 2, 1, 8),
-    "ppc64le": ("ppc64le", 2, 1, 21),
-    "riscv64": ("riscv64", 2, 1, 243),
-    "s390x": ("s390x", 2, 2, 22),
+    "386": ("i386", 1, 1),
+    "amd64": ("x86_64", 2, 1),
+    "arm": ("arm", 1, 1),
+    "arm64": ("aarch64", 2, 1),
+    "loong64": ("loongarch64", 2, 1),
+    "mips64le": ("mips64el", 2, 1),
+    "ppc64le": ("ppc64le", 2, 1),
+    "riscv64": ("riscv64", 2, 1),
+    "s390x": ("s390x", 2, 2),
 }
-_ELF_MAGIC = b"\x7fELF"
+_MACHINES = {architecture: machine for machine, architecture in elf.ARCHITECTURES.items()}
 _PROGRAM_INTERPRETER = 3
 _HEADERS_LIMIT = 128
 
@@ -73,21 +73,12 @@ def find(platform: str) -> Emulator:
     return Emulator(platform, Entry(f"qemu-{name}", magic, mask, interpreter, FLAGS), registered)
 
 
-def architecture_of(head: bytes) -> str:
-    """The architecture, in Go's words, of a program that begins with these (20 or more) bytes; "" for what is none that is known."""
-    for architecture in _PROCESSORS:
-        magic, mask = _elf_head(architecture)
-        if Entry("", magic, mask, "", "").matches(head):
-            return architecture
-    return ""
-
-
 def _elf_head(architecture: str) -> tuple[bytes, bytes]:
     """The first 20 bytes of its programs and which bits of them count: not the ABI's number, and both kinds of executables."""
-    _name, word, order, machine = _PROCESSORS[architecture]
+    _name, word, order = _PROCESSORS[architecture]
     executable, low = 2, 0xFFFE  # ET_EXEC; with its lowest bit also ET_DYN
     form = "<HH" if order == 1 else ">HH"
-    magic = _ELF_MAGIC + bytes((word, order, 1)) + bytes(9) + struct.pack(form, executable, machine)
+    magic = elf.MAGIC + bytes((word, order, 1)) + bytes(9) + struct.pack(form, executable, _MACHINES[architecture])
     return magic, b"\xff" * 7 + b"\0" + b"\xff" * 8 + struct.pack(form, low, 0xFFFF)
 
 
@@ -109,7 +100,7 @@ def _is_static(path: str) -> bool:
     """Whether a program needs no loader."""
     with suppress(OSError, struct.error), open(path, "rb") as file:
         head = file.read(64)
-        if head[:4] != _ELF_MAGIC:
+        if head[:4] != elf.MAGIC:
             return False
         order = "<" if head[5] == 1 else ">"
         wide = head[4] == 2
