@@ -127,14 +127,19 @@ class Images:
         return None
 
     def _of_index(self, name: str, platform: str = "") -> Image | None:
-        """The image for a platform (this machine's by default) of an index of this store; None where there is no such index."""
+        """The image for a platform of an index of this store (by default this machine's, else its first); None where there is no such index."""
         index = self._index(name)
         if index is None:
             return None
         from bulle.model.image import Index
         from bulle.registry.documents import choose
 
-        digest = choose(Index.parse(index.document), parse_platform(platform), name).digest
+        try:
+            digest = choose(Index.parse(index.document), parse_platform(platform), name).digest
+        except NotFound:
+            if platform or not index.manifests:
+                raise
+            digest = index.manifests[0].digest
         return next(image for image in map(self._store.images.get, index.image_ids) if image.manifest_digest == digest)
 
     def _push(self, image: Image, reference: Reference, compression: Compression, configuration: SourceConfiguration) -> Pushed:
