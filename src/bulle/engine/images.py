@@ -86,13 +86,17 @@ class Images:
             raise failure
         return images
 
-    def push(self, name: str, destination: str = "", *, compression: Compression = "", progress: ProgressCallback | None = None) -> Pushed:
+    def push(
+        self, name: str, destination: str = "", *, compression: Compression = "", platform: str = "", progress: ProgressCallback | None = None
+    ) -> Pushed:
         """Send an image to a registry, under its own name or as ``destination`` (``HOST/PATH[:TAG]``), with what speaks of it.
 
-        ``compression`` (``gzip``, ``zstd``, ``none``) is for layers that were made here. Raises NotFound, Conflict, RegistryFailure,
-        AuthenticationFailed, InvalidInput.
+        ``compression`` (``gzip``, ``zstd``, ``none``) is for layers that were made here. Of several with the name it is the one for ``platform``.
+        Raises NotFound, Conflict, RegistryFailure, AuthenticationFailed, InvalidInput.
         """
         image, known_as = self._pushed_image(name)
+        if platform:
+            image = self.get(name, platform)
         reference = destination_of(known_as, destination)
         if not destination and reference.canonical not in image.references:
             raise InvalidInput(f"{name} says not where it is to be pushed", "it is an id", "name the destination too, or push one of its names")
@@ -158,11 +162,13 @@ class Images:
         with self.configured(progress, network=False) as configuration, sniff(source, configuration=configuration) as opened:
             return self._receive(opened, "load")
 
-    def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:
-        """Write images as one archive to a stream."""
+    def save(
+        self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive", *, platform: str = ""
+    ) -> None:
+        """Write images as one archive to a stream; of several with one name the one for ``platform``."""
         from bulle.engine.saving import save_images
 
-        named = [self._named(name) for name in names]
+        named = [self._named(name, platform) for name in names]
         save_images(self._store, named, out, format)
         for image, _ in named:
             publish_image(self._store.home, "save", image)
@@ -317,9 +323,9 @@ class Images:
                 raise
             return self.pull(name, platform=platform, progress=progress)
 
-    def _named(self, name: str) -> tuple[Image, tuple[Reference, ...]]:
+    def _named(self, name: str, platform: str) -> tuple[Image, tuple[Reference, ...]]:
         """An image and the names under which it is saved: the one that was asked for, or none when it was asked for by id."""
-        image = self.get(name)
+        image = self.get(name, platform)
         try:
             reference = Reference.parse(name)
         except BulleError:

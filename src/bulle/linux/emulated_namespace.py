@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from bulle.errors import Unavailable
 from bulle.linux import binary_formats, mount, namespaces, subordinate_ids, user_namespace
 from bulle.linux.emulators import Emulator
-from bulle.model.run_plan import IdMapping
 
 _FLAGS = namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS
 
@@ -40,7 +39,8 @@ def emulating(emulator: Emulator) -> Iterator[int]:
     try:
         answer = os.read(ready_reading, 4096)
         if answer == b"!":
-            user_namespace.write_maps(pid, *_every_id())
+            maps = subordinate_ids.identity_mappings() if os.geteuid() == 0 else subordinate_ids.rootless_mappings()
+            user_namespace.write_maps(pid, *maps)
             os.write(go_writing, b"!")
             answer = os.read(ready_reading, 4096)
         if answer != b"!":
@@ -61,18 +61,6 @@ def join(pidfd: int) -> None:
     """Enter the namespaces and be their root; for a child that is about to execute something."""
     namespaces.setns(pidfd, _FLAGS)
     user_namespace.become_root()
-
-
-def _every_id() -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
-    if os.geteuid() != 0:
-        return subordinate_ids.rootless_mappings()
-    return _same("/proc/self/uid_map"), _same("/proc/self/gid_map")
-
-
-def _same(file: str) -> tuple[IdMapping, ...]:
-    """Each id that this process's namespace has, as itself."""
-    with open(file) as lines:
-        return tuple(IdMapping(first, first, size) for first, _outside, size in (map(int, line.split()) for line in lines))
 
 
 def _keep(emulator: Emulator, ready: int, go: int) -> None:

@@ -19,7 +19,7 @@ from bulle.linux.binary_formats import Entry
 FLAGS = "POF"
 """Not C: whoever starts a setuid program could tell the emulator by its environment to write files with the program's rights."""
 
-INSTALL = "install it: apt-get install qemu-user-static (on Fedora: dnf install qemu-user-static)"
+INSTALL = "apt-get install qemu-user-static (on Fedora: dnf install qemu-user-static)"
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # By architecture in Go's words: QEMU's name, EI_CLASS, EI_DATA.
 _PROCESSORS = {
@@ -67,9 +67,8 @@ def find(platform: str) -> Emulator:
     registered = any("F" in entry.flags and entry.matches(magic) for entry in binary_formats.entries())
     if not interpreter and not registered:
         missing = f"{dynamic} needs libraries, which no other root has" if dynamic else f"qemu-{name}-static is not installed"
-        raise Unavailable(
-            f"programs for {platform} cannot be run on this machine", f"its processor is another, and the emulator {missing}", INSTALL
-        )
+        why = f"its processor is another, and the emulator {missing}"
+        raise Unavailable(f"programs for {platform} cannot be run on this machine", why, f"install it: {INSTALL}")
     return Emulator(platform, Entry(f"qemu-{name}", magic, mask, interpreter, FLAGS), registered)
 
 
