@@ -203,7 +203,7 @@ def _probe() -> Probe:
     if not _may_mount():
         notes.append("no right to mount: the root is a copy of the image, without /proc, /dev and volumes")
         return Probe(True, features=frozenset({Feature.EXECUTE} | limits), notes=tuple(notes))
-    mounts = {Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT}
+    mounts = {Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT, Feature.EMULATION}
     if sized_layer.available():
         mounts.add(Feature.STORAGE_LIMIT)
     return Probe(True, features=frozenset(always | mounts | limits), notes=tuple(notes))
