@@ -25,8 +25,8 @@ PLATFORMS = {
     "riscv64": ("linux/riscv64", "riscv64", "trixie", "qemu-riscv64-static"),
 }
 APPLETS = (
-    "sh", "ls", "uname", "cat", "sleep", "echo", "kill", "true", "false", "id", "ps", "mount", "umount", "touch", "env", "head", "gunzip", "cmp", "wc",
-    "mkdir", "rm", "su", "date", "grep", "dd", "chmod",
+    "sh", "ls", "uname", "cat", "sleep", "echo", "kill", "true", "false", "id", "ps", "mount", "umount", "touch", "env", "head", "gunzip", "cmp",
+    "wc", "mkdir", "rm", "su", "date", "grep", "dd", "chmod",
 )  # fmt: skip
 
 
