@@ -21,13 +21,14 @@ import doors
 import figures
 import images
 import lives
+import platforms
 from contestants import Bulle, Podman
 from measuring import Failed, machine, program
 
 from bulle_testing import leaks, peers, places, tiers
 
 BEGIN, END = "<!-- figures{}: written by make bench-write -->", "<!-- end of figures{} -->"
-PARTS = ("start", "library", "ps", "memory", "lives", "stats", "idle", "doors", "load", "build", "pull")
+PARTS = ("start", "library", "ps", "memory", "lives", "stats", "idle", "doors", "load", "build", "pull", "platforms")
 
 
 @dataclass
@@ -119,7 +120,7 @@ def main() -> int:
     parts: dict[str, Callable[[figures.Field, argparse.Namespace], tuple[list[tuple[str, str, str, float | None, float | None]], list[str]]]] = {
         "start": figures.start, "library": figures.library, "ps": figures.many, "memory": figures.alone, "lives": lives.lives, "stats": lives.stats,
         "idle": lives.idle, "doors": doors.doors, "load": figures.load,
-        "build": images.build, "pull": images.pull,
+        "build": images.build, "pull": images.pull, "platforms": platforms.platforms,
     }  # fmt: skip
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="bulle-bench-", dir=os.environ.get("BULLE_TEST_DIRECTORY", "/var/tmp")))
