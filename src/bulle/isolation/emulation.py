@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
+import msgspec
 from msgspec.structs import replace
 
 from bulle.errors import Unavailable
@@ -35,6 +36,11 @@ def emulator_for(plan: RunPlan) -> Emulator | None:
         "the container has the machine's users, and so the machine's table of binary formats, which names no emulator with the flag F",
         f"run it with a user namespace of its own, as containers have by default, or {_FOR_EVERYONE}",
     )
+
+
+def decoded(document: bytes) -> Emulator:
+    """An emulator that another process of ours encoded as JSON."""
+    return msgspec.json.decode(document, type=Emulator)
 
 
 def register(proc: int, emulator: Emulator) -> None:

@@ -70,8 +70,9 @@ class NamespaceDriver(GroupedDriver):
 
         def begin() -> tuple[Workload, Channel]:
             taken = shell.take_shell()
-            fits = not sibling and namespace_flags(plan) == SHELL_FLAGS and plan.oom_score_adj is None and kit.emulator is None
+            fits = not sibling and namespace_flags(plan) == SHELL_FLAGS and plan.oom_score_adj is None
             if taken is not None:
+                fits = fits and (kit.emulator is None or taken.emulates)
                 if fits and shell.send_errand(taken, plan, kit):
                     return taken.workload, taken.channel
                 if not fits:
