@@ -109,6 +109,15 @@ def test_the_table_and_the_emulator_are_out_of_reach(place: Machine, level: Leve
                 os.close(os.open(exe, os.O_WRONLY))
 
 
+def test_the_filter_holds_for_what_the_emulator_calls(place: Machine, level: Level) -> None:
+    """arm64 knows mkdirat alone; what counts are the calls of this machine, by their names."""
+    refused = '{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}'
+    profile = f'{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{refused}]}}'
+    done = place.run(level, "sh", "-c", "uname -m; mkdir /x", image="arm64", security_options=(f"seccomp={profile}",))
+    assert (done.exit_code, done.stdout) == (1, b"aarch64\n") and b"not supported" in done.stderr
+    assert b"denied" in place.run(level, "mount", "-t", "tmpfs", "none", "/tmp", image="arm64").stderr
+
+
 def test_set_user_id_means_nothing(place: Machine, level: Level) -> None:
     """Its rights would go to an emulator that obeys its caller's environment."""
     script = "rm /bin/id && cat /bin/busybox > /bin/id && chmod 4755 /bin/id && su -s /bin/sh www-data -c 'id -u'"

@@ -92,6 +92,14 @@ def test_an_emulator_that_no_other_root_can_load_is_refused(bulle: Any, images: 
     assert f"{tmp_path}/qemu-aarch64 needs libraries, which no other root has" in done.stderr
 
 
+def test_a_library_that_is_missing_is_named(bulle: Any, images: None) -> None:
+    done = bulle("run", "--name", "box", "--platform", "linux/arm64", "arm64", "sh", "-c", "rm /lib/ld-linux-aarch64.so.1; exec pigz")
+    assert done.returncode == 255
+    words = "could not run its program, made for linux/arm64, because a library is missing: /lib/ld-linux-aarch64.so.1 (No such file or directory)"
+    assert words in bulle("why", "box", check=True).stdout
+    bulle("rm", "box", check=True)
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -142,6 +150,19 @@ def test_platforms_stay_beside_each_other(bulle: Any, registry: Registry, images
     removed = bulle("rmi", name, check=True).stdout
     assert removed.count("Deleted: sha256:") == 4, "both images and their layers"
     assert bulle("images", "-q", check=True).stdout == ""
+
+
+def test_what_is_used_of_several_stays(bulle: Any, registry: Registry, images: None) -> None:
+    name = publish(bulle, registry, "beside:4", "busybox", "arm64")
+    for platform in (NATIVE, "linux/arm64"):
+        bulle("pull", "-q", "--platform", platform, name, check=True)
+    bulle("create", "--name", "box", "--platform", "linux/arm64", name, "uname", "-m", check=True)
+    assert "uses it" in bulle("rmi", name).stderr
+    bulle("image", "prune", "-af", check=True)
+    assert bulle("images", "--format", "{{.Repository}}:{{.Tag}}", check=True).stdout == f"{name}\n"
+    assert bulle("start", "-a", "box", check=True).stdout == "aarch64\n"
+    assert bulle("image", "inspect", "-f", "{{.Architecture}}", name, check=True).stdout == "arm64\n"
+    bulle("rm", "box", check=True)
 
 
 def test_one_of_several_goes_and_the_name_stays(bulle: Any, registry: Registry, images: None) -> None:

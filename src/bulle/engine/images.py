@@ -281,8 +281,10 @@ class Images:
 
         return parent_of(image, self.list())
 
-    def remove(self, name: str, *, force: bool = False) -> list_[str]:
+    def remove(self, name: str, *, force: bool = False, only: Image | None = None) -> list_[str]:
         """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted).
+
+        Of several images with the name all lose it, or ``only`` one of them.
 
         Raises Conflict when a container was made from it; ``force`` does it all the same unless that container runs.
         """
@@ -290,7 +292,8 @@ class Images:
             raise Conflict(f"{name} is an index", "its images stay when it goes", f"remove it with `bulle manifest rm {name}`")
         known_as = self._find(name)[1]
         lines = []
-        for image in reversed(self._store.images.platforms(known_as)):
+        images = [only] if only is not None else self._store.images.platforms(known_as)
+        for image in sorted(images, key=lambda image: not self.users(image)):  # what is refused is refused before anything is gone
             lines += self._remove(name, image, known_as, force=force)
         return lines
 
