@@ -226,6 +226,19 @@ def test_a_build_for_several_platforms(bulle: Any, registry: Registry, several: 
     assert names.count(name.rpartition(":")[0]) == len(platforms), "each of them has the name"
 
 
+def test_what_is_built_has_its_name_alone(bulle: Any, registry: Registry, images: None, tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").write_text("FROM arm64\nENV A=1\n")
+    name = f"{registry.address}/built/alone:1"
+    for native in ("busybox", ""):
+        built = bulle("build", "-q", "--platform", "linux/arm64", "-t", name, tmp_path, check=True).stdout.strip()
+        assert bulle("image", "inspect", "-f", "{{.Id}}", name, check=True).stdout.strip() == built
+        if native:
+            bulle("push", native, name, check=True)
+            bulle("pull", "-q", "--platform", NATIVE, name, check=True)
+            assert bulle("image", "inspect", "-f", "{{.Id}}", name, check=True).stdout.strip() != built
+            assert bulle("images", name, check=True).stdout.count("built/alone") == 2
+
+
 def test_a_step_that_fails_under_emulation(bulle: Any, images: None, tmp_path: Path) -> None:
     (tmp_path / "Containerfile").write_text("FROM arm64\nRUN uname -m && exit 9\n")
     done = bulle("build", "--progress", "plain", "--platform", "linux/arm64", tmp_path)
