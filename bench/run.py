@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--build-rounds", type=int, default=10, help="builds of thirty steps, each of three kinds")
     parser.add_argument("--containers", type=int, default=100, help="running containers for ps and memory")
     parser.add_argument("--idle-containers", type=int, default=500, help="idle containers of which all the engine's memory is told")
-    parser.add_argument("--section", default="", help="which table of the page to write: images, lives, doors, or the first one")
+    parser.add_argument("--section", default="", help="which table of the page to write: images, lives, doors, platforms, or the first one")
     parser.add_argument("--write", type=Path, help="page to write the table into")
     return parser.parse_args()
 
@@ -96,7 +96,7 @@ def write(page: Path, text: str, section: str) -> None:
 
 def report(rows: list[Row], details: list[str], options: argparse.Namespace) -> str:
     """The section as Markdown."""
-    names = {"images": ("load_rounds", "build_rounds"), "lives": ("rounds", "containers", "idle_containers"), "doors": ("rounds",)}.get(
+    names = {"images": ("load_rounds", "build_rounds"), "lives": ("rounds", "containers", "idle_containers"), "doors": ("rounds",), "platforms": ("rounds",)}.get(
         options.section, ("rounds", "library_rounds", "load_rounds", "containers")
     )
     chosen = f"--section {options.section} --only {options.only} " if options.section else ""
