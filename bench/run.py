@@ -96,9 +96,13 @@ def write(page: Path, text: str, section: str) -> None:
 
 def report(rows: list[Row], details: list[str], options: argparse.Namespace) -> str:
     """The section as Markdown."""
-    names = {"images": ("load_rounds", "build_rounds"), "lives": ("rounds", "containers", "idle_containers"), "doors": ("rounds",), "platforms": ("rounds",)}.get(
-        options.section, ("rounds", "library_rounds", "load_rounds", "containers")
-    )
+    of_section = {
+        "images": ("load_rounds", "build_rounds"),
+        "lives": ("rounds", "containers", "idle_containers"),
+        "doors": ("rounds",),
+        "platforms": ("rounds",),
+    }
+    names = of_section.get(options.section, ("rounds", "library_rounds", "load_rounds", "containers"))
     chosen = f"--section {options.section} --only {options.only} " if options.section else ""
     chosen += " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
     command = f"make bench-write ARGUMENTS='{chosen}'"
