@@ -135,7 +135,7 @@ def test_a_program_of_a_third_processor(place: Machine, level: Level) -> None:
     foreign.write_bytes(bytes(head))
     foreign.chmod(0o755)
     third = (VolumeOption(str(foreign), "/third", True),)
-    if level.name == "chroot":  # there it is the small init that executes it
+    if level.name == "chroot" or os.geteuid() != 0:  # there it is the small init that executes it
         done = place.run(level, "/third", image="arm64", volumes=third)
         assert (done.exit_code, done.stderr) == (126, b"bulle-init: /third: exec format error\n")
         return
