@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def version_document() -> dict[str, Any]:
     """Versions of Bulle, Python and the kernel; also as the two parts that templates written for Docker ask for, though there is one program."""
-    from bulle.registry.documents import this_platform  # rarely asked for
+    from bulle.model.platform import this_platform  # rarely asked for
 
     here = {"Version": VERSION, "PythonVersion": platform.python_version(), "KernelVersion": platform.release(), "Os": "linux"}
     part = here | {"Arch": this_platform().architecture}

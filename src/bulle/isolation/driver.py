@@ -41,6 +41,7 @@ class Feature(enum.Enum):
     SYSTEM = "control group version 2 for an init system (--systemd)"
     PAUSE = "way to pause its processes"
     IO_LIMIT = "limit on input and output"
+    EMULATION = "programs of other processors"
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.INIT, plan.process.init or plan.process.idle),
         (Feature.SYSTEM, plan.systemd),
         (Feature.STORAGE_LIMIT, plan.root.size_bytes > 0),
+        (Feature.EMULATION, bool(plan.platform)),
     ]
 
 
