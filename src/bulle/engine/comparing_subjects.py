@@ -235,7 +235,8 @@ class Isolated(Subject):
         own.mkdir(mode=0o700)
         try:
             config = (self._image.config.config if of_image else None) or ExecutionConfig()
-            base = Base(self._layers, config, host_binds=self._image.host_binds, writable=str(own / "root"))
+            platform = self._image.config.platform
+            base = Base(self._layers, config, host_binds=self._image.host_binds, writable=str(own / "root"), platform=platform)
             container = self._engine.containers.create(self._options(command, interactive, of_image, kept), base)
             try:
                 yield container

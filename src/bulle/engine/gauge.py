@@ -30,7 +30,7 @@ REFUSED = frozenset(".pk")
 
 def program_for(image: str, architecture: str) -> Path:
     """The program for an image's processor (as the image specification calls it; host path). Raises Unavailable where there is none."""
-    from bulle.registry.documents import this_platform
+    from bulle.model.platform import this_platform
 
     if not PROGRAM.exists():
         why = "this installation was built without its compiled programs"
