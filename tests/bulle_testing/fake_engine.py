@@ -323,8 +323,8 @@ class Images:
         image = self.get(source)
         image.references = (*image.references, Reference.parse(target).canonical)
 
-    def remove(self, name: str, *, force: bool = False) -> list[str]:
-        image = self.get(name)
+    def remove(self, name: str, *, force: bool = False, only: Image | None = None) -> list[str]:
+        image = only or self.get(name)
         self.all.remove(image)
         return [f"Untagged: {name}", f"Deleted: {image.id}"]
 
