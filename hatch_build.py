@@ -1,4 +1,4 @@
-"""Build hook of the wheel: compiles ``native/`` and puts ``bulle`` among the wheel's scripts and ``bulle-init`` into the package.
+"""Build hook of the wheel: compiles ``native/`` and puts ``bulle`` among the wheel's scripts, ``bulle-init`` and ``bulle-gauge`` into the package.
 
 The programs need no C library, so any C compiler does: the host's own ``cc`` where there is one, else zig's, which comes as a build requirement (a
 hundred megabytes, so it is asked for only then). Without either the Python twin becomes the command: slower by a Python's start, otherwise the
@@ -26,6 +26,8 @@ FLAGS = (
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fcf-protection=none"),
     *("-Wall", "-Wextra", "-Wl,--build-id=none"),
 )
+INSIDE = ("bulle-init", "bulle-gauge")
+"""What the engine takes from the package: it is executed in containers, or measures them."""
 TWIN = """#!python
 import sys
 
@@ -70,18 +72,18 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         output = root / "build" / "native"
         output.mkdir(parents=True, exist_ok=True)
         script = output / "bulle"
-        initial = output / "bulle-init"
-        if architecture() and self.compile(root, script, "bulle") and self.compile(root, initial, "bulle-init"):
+        if architecture() and self.compile(root, script, "bulle") and all(self.compile(root, output / name, name) for name in INSIDE):
             machine = architecture()
             build_data["pure_python"] = False
             # Static and without a C library: true for every Linux of this architecture.
             build_data["tag"] = f"py3-none-manylinux_2_17_{machine}.manylinux2014_{machine}.musllinux_1_1_{machine}"
             # In the tree, because an editable installation takes the package from there.
             binaries.mkdir(exist_ok=True)
-            shutil.copy(initial, binaries / "bulle-init")
-            build_data["artifacts"].append("src/bulle/_bin/bulle-init")
+            for name in INSIDE:
+                shutil.copy(output / name, binaries / name)
+                build_data["artifacts"].append(f"src/bulle/_bin/{name}")
         else:
-            self.app.display_warning("no C compiler: the Python twin becomes the command, and --init is missing")
+            self.app.display_warning("no C compiler: the Python twin becomes the command, and --init and `compare` are missing")
             script.write_text(TWIN)
             script.chmod(0o755)
         build_data["shared_scripts"][str(script)] = "bulle"

@@ -86,7 +86,7 @@ static int run(int count, char **arguments, char **environment)
         i64 result = CALL3(execve, arguments[2], arguments + 3, environment);
         say("bulle-init: ");
         say(arguments[2]);
-        say(": cannot be executed\n");
+        say(result == -ENOEXEC ? ": exec format error\n" : ": cannot be executed\n");
         return result == -ENOENT || result == -ENOTDIR ? 127 : 126;
     }
     if (count > first && arguments[first][0] == '-' && arguments[first][1] == '-' && !arguments[first][2])

@@ -61,7 +61,7 @@ enum { SYS_pidfd_send_signal = 424, SYS_close_range = 436 };
 #define CALL2(number, a, b) CALL(number, a, b, 0, 0, 0, 0)
 #define CALL1(number, a) CALL(number, a, 0, 0, 0, 0, 0)
 
-enum { EINTR = 4, ENOENT = 2, EACCES = 13, EEXIST = 17, ENOTDIR = 20 };
+enum { EINTR = 4, ENOENT = 2, ENOEXEC = 8, EACCES = 13, EEXIST = 17, ENOTDIR = 20 };
 enum {
     SIGHUP = 1, SIGINT = 2, SIGQUIT = 3, SIGKILL = 9, SIGUSR1 = 10, SIGUSR2 = 12, SIGALRM = 14, SIGTERM = 15, SIGCHLD = 17,
     SIGCONT = 18, SIGSTOP = 19, SIGTSTP = 20, SIGTTIN = 21, SIGTTOU = 22, SIGWINCH = 28,

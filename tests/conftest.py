@@ -20,7 +20,7 @@ from bulle.network.naming import table_name
 from bulle_testing import leaks, places, tiers, turns
 from bulle_testing.running import LEVELS, Level, Machine, machine, open_machines, usable
 
-pytest_plugins = ["bulle_testing.peers", "bulle_testing.networking"]
+pytest_plugins = ["bulle_testing.peers", "bulle_testing.networking", "bulle_testing.foreign"]
 
 _run_directory: Path | None = None
 _failed = pytest.StashKey[bool]()

@@ -18,7 +18,7 @@ tests=(
     libcap2-bin:capsh sudo:sudo tmux:tmux util-linux:setpriv iproute2:ip procps:ps git:git xz-utils:xz zstd:zstd e2fsprogs:mkfs.ext4
     erofs-utils:dump.erofs attr:setfattr iputils-ping:ping systemd:systemd-analyze openssh-client:ssh-agent bind9-dnsutils:dig
     ufw:ufw firewalld:firewalld dbus:dbus-daemon
-    postgresql-client:psql mariadb-client:mariadb redis-tools:redis-cli curl:curl
+    postgresql-client:psql mariadb-client:mariadb redis-tools:redis-cli curl:curl qemu-user-static:qemu-aarch64-static
 )
 
 benchmarks=(buildah:buildah isal:igzip wrk:wrk iperf3:iperf3 dnsperf:dnsperf)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bulle.engine.sandbox import Sandbox, SandboxRun, sandbox
     from bulle.engine.sandbox_pool import SandboxPool
     from bulle.errors import BulleError
+    from bulle.model.comparison import Comparison
     from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges, VolumeOption
     from bulle.model.network import Egress, NetworkConfig, NetworkOption, PortMapping, PublishedPort
     from bulle.model.run_plan import DeviceLimit, ResourceLimit, RunPlan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Attachment": "bulle.monitor",
     "BulleError": "bulle.errors",
+    "Comparison": "bulle.model.comparison",
     "CompletedRun": "bulle.engine.running",
     "Container": "bulle.engine",
     "ContainerOptions": "bulle.model.container",
@@ -67,6 +69,7 @@ _HOMES = {
 __all__ = [
     "Attachment",
     "BulleError",
+    "Comparison",
     "CompletedRun",
     "Container",
     "ContainerOptions",

@@ -296,7 +296,7 @@ class Images:
         self.all.append(Image(identity, references, time.time_ns() + len(self.all), size, "sha256:" + "d" * 64, config))
         return self.all[-1]
 
-    def get(self, name: str) -> Image:
+    def get(self, name: str, platform: str = "") -> Image:
         for one in self.all:
             if one.id.removeprefix("sha256:").startswith(name) or Reference.parse(name).canonical in one.references:
                 return one
@@ -315,7 +315,7 @@ class Images:
         data = source.read_bytes() if isinstance(source, Path) else source.read()
         return [self.add(*data.decode().split())]
 
-    def save(self, names: list[str], out: io.BufferedIOBase, format: str = "docker-archive") -> None:
+    def save(self, names: list[str], out: io.BufferedIOBase, format: str = "docker-archive", *, platform: str = "") -> None:
         for name in names:
             out.write(f"{format}:{self.get(name).id}\n".encode())
 
@@ -323,13 +323,13 @@ class Images:
         image = self.get(source)
         image.references = (*image.references, Reference.parse(target).canonical)
 
-    def remove(self, name: str, *, force: bool = False) -> list[str]:
-        image = self.get(name)
+    def remove(self, name: str, *, force: bool = False, only: Image | None = None) -> list[str]:
+        image = only or self.get(name)
         self.all.remove(image)
         return [f"Untagged: {name}", f"Deleted: {image.id}"]
 
-    def inspect(self, name: str) -> dict[str, Any]:
-        image = self.get(name)
+    def inspect(self, name: str, platform: str = "") -> dict[str, Any]:
+        image = self.get(name, platform)
         return {"Id": image.id, "RepoTags": [Reference.parse(one).familiar for one in image.references], "Size": image.size_bytes}
 
 

@@ -95,12 +95,18 @@ def pack(directory: Path, *, epoch_s: int = 1_700_000_000) -> bytes:
     return out.getvalue()
 
 
-def docker_archive(target: Path, layers: list[bytes], *, tags: list[str], config: dict[str, object] | None = None) -> str:
-    """Write what ``docker save`` would: the given tars as layers. Returns the image's id (the digest of its configuration)."""
+def docker_archive(
+    target: Path, layers: list[bytes], *, tags: list[str], config: dict[str, object] | None = None, platform: dict[str, str] | None = None
+) -> str:
+    """Write what ``docker save`` would: the given tars as layers. Returns the image's id (the digest of its configuration).
+
+    ``platform`` replaces this machine's os, architecture and variant.
+    """
     digests = [hashlib.sha256(layer).hexdigest() for layer in layers]
     whole = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine),
         "os": "linux",
+        **(platform or {}),
         "created": "2023-11-14T22:13:20Z",
         "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"], **(config or {})},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]},

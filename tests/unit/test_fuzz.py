@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bulle.errors import BulleError, CorruptImage, InvalidInput, InvalidReference
 from bulle.model.digest import Digest
 from bulle.model.image import DOCKER_INDEX, DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, ImageConfig, Index, Manifest, Platform
+from bulle.model.platform import parse_platform
 from bulle.model.reference import Reference
 from bulle.registry import documents
 from bulle.registry.archive import open_archive
@@ -267,4 +268,4 @@ def test_references(text: str) -> None:
     with contextlib.suppress(CorruptImage):
         assert Digest.parse(text) == text
     with contextlib.suppress(InvalidInput):
-        assert documents.parse_platform(text).os
+        assert parse_platform(text).os

@@ -15,8 +15,8 @@ import pytest
 from bulle.errors import BulleError, Conflict, CorruptImage, InvalidInput, NotFound, Unavailable
 from bulle.model.digest import Digest
 from bulle.model.image import ImageConfig, Platform
+from bulle.model.platform import this_platform
 from bulle.registry import tree
-from bulle.registry.documents import this_platform
 from bulle.registry.host import HostImage, layer_of_host
 from bulle.registry.saved import SavedImage, SavedLayer
 from bulle.registry.self_contained import self_contained

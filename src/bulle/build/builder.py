@@ -35,8 +35,8 @@ from bulle.engine import Engine
 from bulle.engine.planning import DEFAULT_PATH
 from bulle.errors import BulleError, InvalidInput, NotFound
 from bulle.model.image import ExecutionConfig, Manifest, Platform
+from bulle.model.platform import parse_platform, this_platform
 from bulle.records.build_steps import BuildStepRow
-from bulle.registry.documents import parse_platform, this_platform
 from bulle.store import Image
 
 if TYPE_CHECKING:
@@ -225,13 +225,14 @@ class _Build:
         platform = parse_platform(stage.platform) if stage.platform else self._platform
         if stage.base == _SCRATCH:
             return StageState(platform, config=ExecutionConfig(env=(DEFAULT_PATH,)))
-        return self._state_of(self._image(stage.base, platform, str(stage.beginning.location)))
+        explicit = bool(stage.platform or self.options.platforms)
+        return self._state_of(self._image(stage.base, platform, str(stage.beginning.location), explicit=explicit))
 
     def _state_of(self, image: Image) -> StageState:
         descriptors = Manifest.parse(image.manifest).layers
         return state_of_image(image, [(one.parsed_digest, one.size, one.media_type) for one in descriptors])
 
-    def _image(self, name: str, platform: Platform, where: str) -> Image:
+    def _image(self, name: str, platform: Platform, where: str, *, explicit: bool) -> Image:
         """An image by name, pulled when it must be; ``where`` is the instruction that asks, for errors."""
         place = self._contexts.get(name, "")
         if place and not place.startswith(IMAGE_CONTEXTS):
@@ -240,7 +241,8 @@ class _Build:
         name = name.removeprefix("docker-image://")
         if name.startswith("oci-layout://"):
             name = f"oci:{name.removeprefix('oci-layout://')}"
-        wanted = "" if platform == this_platform() else str(platform)
+        # Where nobody asked for a platform, an image that is here will do, whatever it is for: as with run.
+        wanted = str(platform) if explicit else ""
         try:
             return self.engine.images.for_run(name, "always" if self.options.pull else "missing", wanted, self._pulling)
         except BulleError as error:
@@ -269,7 +271,7 @@ class _Build:
             layers, binds = self._result(number).layers, self._result(number).host_binds
         else:
             try:
-                image = self._image(name, self._platform, "")
+                image = self._image(name, self._platform, "", explicit=bool(self.options.platforms))
                 self.engine.store.layers.keep(image.layers)
             except BulleError as error:
                 details = f"no stage before is called so, and as an image: {error}"

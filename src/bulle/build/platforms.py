@@ -12,8 +12,8 @@ from bulle.build.builder import Built, build
 from bulle.build.options import BuildEvent, BuildOptions, Report, silent
 from bulle.engine import Engine
 from bulle.errors import InvalidInput, NotFound
+from bulle.model.platform import parse_platform
 from bulle.model.reference import Reference
-from bulle.registry.documents import parse_platform
 
 
 def build_all(engine: Engine, options: BuildOptions, *, report: Report = silent, stdin: BinaryIO | None = None, explain: bool = False) -> list[Built]:

@@ -72,13 +72,14 @@ def finish(engine: Engine, state: StageState, options: BuildOptions, latest_ns: 
 
 
 def _known(engine: Engine, image_id: Digest, references: list[Reference], host_binds: tuple[str, ...]) -> Image | None:
-    """The image, where it is here already under all its names: a build of which everything is cached then writes nothing."""
+    """The image, where it is here already under all its names and alone: a build of which everything is cached then writes nothing."""
     try:
         image = engine.store.images.get(image_id)
     except NotFound:
         return None
     whole = image.host_binds == host_binds and {reference.canonical for reference in references} <= set(image.references)
-    return image if whole else None
+    alone = whole and all(len(engine.store.images.platforms(reference.canonical)) == 1 for reference in references)
+    return image if alone else None
 
 
 def keeps(options: BuildOptions) -> bool:

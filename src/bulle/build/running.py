@@ -92,6 +92,7 @@ def execute(
             writable=str(temporary / "root"),
             mounts=tuple(mounts.mounts),
             volume_layers=tuple(mounts.volume_layers),
+            platform=state.platform,
         )
         wanted = ContainerOptions(
             image=f"build step at {run.location}",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bulle.cli.build_progress import build_progress
-from bulle.cli.option_types import Choice, HostPath, Size, Suggestion, Text
+from bulle.cli.option_types import PLATFORM, Choice, HostPath, Size, Suggestion, Text
 from bulle.cli.progress import progress_on_terminal
 from bulle.cli.session import Session, note, printable, write
 from bulle.cli.verb import WrongValue, verb
@@ -32,7 +32,7 @@ from bulle.errors import InvalidInput
 @click.option(
     "--platform",
     multiple=True,
-    type=Suggestion("string", "linux/amd64", "linux/arm64"),
+    type=PLATFORM,
     help="Platform of the result (several: an index of images, one for each)",
 )
 @click.option("--label", multiple=True, type=Text("list"), help="Set metadata for the image (NAME=value)")

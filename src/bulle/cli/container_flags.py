@@ -16,7 +16,7 @@ import click
 from bulle.cli import human
 from bulle.cli.limit_flags import LIMIT_FLAGS, limits_from
 from bulle.cli.network_flags import NETWORK_FLAGS, network_options_from
-from bulle.cli.option_types import Choice, Duration, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
+from bulle.cli.option_types import PLATFORM, Choice, Duration, HostPath, NanoCpus, Signal, Size, Suggestion, Text, Whole
 from bulle.cli.verb import WrongValue
 from bulle.cli.volume_flags import VOLUME_FLAGS, mounts_from
 from bulle.errors import InvalidInput, NotFound
@@ -68,7 +68,7 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--label-file", multiple=True, type=HostPath(), help="Read in a line delimited file of labels"),
     click.option("--pull", type=Choice("always", "missing", "never"), default="missing", help="Pull image before running"),
     click.option("-q", "--quiet", is_flag=True, help="Suppress the pull output"),
-    click.option("--platform", type=Suggestion("string", "linux/amd64", "linux/arm64"), help="Set platform if the image has several"),
+    click.option("--platform", type=PLATFORM, help="Set platform if the image has several"),
     click.option("-i", "--interactive", is_flag=True, help="Keep STDIN open even if not attached"),
     click.option("-t", "--tty", is_flag=True, help="Allocate a pseudo-TTY"),
     click.option("--rm", "auto_remove", is_flag=True, help="Automatically remove the container when it exits"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import click
 
 from bulle.cli import human
-from bulle.cli.option_types import HostPath, Suggestion, Text, complete_containers, complete_images
+from bulle.cli.option_types import PLATFORM, HostPath, Suggestion, Text, complete_containers, complete_images
 from bulle.cli.processes import FORMAT_HELP, SHORT_ID
 from bulle.cli.session import Session, note, warn_of, write
 from bulle.cli.table import Listing, render
@@ -98,7 +98,7 @@ def commit(session: Session, container: str, name: str | None, author: str, chan
 @click.argument("name", required=False, type=Text())
 @_CHANGE
 @click.option("-m", "--message", type=Text(), default="", help="Set commit message for imported image")
-@click.option("--platform", type=Suggestion("string", "linux/amd64", "linux/arm64"), default="", help="Set platform of the image")
+@click.option("--platform", type=PLATFORM, default="", help="Set platform of the image")
 @click.pass_obj
 def import_image(session: Session, source: str, name: str | None, changes: Sequence[str], message: str, platform: str) -> int:
     """Import the contents from a tarball to create a filesystem image."""

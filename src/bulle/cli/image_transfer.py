@@ -10,7 +10,7 @@ from typing import Literal
 
 import click
 
-from bulle.cli.option_types import Choice, HostPath, Suggestion, complete_images
+from bulle.cli.option_types import PLATFORM, Choice, HostPath, Suggestion, complete_images
 from bulle.cli.progress import progress_on_terminal
 from bulle.cli.session import Session, write
 from bulle.cli.verb import verb
@@ -24,7 +24,7 @@ _TRANSPORTS = Suggestion("image", "host", "deb:", "docker-archive:", "oci:", "oc
 @click.argument("name", type=_TRANSPORTS)
 @click.option("-q", "--quiet", is_flag=True, help="Suppress the progress")
 @click.option("-a", "--all-tags", "every", is_flag=True, help="Download all tagged images in the repository")
-@click.option("--platform", type=Suggestion("string", "linux/amd64", "linux/arm64"), help="Set platform if the image has several")
+@click.option("--platform", type=PLATFORM, help="Set platform if the image has several")
 @click.pass_obj
 def pull(session: Session, name: str, quiet: bool, every: bool, platform: str | None) -> int:
     """Download an image from a registry, or make one from host, deb:SUITE, dir:DIR, oci:DIR, an archive.
@@ -59,18 +59,29 @@ def _name_asked_for(name: str, references: Sequence[str]) -> str:
 @click.option("-a", "--all-tags", "every", is_flag=True, help="Push all tags of an image to the repository")
 @click.option("-q", "--quiet", is_flag=True, help="Suppress verbose output")
 @click.option("--compression", type=Choice("gzip", "zstd", "none"), help="Compression of layers that were made here (default gzip)")
+@click.option("--platform", type=PLATFORM, default="", help="Push the image for this platform, where several have the name")
 @click.pass_obj
-def push(session: Session, name: str, destination: str | None, every: bool, quiet: bool, compression: Literal["gzip", "zstd", "none"] | None) -> int:
+def push(
+    session: Session,
+    name: str,
+    destination: str | None,
+    every: bool,
+    quiet: bool,
+    compression: Literal["gzip", "zstd", "none"] | None,
+    platform: str,
+) -> int:
     """Upload an image to a registry, with what speaks of it.
 
     It goes to the registry in its name, or to DESTINATION. Prints the digest that the registry has it under.
     """
     images = session.engine.images
     with progress_on_terminal(enabled=not quiet) as report:
+        if every and platform:
+            raise InvalidInput("--platform cannot be combined with --all-tags")
         if every:
             pushed = images.push_all(name, destination or "", compression=compression or "", progress=report)
         else:
-            pushed = [images.push(name, destination or "", compression=compression or "", progress=report)]
+            pushed = [images.push(name, destination or "", compression=compression or "", platform=platform, progress=report)]
     if quiet:
         write("".join(f"{one.reference.canonical}\n" for one in pushed))
         return 0
@@ -104,15 +115,16 @@ def load(session: Session, source: str | None, quiet: bool) -> int:
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_images)
 @click.option("-o", "--output", type=HostPath(), help="Write to a file, instead of STDOUT")
 @click.option("--format", "form", type=Choice("docker-archive", "oci-archive"), default="docker-archive", help="Format of the archive")
+@click.option("--platform", type=PLATFORM, default="", help="Save the images for this platform, where several have a name")
 @click.pass_obj
-def save(session: Session, names: Sequence[str], output: str | None, form: str) -> int:
+def save(session: Session, names: Sequence[str], output: str | None, form: str, platform: str) -> int:
     """Save one or more images to a tar archive (streamed to STDOUT by default)."""
     if output is None and os.isatty(1):
         raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
     from bulle.engine.output_file import output_file
 
     for name in names:
-        session.engine.images.get(name)
+        session.engine.images.get(name, platform)
     with output_file(output) as out:
-        session.engine.images.save(list(names), out, format="oci-archive" if form == "oci-archive" else "docker-archive")
+        session.engine.images.save(list(names), out, format="oci-archive" if form == "oci-archive" else "docker-archive", platform=platform)
     return 0

@@ -26,13 +26,14 @@ def show_tree(wanted: Collection[str], images: Sequence[Image], *, truncate: boo
     related = {image.id for image in images if _line(image, parents) & set(wanted)}
     for one in wanted:
         related |= _line(next(image for image in images if image.id == one), parents)
-    lines = [["IMAGE", "ID", "SIZE", "OWN SIZE"]]
+    lines = [["IMAGE", "ID", "PLATFORM", "SIZE", "OWN SIZE"]]
 
     def add(image: Image, lead: str, below: str) -> None:
         parent = parents[image.id]
         own = image.size_bytes - (parent.size_bytes if parent else 0)
         identity = image.id.rpartition(":")[2][:SHORT_ID] if truncate else image.id
-        lines.append([lead + printable(_names(image)), identity, human.size(image.size_bytes), human.size(own)])
+        platform = printable(str(image.config.platform)) or "-"
+        lines.append([lead + printable(_names(image)), identity, platform, human.size(image.size_bytes), human.size(own)])
         inside = [one for one in children.get(image.id, []) if one.id in related]
         for number, child in enumerate(inside, 1):
             last = number == len(inside)

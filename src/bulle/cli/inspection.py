@@ -8,7 +8,7 @@ from contextlib import suppress
 import click
 import msgspec
 
-from bulle.cli.option_types import Choice, Suggestion, complete_containers, complete_images
+from bulle.cli.option_types import PLATFORM, Choice, Suggestion, complete_containers, complete_images
 from bulle.cli.session import Reported, Session, complain, note, write
 from bulle.cli.verb import verb
 from bulle.errors import BulleError, NotFound
@@ -44,10 +44,11 @@ def inspect_container(session: Session, names: Sequence[str], form: str, sizes: 
 @verb("inspect", "IMAGE [IMAGE...]")
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_images)
 @FORMAT
+@click.option("--platform", type=PLATFORM, default="", help="Inspect the image for this platform, where several have the name")
 @click.pass_obj
-def inspect_image(session: Session, names: Sequence[str], form: str) -> int:
+def inspect_image(session: Session, names: Sequence[str], form: str, platform: str) -> int:
     """Display detailed information on one or more images."""
-    return inspect_all(names, form, lambda name: _image(session, name))
+    return inspect_all(names, form, lambda name: session.engine.images.inspect(name, platform))
 
 
 def _container(session: Session, name: str, sizes: bool = False) -> Mapping[str, object]:

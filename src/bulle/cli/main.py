@@ -73,6 +73,7 @@ VERBS = {
     **IMAGE_VERBS,
     **SYSTEM_VERBS,
     "builder": "main:builder",
+    "compare": "comparing:compare",
     "completion": "completion:completion",
     "container": "main:container",
     "doctor": "system:doctor",
@@ -207,7 +208,7 @@ ROOT = VerbGroup(
 
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
-    for name in ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives"):
+    for name in ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     for group in (ROOT, builder, container, image, manifest, system, volume):

@@ -9,14 +9,12 @@ import click
 import msgspec
 
 from bulle.cli import human
-from bulle.cli.option_types import Suggestion, complete_images
+from bulle.cli.option_types import PLATFORM, Suggestion, complete_images
 from bulle.cli.progress import progress_on_terminal
 from bulle.cli.session import Session, write, write_bytes
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput
-
-_PLATFORMS = Suggestion("string", "linux/amd64", "linux/arm64", "linux/arm/v7")
 
 
 def _describing(function: Callable[..., int]) -> Callable[..., int]:
@@ -60,7 +58,7 @@ def create(session: Session, name: str, images: Sequence[str], amend: bool, anno
 @verb("add", "INDEX IMAGE [IMAGE...]")
 @click.argument("name")
 @click.argument("images", nargs=-1, required=True, shell_complete=complete_images)
-@click.option("--platform", type=_PLATFORMS, default="", help="Pull the image for this platform")
+@click.option("--platform", type=PLATFORM, default="", help="Pull the image for this platform")
 @click.option("--all", "every", is_flag=True, help="Add every image of an index that a registry has")
 @_describing
 @click.pass_obj

@@ -163,6 +163,10 @@ class Suggestion(click.ParamType[str]):
         return _matching(self.words, incomplete)
 
 
+PLATFORM = Suggestion("string", "linux/amd64", "linux/arm64", "linux/arm/v7", "linux/riscv64")
+"""A platform: what is no platform is refused by whoever looks for its image."""
+
+
 class Text(Suggestion):
     """A string with a name of its own in the help."""
 

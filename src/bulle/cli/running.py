@@ -119,7 +119,15 @@ def _create(session: Session, options: ContainerOptions, cidfile: str | None, *,
         container = _create_with_image(session, options, quiet=quiet)
         if descriptor >= 0:
             os.write(descriptor, container.id.encode())
+    if container.plan.platform and not options.platform:
+        _warn_of_platform(container.plan.platform)
     return container
+
+
+def _warn_of_platform(found: str) -> None:
+    from bulle.model.platform import this_platform
+
+    note(f"WARNING: the image is for {found}, this machine is {this_platform()}, and no --platform was given: its programs are emulated")
 
 
 def _create_with_image(session: Session, options: ContainerOptions, *, quiet: bool) -> Container:
@@ -129,7 +137,7 @@ def _create_with_image(session: Session, options: ContainerOptions, *, quiet: bo
     try:
         return session.engine.containers.create(_without_pull(options))
     except NotFound:
-        if options.pull != "missing" or _has_image(session, options.image):
+        if options.pull != "missing" or _has_image(session, options):
             raise
     if options.image not in MADE_HERE:
         note(f"Unable to find image '{options.image}' locally")
@@ -143,9 +151,9 @@ def _without_pull(options: ContainerOptions) -> ContainerOptions:
     return replace(options, pull="never")
 
 
-def _has_image(session: Session, name: str) -> bool:
+def _has_image(session: Session, options: ContainerOptions) -> bool:
     try:
-        session.engine.images.get(name)
+        session.engine.images.get(options.image, options.platform)
     except NotFound:
         return False
     return True

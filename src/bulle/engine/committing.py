@@ -5,7 +5,6 @@ Both keep one layer, write a configuration and a manifest, and commit them as if
 
 from __future__ import annotations
 
-import platform as machine
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -21,6 +20,7 @@ from bulle.engine.pausing import standing_still
 from bulle.errors import InvalidInput
 from bulle.model.digest import Digest
 from bulle.model.image import LAYER_COMPRESSIONS, OCI_MANIFEST, Manifest
+from bulle.model.platform import parse_platform
 from bulle.model.reference import Reference
 from bulle.monitor.logs import timestamp
 from bulle.records.events import publish_container
@@ -88,7 +88,6 @@ def import_tar(
     Raises CorruptImage, InvalidInput, StorageFull; then nothing is left.
     """
     from bulle.registry.compression import decompress_bounded, detect
-    from bulle.registry.documents import parse_platform
 
     wanted = parse_platform(platform)
     base = Base({"architecture": wanted.architecture, "os": wanted.os, "config": {}})
@@ -121,8 +120,8 @@ def _base_of(store: Store, image: Image | None, container: Container) -> Base:
         return Base(msgspec.json.decode(image.config_raw), blobs, image.layers, image.host_binds)
     # Its image was removed by force: its layers are still here, as long as it stands on them.
     layers = tuple(Digest(layer.diff_id) for layer in plan.root.layers)
-    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine.machine(), machine.machine())
-    config = {"architecture": architecture, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": list(map(str, layers))}}
+    platform = parse_platform(plan.platform)
+    config = {"architecture": platform.architecture, "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": list(map(str, layers))}}
     return Base(config, tuple((layer, store.layers.size(layer), "") for layer in layers), layers, plan.root.host_binds)
 
 

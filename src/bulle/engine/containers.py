@@ -150,7 +150,7 @@ class Containers:
 
     def _base(self, options: ContainerOptions) -> Base:
         image = self._images.for_run(options.image, options.pull, options.platform)
-        return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds)
+        return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds, platform=image.config.platform)
 
     def _with_shared_network(self, options: ContainerOptions) -> ContainerOptions:
         """With the id of the container whose network is shared in place of its name; that of the first where it shares it itself."""

@@ -38,7 +38,8 @@ def examine(home: Path) -> list[Finding]:
         findings.append(
             Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
         )
-    return [*findings, *_layers(home), _limits(), _seccomp(), _identities(), _networks(home), _init(), *_programs(), _space(home), _kvm()]
+    findings += [*_layers(home), _limits(), _seccomp(), _emulators(), _identities(), _networks(home)]
+    return [*findings, _init(), *_programs(), _space(home), _kvm()]
 
 
 def _layers(home: Path) -> list[Finding]:
@@ -67,6 +68,32 @@ def _seccomp() -> Finding:
     known = bool(seccomp.machine_abis())
     found = "system calls are filtered, also those of 32-bit programs" if known else "system calls cannot be filtered on this processor"
     return Finding("seccomp", known, found, "" if known else "run with --security-opt seccomp=unconfined")
+
+
+def _emulators() -> Finding:
+    """Which processors can be emulated for a container, and by whose table."""
+    from bulle.linux import binary_formats, emulators
+    from bulle.model.image import Platform
+    from bulle.model.platform import is_native
+
+    found, missing = [], []
+    for architecture in emulators.architectures():
+        platform = Platform("linux", architecture)
+        if is_native(platform):
+            continue
+        try:
+            found.append((architecture, emulators.find(str(platform)).registered))
+        except BulleError:
+            missing.append(architecture)
+    if not found:
+        return Finding("emulation", False, f"programs of no other processor can be run ({', '.join(missing)})", emulators.INSTALL)
+    error = binary_formats.own_table_error()
+    names = ", ".join(name for name, registered in found if registered or error is None)
+    if error is not None:
+        why = f"a container has no table of binary formats of its own: {os.strerror(error.errno or 0)}"
+        mend = "a kernel of 6.7 or newer with binfmt_misc, or emulators registered for the whole machine (binfmt-support)"
+        return Finding("emulation", bool(names), f"{names or 'none'} ({why})", mend)
+    return Finding("emulation", True, f"containers can run programs for {names} (--platform)")
 
 
 def _identities() -> Finding:

@@ -6,6 +6,7 @@ cheap to open, since everything it knows is in the database and the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from bulle.engine.events import Events, Filters
     from bulle.engine.pruning import Pruned
     from bulle.engine.usage import Usage
+    from bulle.model.comparison import Comparison
 
 
 class Engine:
@@ -97,6 +99,12 @@ class Engine:
         from bulle.engine.booting import shutdown
 
         return shutdown(self, timeout_s)
+
+    def compare(self, image: str, command: Sequence[str] = (), **options: Any) -> Comparison:
+        """The same work at each isolation level and on the bare host: see :func:`bulle.engine.comparing.compare` for the options."""
+        from bulle.engine.comparing import compare
+
+        return compare(self, image, command, **options)
 
     def prune_build_cache(self, *, every: bool = False, until_ns: int = 0) -> Pruned:
         """Forget steps of builds that no image needs, or with ``every`` all; with ``until_ns`` only those not used since."""

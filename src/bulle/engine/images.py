@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from bulle.engine.events import publish_image
+from bulle.engine.image_names import destination_of, repository_of
 from bulle.engine.inspection import image_document
 from bulle.engine.parallel import each
 from bulle.errors import BulleError, Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
-from bulle.model.reference import DEFAULT_TAG, Reference
+from bulle.model.platform import parse_platform, same, satisfies
+from bulle.model.reference import Reference
 from bulle.monitor import current_state
 from bulle.records.containers import ContainerRecords
 from bulle.records.database import Database
@@ -50,8 +52,7 @@ class Images:
 
         ``platform`` is ``os/architecture[/variant]``, this machine's by default. ``progress`` may be called from several threads.
         """
-        from bulle.registry.documents import parse_platform  # a network client, which most commands do without
-        from bulle.registry.sources import is_remote, open_source
+        from bulle.registry.sources import is_remote, open_source  # a network client, which most commands do without
 
         with (
             self.configured(progress, network=is_remote(reference)) as configuration,
@@ -64,12 +65,11 @@ class Images:
 
     def pull_all(self, repository: str, *, platform: str = "", progress: ProgressCallback | None = None) -> list_[Image]:
         """Bring in every tag of a registry's repository that is an image for the platform. Raises what :meth:`pull` does if there is none."""
-        from bulle.registry.documents import parse_platform
         from bulle.registry.progress import Progress, silent
         from bulle.registry.remote import list_tags
 
         parse_platform(platform)
-        reference = _repository(repository)
+        reference = repository_of(repository)
         with self.configured(progress) as configuration:
             tags = list_tags(reference, configuration)
         images: list_[Image] = []
@@ -86,14 +86,18 @@ class Images:
             raise failure
         return images
 
-    def push(self, name: str, destination: str = "", *, compression: Compression = "", progress: ProgressCallback | None = None) -> Pushed:
+    def push(
+        self, name: str, destination: str = "", *, compression: Compression = "", platform: str = "", progress: ProgressCallback | None = None
+    ) -> Pushed:
         """Send an image to a registry, under its own name or as ``destination`` (``HOST/PATH[:TAG]``), with what speaks of it.
 
-        ``compression`` (``gzip``, ``zstd``, ``none``) is for layers that were made here. Raises NotFound, Conflict, RegistryFailure,
-        AuthenticationFailed, InvalidInput.
+        ``compression`` (``gzip``, ``zstd``, ``none``) is for layers that were made here. Of several with the name it is the one for ``platform``.
+        Raises NotFound, Conflict, RegistryFailure, AuthenticationFailed, InvalidInput.
         """
         image, known_as = self._pushed_image(name)
-        reference = _destination(known_as, destination)
+        if platform:
+            image = self.get(name, platform)
+        reference = destination_of(known_as, destination)
         if not destination and reference.canonical not in image.references:
             raise InvalidInput(f"{name} says not where it is to be pushed", "it is an id", "name the destination too, or push one of its names")
         with self.configured(progress) as configuration:
@@ -103,8 +107,8 @@ class Images:
         self, repository: str, destination: str = "", *, compression: Compression = "", progress: ProgressCallback | None = None
     ) -> list_[Pushed]:
         """Send every tag of a repository that is here, to its own registry or to another repository. Raises as :meth:`push` does."""
-        wanted = _repository(repository)
-        target = _repository(destination) if destination else wanted
+        wanted = repository_of(repository)
+        target = repository_of(destination) if destination else wanted
         references = [Reference.parse(one) for image in self.list() for one in image.references]
         tags = sorted({one.tag for one in references if one.repository == wanted.repository and one.digest is None})
         if not tags:
@@ -127,14 +131,19 @@ class Images:
         return None
 
     def _of_index(self, name: str, platform: str = "") -> Image | None:
-        """The image for a platform (this machine's by default) of an index of this store; None where there is no such index."""
+        """The image for a platform of an index of this store (by default this machine's, else its first); None where there is no such index."""
         index = self._index(name)
         if index is None:
             return None
         from bulle.model.image import Index
-        from bulle.registry.documents import choose, parse_platform
+        from bulle.registry.documents import choose
 
-        digest = choose(Index.parse(index.document), parse_platform(platform), name).digest
+        try:
+            digest = choose(Index.parse(index.document), parse_platform(platform), name).digest
+        except NotFound:
+            if platform or not index.manifests:
+                raise
+            digest = index.manifests[0].digest
         return next(image for image in map(self._store.images.get, index.image_ids) if image.manifest_digest == digest)
 
     def _push(self, image: Image, reference: Reference, compression: Compression, configuration: SourceConfiguration) -> Pushed:
@@ -153,11 +162,13 @@ class Images:
         with self.configured(progress, network=False) as configuration, sniff(source, configuration=configuration) as opened:
             return self._receive(opened, "load")
 
-    def save(self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive") -> None:
-        """Write images as one archive to a stream."""
+    def save(
+        self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive", *, platform: str = ""
+    ) -> None:
+        """Write images as one archive to a stream; of several with one name the one for ``platform``."""
         from bulle.engine.saving import save_images
 
-        named = [self._named(name) for name in names]
+        named = [self._named(name, platform) for name in names]
         save_images(self._store, named, out, format)
         for image, _ in named:
             publish_image(self._store.home, "save", image)
@@ -193,9 +204,22 @@ class Images:
         """Every image, newest first."""
         return self._store.images.list()
 
-    def get(self, name: str) -> Image:
-        """By name, id or unambiguous beginning of an id; also by the text that it was pulled by (``deb:bookworm+vim``). Raises NotFound."""
-        return self._find(name)[0]
+    def get(self, name: str, platform: str = "") -> Image:
+        """By name, id or unambiguous beginning of an id; also by the text that it was pulled by (``deb:bookworm+vim``). Raises NotFound.
+
+        Of several with one name it is the one for ``platform``, by default this machine's if there is one.
+        """
+        if not platform:
+            return self._find(name)[0]
+        wanted = parse_platform(platform)
+        if (image := self._of_index(name, platform)) is not None:
+            return image
+        images = self._store.images.platforms(self._find(name)[1])
+        fitting = [image for image in images if satisfies(image.config.platform, wanted)]
+        if not fitting:
+            found = ", ".join(str(image.config.platform) or "no platform" for image in images)
+            raise NotFound(f"image {name} is not here for {wanted}", f"it is for {found}", "pull it with --platform")
+        return next((image for image in fitting if same(image.config.platform, wanted)), fitting[0])
 
     def _find(self, name: str) -> tuple[Image, str]:
         """The image, and the name under which the store knows it."""
@@ -257,57 +281,54 @@ class Images:
 
         return parent_of(image, self.list())
 
-    def remove(self, name: str, *, force: bool = False) -> list_[str]:
+    def remove(self, name: str, *, force: bool = False, only: Image | None = None) -> list_[str]:
         """Remove a name, and the image with its layers when it was the last one; returns Docker's lines (Untagged, Deleted).
+
+        Of several images with the name all lose it, or ``only`` one of them.
 
         Raises Conflict when a container was made from it; ``force`` does it all the same unless that container runs.
         """
         if self._index(name) is not None:
             raise Conflict(f"{name} is an index", "its images stay when it goes", f"remove it with `bulle manifest rm {name}`")
-        image, known_as = self._find(name)
+        known_as = self._find(name)[1]
+        lines = []
+        images = [only] if only is not None else self._store.images.platforms(known_as)
+        for image in sorted(images, key=lambda image: not self.users(image)):  # what is refused is refused before anything is gone
+            lines += self._remove(name, image, known_as, force=force)
+        return lines
+
+    def _remove(self, name: str, image: Image, known_as: str, *, force: bool) -> list_[str]:
         for container in self._containers.of_image(image.id) if force else ():
             if current_state(container.plan.state_host_path).active:
                 raise Conflict(
                     f"image {name} cannot be removed", f"container {container.name} runs on it", f"stop it with `bulle stop {container.name}`"
                 )
         with self.mounts.keeping_away(image) as mounted:
-            lines = self._store.images.remove(known_as, force, in_use=f"it is mounted at {mounted}" if mounted else "")
+            lines = self._store.images.remove(known_as, force, in_use=f"it is mounted at {mounted}" if mounted else "", image_id=image.id)
         self._store.gc()
         for line in lines:
             if line.startswith("Untagged: ") or line == f"Deleted: {image.id}":
                 publish_image(self._store.home, "delete" if line.startswith("D") else "untag", image)
         return lines
 
-    def inspect(self, name: str) -> dict[str, object]:
+    def inspect(self, name: str, platform: str = "") -> dict[str, object]:
         """Everything that is known, in the form of ``docker image inspect``."""
-        return image_document(self.get(name))
+        return image_document(self.get(name, platform))
 
     def for_run(self, name: str, pull: str, platform: str, progress: ProgressCallback | None = None) -> Image:
         """The image that a container stands on, pulled when it must be: it is not here, or for another platform than was asked for."""
-        if pull != "always" and platform and (image := self._of_index(name, platform)) is not None:
-            return image
         if pull == "always":
             return self.pull(name, platform=platform, progress=progress)
         try:
-            image = self.get(name)
+            return self.get(name, platform)
         except NotFound:
             if pull == "never":
                 raise
             return self.pull(name, platform=platform, progress=progress)
-        if platform:
-            from bulle.registry.documents import parse_platform  # rarely asked for
 
-            wanted = parse_platform(platform)
-            found = (image.config.os, image.config.architecture)
-            if found != (wanted.os, wanted.architecture) or (wanted.variant and image.config.variant not in ("", wanted.variant)):
-                if pull == "never":
-                    raise NotFound(f"image {name} is not here for {wanted}", f"it is for {'/'.join(found)}", "pull it with --platform")
-                return self.pull(name, platform=platform, progress=progress)
-        return image
-
-    def _named(self, name: str) -> tuple[Image, tuple[Reference, ...]]:
+    def _named(self, name: str, platform: str) -> tuple[Image, tuple[Reference, ...]]:
         """An image and the names under which it is saved: the one that was asked for, or none when it was asked for by id."""
-        image = self.get(name)
+        image = self.get(name, platform)
         try:
             reference = Reference.parse(name)
         except BulleError:
@@ -332,7 +353,7 @@ class Images:
             images = list_(source.images())
             for image in images:
                 self._ingest(image, source.stopped.set if source.stopped is not None else lambda: None)
-            committed = [self._commit(image) for image in images]
+            committed = [self._commit(image, beside=action == "pull") for image in images]
         except BaseException:
             self._store.gc()  # layers of an image that did not come whole
             raise
@@ -343,9 +364,11 @@ class Images:
             publish_image(self._store.home, action, here, image.references[0].canonical if action == "pull" and image.references else "")
         return committed
 
-    def _commit(self, image: RemoteImage) -> Image:
+    def _commit(self, image: RemoteImage, *, beside: bool) -> Image:
         layers = [(layer.descriptor.parsed_digest, layer.diff_id) for layer in image.layers]
-        return self._store.images.commit(image.manifest, image.media_type, image.config, layers, image.references, host_binds=image.host_binds)
+        return self._store.images.commit(
+            image.manifest, image.media_type, image.config, layers, image.references, host_binds=image.host_binds, beside=beside
+        )
 
     def _remember(self, source: Source, image: RemoteImage) -> None:
         """What a registry told beside an image: where its blobs are, and what speaks of it. A failure of this is none of the pull."""
@@ -369,29 +392,6 @@ class Images:
             )
 
         each(ingest, len(image.layers), self._database.close, stop)
-
-
-def _repository(text: str) -> Reference:
-    """The repository that a name without a tag means. Raises InvalidReference, InvalidInput."""
-    name = text.removeprefix("docker://")
-    reference = Reference.parse(name)
-    if reference.digest is not None or (reference.tag != DEFAULT_TAG or name.endswith(f":{DEFAULT_TAG}")):
-        raise InvalidInput("tag can't be used with --all-tags/-a", f"{text!r} has one", "name the repository alone")
-    return reference
-
-
-def _destination(name: str, destination: str) -> Reference:
-    """Where an image of this name is to be pushed. Raises InvalidReference, InvalidInput."""
-    text = (destination or name).removeprefix("docker://")
-    try:
-        reference = Reference.parse(text)
-    except InvalidReference:
-        if destination:
-            raise
-        raise InvalidInput(f"{name} says not where it is to be pushed", "", "give it a name with `bulle tag`, or name the destination") from None
-    if reference.digest is not None:
-        raise InvalidInput(f"cannot push to {text}", "a digest is not chosen, it follows from the content", "name a tag")
-    return reference
 
 
 def _lazily(open_layer: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:

@@ -190,7 +190,7 @@ class Indexes:
     def _image(self, name: str, platform: str, progress: ProgressCallback | None) -> Image:
         """An image of this store, or pulled. Raises InvalidInput for one that no index can name."""
         text = name.removeprefix("docker://")
-        image = self._images.pull(text, platform=platform, progress=progress) if platform else self._images.for_run(text, "missing", "")
+        image = self._images.for_run(text, "missing", platform, progress)
         if image.host_binds:
             raise InvalidInput(f"{name} cannot be in an index", "it stands on directories of this machine", "push it alone, or commit it first")
         return image

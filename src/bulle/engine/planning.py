@@ -24,7 +24,8 @@ from bulle.isolation.sized_layer import SMALLEST_BYTES
 from bulle.linux import capabilities
 from bulle.model.container import ContainerOptions, ExecOptions
 from bulle.model.digest import Digest
-from bulle.model.image import ExecutionConfig
+from bulle.model.image import ExecutionConfig, Platform
+from bulle.model.platform import is_native
 from bulle.model.run_plan import (
     IdMapping,
     LayerMount,
@@ -60,6 +61,7 @@ class Base(msgspec.Struct, frozen=True):
     writable: str = ""
     mounts: tuple[Mount, ...] = ()
     volume_layers: tuple[LayerMount, ...] = ()
+    platform: Platform = Platform()
 
 
 def compose(
@@ -106,6 +108,7 @@ def compose(
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
         lifecycle=lifecycle(options, config),
         oom_score_adj=_oom_score(options),
+        platform="" if is_native(base.platform) else str(base.platform),
     )
     return system_containers.adapted(plan, options, config)
 

@@ -74,7 +74,7 @@ def prune_images(images: Images, store: Store, chosen: PruneFilter, *, every: bo
         try:
             # By its names one after the other: an image with names in several repositories is not removed by its id.
             for name in image.references or (image.id,):
-                pruned.removed += images.remove(name)
+                pruned.removed += images.remove(name, only=image)
         except (Conflict, NotFound):
             continue
     store.gc()

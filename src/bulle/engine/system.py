@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def version_document() -> dict[str, Any]:
     """Versions of Bulle, Python and the kernel; also as the two parts that templates written for Docker ask for, though there is one program."""
-    from bulle.registry.documents import this_platform  # rarely asked for
+    from bulle.model.platform import this_platform  # rarely asked for
 
     here = {"Version": VERSION, "PythonVersion": platform.python_version(), "KernelVersion": platform.release(), "Os": "linux"}
     part = here | {"Arch": this_platform().architecture}
@@ -42,7 +42,7 @@ def info_document(engine: Engine) -> dict[str, Any]:
         "CgroupVersion": "2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "1",
         "CgroupControllers": sorted(controllers),
         "KernelVersion": platform.release(),
-        "OperatingSystem": _operating_system(),
+        "OperatingSystem": operating_system(),
         "OSType": "linux",
         "Architecture": platform.machine(),
         "NCPU": os.cpu_count() or 1,
@@ -59,7 +59,8 @@ def _level(probe: Any) -> str:
     return "usable" + (f" ({'; '.join(probe.notes)})" if probe.notes else "") if probe.usable else f"not usable: {probe.reason}"
 
 
-def _operating_system() -> str:
+def operating_system() -> str:
+    """The name that this machine's distribution gives itself."""
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
     except OSError:

@@ -30,5 +30,5 @@ def repaired(images: Images, store: Store, verdict: Verdict, known: Sequence[Ima
         raise Conflict(what, f"container {users[0]} was made from it", f"remove it with `bulle rm {users[0]}`")
     with suppress(NotFound):  # it went with another of its names
         for name in verdict.image.references or (verdict.image.id,):
-            images.remove(name, force=True)
+            images.remove(name, force=True, only=verdict.image)
     return replace(verdict, faults=tuple(left))

@@ -13,6 +13,8 @@ from bulle.model.run_plan import RunPlan
 from bulle.monitor.logs import timestamp
 
 _LIBRARY = re.compile(r"error while loading shared libraries: (\S+): (.+)|Error loading shared library (\S+): (.+)")
+_LOADER = re.compile(r": Could not open '(/lib[^']*)': (.+)")
+"""What QEMU says where a program of another processor finds no loader in its image."""
 _OWN_FAULT = {
     signal.SIGSEGV: "it touched memory that is not its own",
     signal.SIGBUS: "it touched memory that is not there",
@@ -65,7 +67,7 @@ def _cause(plan: RunPlan, end: End) -> str:
         return f"was ended because its health check failed {check.retries} times in a row (--health-on-failure {check.on_failure})"
     if end.intent is not None:
         return _wanted(end)
-    return _unwanted(end)
+    return _unwanted(plan, end)
 
 
 def _wanted(end: End) -> str:
@@ -80,7 +82,7 @@ def _wanted(end: End) -> str:
     return f"{sentence}: it ended by itself on {intent.signal}, with {_status(end.status)}"
 
 
-def _unwanted(end: End) -> str:
+def _unwanted(plan: RunPlan, end: End) -> str:
     if end.status < 0:
         return "ended while nothing watched it, and nobody knows how: its monitor was killed too, or the machine went down"
     if os.WIFSIGNALED(end.status):
@@ -91,6 +93,8 @@ def _unwanted(end: End) -> str:
     if code == 127 and (missing := _LIBRARY.search(end.last_words)):
         library, problem = missing[1] or missing[3], missing[2] or missing[4]
         return f"could not run its program because a library is missing: {library} ({problem.strip()})"
+    if code == 255 and plan.platform and (missing := _LOADER.search(end.last_words)):
+        return f"could not run its program, made for {plan.platform}, because a library is missing: {missing[1]} ({missing[2].strip()})"
     if code and end.denied:
         return f"ended by itself with exit code {code} after the system call filter had refused {_listed(end.denied)}"
     if code > 128 and code - 128 in {one.value for one in signal.Signals}:

@@ -41,6 +41,7 @@ class Feature(enum.Enum):
     SYSTEM = "control group version 2 for an init system (--systemd)"
     PAUSE = "way to pause its processes"
     IO_LIMIT = "limit on input and output"
+    EMULATION = "programs of other processors"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Probe:
     """What a driver found on this machine for this user: data, never an exception.
 
     ``reason`` says why it is not usable (empty when it is), ``mend`` the command or setting that would change that, ``notes`` what is weaker than
-    it could be although it works.
+    it could be although it works. ``hypervisor`` says how a virtual machine reaches the processor (``in-kernel``, ``hosted``, ``emulating``); it is
+    empty for levels that have none.
     """
 
     usable: bool
@@ -56,6 +58,7 @@ class Probe:
     mend: str = ""
     features: frozenset[Feature] = frozenset()
     notes: tuple[str, ...] = ()
+    hypervisor: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,10 @@ class Driver(ABC):
     def clean_up(self, plan: RunPlan) -> None:
         """End what is left of the workload and remove what the kernel does not (control groups); harmless to repeat, also after a crash."""
 
+    def kept_files(self) -> Sequence[str]:
+        """Host paths of files that the level keeps on the disk once for all of its workloads; those that are not there (yet) may be named."""
+        return ()
+
     def require(self, plan: RunPlan) -> None:
         """Raise Unavailable where this machine does not allow the level, Unsupported for the first thing in the plan that the level lacks here."""
         probe = self.probe()
@@ -176,6 +183,7 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
         (Feature.INIT, plan.process.init or plan.process.idle),
         (Feature.SYSTEM, plan.systemd),
         (Feature.STORAGE_LIMIT, plan.root.size_bytes > 0),
+        (Feature.EMULATION, bool(plan.platform)),
     ]
 
 

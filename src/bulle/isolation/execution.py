@@ -21,7 +21,7 @@ from bulle.isolation import identity, inside
 from bulle.isolation.channel import Channel
 from bulle.isolation.driver import Stdio
 from bulle.isolation.launch import ChildKit
-from bulle.linux import capabilities, mount, process, seccomp
+from bulle.linux import capabilities, elf, mount, process, seccomp
 from bulle.model.run_plan import Process
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -263,5 +263,16 @@ def _execute(path: str, arguments: list[str], environment: dict[str, str]) -> No
                 f"{name}: cannot be started", "its interpreter or dynamic loader does not exist in the container", "install it"
             ) from error
         if error.errno == errno.ENOEXEC:
-            raise CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "") from error
+            raise _wrong_format(name, path) from error
         raise CommandNotExecutable(f"{name}: cannot be executed", os.strerror(error.errno or 0), "") from error
+
+
+def _wrong_format(name: str, path: str) -> CommandNotExecutable:
+    """What nothing here can run, by its first bytes: mostly a program of another processor."""
+    made_for = ""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        made_for = elf.architecture_of(file.read(elf.HEAD_BYTES))
+    if not made_for:
+        return CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "")
+    mend = f"use an image that says so (bulle run --platform linux/{made_for}), or a program for this processor"
+    return CommandNotExecutable(f"{name}: exec format error", f"it is a program for linux/{made_for}, which its image does not say", mend)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 from bulle.errors import BulleError, Unavailable, Unsupported
 from bulle.isolation import statistics
@@ -32,6 +33,13 @@ def features_of(controllers: Collection[str]) -> set[Feature]:
 
 class GroupedDriver(Driver):
     """A driver whose workloads may have a control group; where they have none, it must find their processes otherwise."""
+
+    cache_directory: Path | None = None
+    """Where compiled filters are kept from one process to the next (host path)."""
+
+    def kept_files(self) -> list[str]:
+        """The compiled filters; see :class:`Driver`."""
+        return sorted(map(str, self.cache_directory.glob("seccomp-*"))) if self.cache_directory is not None else []
 
     @abstractmethod
     def find_processes_of(self, pids: Sequence[int]) -> Mapping[int, list[int]]:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from bulle.errors import BulleError, InvalidInput
 from bulle.isolation import system
@@ -19,6 +20,9 @@ from bulle.isolation.root_filesystem import DetachedMounts, identity_files
 from bulle.linux import mount, process
 from bulle.linux.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from bulle.model.run_plan import Mount, RunPlan
+
+if TYPE_CHECKING:
+    from bulle.linux.emulators import Emulator
 
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 DEVICE_LINKS = {
@@ -39,10 +43,18 @@ _TMPFS_FLAGS = {
 }  # fmt: skip
 
 
-def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc: bool, controllers: tuple[str, ...] = ()) -> int:
+def enter_root(
+    plan: RunPlan,
+    mounts: DetachedMounts,
+    own_network: bool,
+    own_ipc: bool,
+    controllers: tuple[str, ...] = (),
+    emulator: Emulator | None = None,
+) -> int:
     """Make the plan's root filesystem this process's ``/``; returns the descriptor of /dev, where the terminal's console is bound.
 
-    ``controllers`` are those of the container's own control group, which it may look at below /sys/fs/cgroup.
+    ``controllers`` are those of the container's own control group, which it may look at below /sys/fs/cgroup. ``emulator`` is registered for its
+    user namespace.
     """
     root = attach_root(mounts)
     # Stands are taken while the host's tree is still there: devices, a visible /proc for a new one.
@@ -51,6 +63,10 @@ def enter_root(plan: RunPlan, mounts: DetachedMounts, own_network: bool, own_ipc
     sys = _mount_sys(plan, root, own_network, controllers)
     if own_network:
         _open_network(plan, proc)
+    if emulator is not None:
+        from bulle.isolation import emulation  # the driver's process has imported it
+
+        emulation.register(proc, emulator)
     if not plan.security.privileged:
         _hide(plan, proc, sys)
     attach_existing(plan, root, mounts)

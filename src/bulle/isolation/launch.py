@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bulle.errors import BulleError, Unavailable
 from bulle.isolation import seccomp_profile
@@ -20,6 +21,9 @@ from bulle.isolation.driver import Stdio, Workload
 from bulle.isolation.init_program import program_to_go_through
 from bulle.linux import namespaces, process
 from bulle.model.run_plan import Process, RunPlan
+
+if TYPE_CHECKING:
+    from bulle.linux.emulators import Emulator
 
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _DEVICE_CAPABILITIES = frozenset({"CAP_MKNOD"})
@@ -36,6 +40,8 @@ class ChildKit:
     """Of its own control group, which it may look at."""
     withheld: frozenset[str] = frozenset()
     """Capabilities that it does not get although they were asked for, because this machine cannot contain them."""
+    emulator: Emulator | None = None
+    """What runs programs of another processor, where it must be registered first."""
 
     def without(self, *capabilities: str) -> ChildKit:
         """The same, with more capabilities withheld."""
@@ -53,6 +59,7 @@ class Kit:
     new_group: bool
     withheld: frozenset[str] = frozenset()
     oom_score_adj: int | None = None
+    emulator: Emulator | None = None
 
     @classmethod
     def to_start(cls, plan: RunPlan, stdio: Stdio, cache_directory: Path | None, *, own_processes: bool) -> Kit:
@@ -61,6 +68,11 @@ class Kit:
         With ``own_processes`` (a pid namespace) a group is only made where it has something to do or costs nothing.
         """
         withheld = frozenset[str]()
+        emulator = None
+        if plan.platform:
+            from bulle.isolation import emulation  # most programs are this processor's
+
+            emulator = emulation.emulator_for(plan)
         try:
             group = ControlGroup.create(plan.container_id, plan.resources, restrict_devices=_makes_devices(plan), optional=own_processes)
         except Unavailable:
@@ -71,7 +83,7 @@ class Kit:
         try:
             if plan.systemd:
                 group.delegate(*_root_ids(plan))
-            return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True, withheld, plan.oom_score_adj)
+            return cls(group, *_programs(plan, plan.process, cache_directory), stdio, True, withheld, plan.oom_score_adj, emulator)
         except BaseException:
             group.close()
             group.remove()
@@ -89,7 +101,7 @@ class Kit:
 
     def for_child(self) -> ChildKit:
         """The child's part of it."""
-        return ChildKit(self.stdio, self.filter_program, self.program_fd, self.group.controllers, self.withheld)
+        return ChildKit(self.stdio, self.filter_program, self.program_fd, self.group.controllers, self.withheld, self.emulator)
 
     def close(self) -> None:
         """Close what this process does not need any more."""

@@ -52,6 +52,30 @@ def _memory(pid: int) -> int:
         return 0
 
 
+def private_bytes(pid: int) -> int:
+    """The memory that the machine would have back if this process ended: what it shares with no other. proc_pid_smaps(5)"""
+    try:
+        lines = _read(f"/proc/{pid}/smaps_rollup").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(b"Private_")) * 1024
+
+
+def available_bytes() -> int:
+    """The memory that the machine can give to new processes without swapping. proc_meminfo(5)"""
+    return _of_machine("MemAvailable")
+
+
+def kernel_bytes() -> int:
+    """What the kernel holds for all that runs: its objects, stacks, page tables (those of virtual machines too), parts of each processor."""
+    return _of_machine("Slab", "KernelStack", "PageTables", "SecPageTables", "Percpu")
+
+
+def _of_machine(*names: str) -> int:
+    lines = (line.partition(":") for line in _read("/proc/meminfo").decode().splitlines())
+    return sum(int(value.split()[0]) * 1024 for name, _, value in lines if name in names)
+
+
 def _transferred(pid: int) -> tuple[int, int]:
     try:
         values = dict(line.split(b": ") for line in _read(f"/proc/{pid}/io").splitlines())

@@ -30,6 +30,16 @@ def rootless_mappings() -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
     return (own_user, IdMapping(1, *users)), (own_group, IdMapping(1, *groups))
 
 
+def identity_mappings() -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
+    """User and group maps in which each id that this process's namespace has is itself; only its root may use them."""
+    return _as_itself("/proc/self/uid_map"), _as_itself("/proc/self/gid_map")
+
+
+def _as_itself(file: str) -> tuple[IdMapping, ...]:
+    with open(file) as lines:
+        return tuple(IdMapping(first, first, size) for first, _outside, size in (map(int, line.split()) for line in lines))
+
+
 def subordinate_ranges(file: str) -> list[tuple[str, int, int]]:
     """Owner (a name or a number), first id and size of every line of /etc/subuid or /etc/subgid."""
     found = []

@@ -210,7 +210,8 @@ class RunPlan(msgspec.Struct, frozen=True):
     ``state_host_path`` is the container's own directory on the host (logs, FIFOs, hostname and hosts files). ``volume_layers`` are layers that
     ``mounts`` show or show parts of: they must stand at their ``host_path`` before it starts. ``systemd`` makes it a system container: the
     command is an init, which manages control groups of its own below the container's. ``oom_score_adj`` is how willingly the kernel ends its
-    processes when memory runs out (-1000 to 1000; None: as the engine itself).
+    processes when memory runs out (-1000 to 1000; None: as the engine itself). ``platform`` (``linux/arm64``) is what its programs are made for
+    where this machine's processor cannot run them by itself, else empty.
     """
 
     container_id: str
@@ -231,6 +232,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     log: LogSettings = LogSettings()
     systemd: bool = False
     oom_score_adj: int | None = None
+    platform: str = ""
 
     def describe(self) -> str:
         """The plan as indented JSON, the form that ``--dry-run`` prints."""

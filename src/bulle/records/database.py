@@ -161,7 +161,16 @@ CREATE TABLE container_volume (         -- keeps a volume while a container has 
 CREATE INDEX container_volume_volume ON container_volume(volume);
 """
 
-SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES)
+PLATFORMS = """
+CREATE TABLE platform_tag (             -- images that have a name too, for other platforms than the image that tag gives it to
+    reference TEXT NOT NULL REFERENCES tag(reference) ON DELETE CASCADE,
+    image_id TEXT NOT NULL REFERENCES image(id) ON DELETE CASCADE,
+    PRIMARY KEY (reference, image_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX platform_tag_image ON platform_tag(image_id);
+"""
+
+SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 

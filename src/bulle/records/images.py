@@ -31,7 +31,7 @@ class ImageRow:
 
 
 class ImageRecords:
-    """The tables image, image_layer and tag."""
+    """The tables image, image_layer, tag and platform_tag."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -39,6 +39,13 @@ class ImageRecords:
     def by_reference(self, canonical: str) -> ImageRow | None:
         """The image that a canonical reference names."""
         return self._one(f"SELECT {_COLUMNS} FROM image JOIN tag ON tag.image_id = image.id WHERE tag.reference = ?", canonical)
+
+    def all_by_reference(self, canonical: str) -> list[ImageRow]:
+        """Every image with this name, one for each platform; the one that it means by itself first."""
+        sql = """SELECT image_id, 0 FROM tag WHERE reference = ?1
+                 UNION ALL SELECT image_id, 1 FROM platform_tag WHERE reference = ?1 ORDER BY 2, 1"""
+        found = [self.by_id(str(row[0])) for row in self._database.rows(sql, (canonical,))]
+        return [row for row in found if row is not None]
 
     def by_repository_digest(self, repository: str, digest: str) -> ImageRow | None:
         """The image with this manifest that has any tag of the repository."""
@@ -77,20 +84,34 @@ class ImageRecords:
         )
 
     def tag(self, connection: sqlite3.Connection, image_id: str, references: Iterable[str]) -> None:
-        """Give an image names; a name that another image had moves."""
-        connection.executemany(
-            "INSERT INTO tag VALUES (?, ?) ON CONFLICT (reference) DO UPDATE SET image_id = excluded.image_id",
-            [(reference, image_id) for reference in references],
-        )
+        """Give an image names; a name that another image had, or several for their platforms, moves."""
+        for reference in references:
+            self.tag_platforms(connection, reference, image_id, ())
+
+    def tag_platforms(self, connection: sqlite3.Connection, reference: str, image_id: str, others: Iterable[str]) -> None:
+        """Give a name to an image, and to others for their platforms, and to none beside these."""
+        sql = "INSERT INTO tag VALUES (?, ?) ON CONFLICT (reference) DO UPDATE SET image_id = excluded.image_id"
+        connection.execute(sql, (reference, image_id))
+        connection.execute("DELETE FROM platform_tag WHERE reference = ?", (reference,))
+        connection.executemany("INSERT INTO platform_tag VALUES (?, ?)", [(reference, other) for other in others])
 
     def untag(self, connection: sqlite3.Connection, references: Sequence[str]) -> int:
-        """Take names away; returns how many there were."""
+        """Take names away from every image that has them; returns how many names there were."""
         return sum(connection.execute("DELETE FROM tag WHERE reference = ?", (reference,)).rowcount for reference in references)
 
-    def delete(self, connection: sqlite3.Connection, image_id: str) -> None:
+    def untag_image(self, connection: sqlite3.Connection, image_id: str, references: Sequence[str]) -> None:
+        """Take names away from one image; those for other platforms keep them."""
+        for reference in references:
+            others = [row.id for row in self.all_by_reference(reference) if row.id != image_id]
+            if others:
+                self.tag_platforms(connection, reference, others[0], others[1:])
+            else:
+                self.untag(connection, [reference])
+
+    def delete(self, connection: sqlite3.Connection, row: ImageRow) -> None:
         """Forget an image and its names; its layers are the caller's business."""
-        connection.execute("DELETE FROM tag WHERE image_id = ?", (image_id,))
-        connection.execute("DELETE FROM image WHERE id = ?", (image_id,))
+        self.untag_image(connection, row.id, row.references)
+        connection.execute("DELETE FROM image WHERE id = ?", (row.id,))
 
     def users(self, connection: sqlite3.Connection, image_id: str) -> list[tuple[str, str]]:
         """Id and name of every container made from an image."""
@@ -116,7 +137,8 @@ class ImageRecords:
         assert isinstance(manifest, bytes) and isinstance(config, bytes) and isinstance(created, int) and isinstance(size, int)
         related = self._database.rows(
             """SELECT position, diff_id, blob_digest FROM image_layer WHERE image_id = ?1
-               UNION ALL SELECT -1, reference, '' FROM tag WHERE image_id = ?1""",
+               UNION ALL SELECT -1, reference, '' FROM tag WHERE image_id = ?1
+               UNION ALL SELECT -1, reference, '' FROM platform_tag WHERE image_id = ?1""",
             (image_id,),
         )
         layers = sorted((position, str(diff_id), str(blob)) for position, diff_id, blob in related if isinstance(position, int) and position >= 0)

@@ -15,17 +15,18 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 
 from bulle.errors import BulleError, InvalidInput, NotFound, RegistryFailure, StorageFull, Unavailable
 from bulle.model.image import ExecutionConfig
+from bulle.model.platform import is_native, this_platform
 from bulle.model.reference import Reference
 from bulle.registry.compression import CHUNK_BYTES
-from bulle.registry.documents import this_platform
 from bulle.registry.generated import DEFAULT_PATH, image_of_layer
 from bulle.registry.progress import Progress
 from bulle.registry.transport import RemoteImage, Source, SourceRequest
@@ -117,11 +118,12 @@ class DebianImage(Source):
     def _mirror(self) -> str:
         return self._request.configuration.debian_mirror or DEFAULT_MIRROR
 
-    def _command(self, tar: Path) -> list[str]:
+    def _command(self, tar: Path, *, as_root: bool) -> list[str]:
         architecture = self._request.platform.architecture
-        command = ["mmdebstrap", "--variant=minbase", f"--mode={'root' if os.geteuid() == 0 else 'unshare'}", "--format=tar"]
+        command = ["mmdebstrap", "--variant=minbase", f"--mode={'root' if as_root else 'unshare'}", "--format=tar"]
         if (architecture, "linux") != (this_platform().architecture, self._request.platform.os):
-            command.append(f"--architectures={_ARCHITECTURES.get(architecture, architecture)}")
+            # Whether its programs can be run is found out before.
+            command += [f"--architectures={_ARCHITECTURES.get(architecture, architecture)}", "--skip=check/qemu"]
         if self._recipe.packages:
             command.append(f"--include={','.join(self._recipe.packages)}")
             # A wrong name is told once there is an index to look in, not after the base system is set up. (apt's words are known to `failure`.)
@@ -149,8 +151,34 @@ class DebianImage(Source):
         environment |= {"SOURCE_DATE_EPOCH": str(moment), "TMPDIR": str(workplace), "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
         for place in ("/usr/sbin", "/sbin"):
             environment["PATH"] = f"{environment.get('PATH', '/usr/bin:/bin')}:{place}"
+        with self._emulated() as prepare:
+            self._follow(self._command(tar, as_root=prepare is not None or os.geteuid() == 0), environment, prepare)
+
+    @contextmanager
+    def _emulated(self) -> Iterator[Callable[[], None] | None]:
+        """What the child has to do before it becomes mmdebstrap, so that it can run another processor's programs; None where it can already."""
+        if is_native(self._request.platform):
+            yield None
+            return
+        from bulle.linux import emulators  # few images are of another processor
+        from bulle.linux.emulated_namespace import emulating, join
+
+        emulator = emulators.find(str(self._request.platform))
+        if not emulator.entry.interpreter:
+            yield None  # the machine's own table has one
+            return
+        with emulating(emulator) as pidfd:
+            yield partial(join, pidfd)
+
+    def _follow(self, command: list[str], environment: dict[str, str], prepare: Callable[[], None] | None) -> None:
         process = subprocess.Popen(
-            self._command(tar), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=prepare,
         )
         said: deque[str] = deque(maxlen=400)
         finished = False

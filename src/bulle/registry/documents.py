@@ -8,12 +8,11 @@ documents that are manifest and index at once is CVE-2021-41190's.
 from __future__ import annotations
 
 import hashlib
-import platform as machine
 from typing import Any
 
 import msgspec
 
-from bulle.errors import CorruptImage, InvalidInput, NotFound
+from bulle.errors import CorruptImage, NotFound
 from bulle.model.digest import Digest
 from bulle.model.image import (
     CONFIG_MEDIA_TYPES,
@@ -31,26 +30,13 @@ from bulle.model.image import (
     Manifest,
     Platform,
 )
+from bulle.model.platform import variant_of
 
 ACCEPT = ", ".join((OCI_INDEX, "application/vnd.docker.distribution.manifest.list.v2+json", OCI_MANIFEST, DOCKER_MANIFEST))
 """What a client asks a registry for, best first."""
 
 LAYERS_LIMIT = 500
 """More layers than overlayfs can stack."""
-
-_MACHINES = {
-    "x86_64": ("amd64", ""),
-    "aarch64": ("arm64", "v8"),
-    "armv7l": ("arm", "v7"),
-    "armv6l": ("arm", "v6"),
-    "i386": ("386", ""),
-    "i686": ("386", ""),
-    "riscv64": ("riscv64", ""),
-    "ppc64le": ("ppc64le", ""),
-    "s390x": ("s390x", ""),
-    "loongarch64": ("loong64", ""),
-}
-_ARCHITECTURE_ALIASES = {"x86_64": ("amd64", ""), "x86-64": ("amd64", ""), "aarch64": ("arm64", ""), "armhf": ("arm", "v7"), "armel": ("arm", "v6")}
 
 
 class _Fields(msgspec.Struct, rename="camel"):
@@ -61,25 +47,6 @@ class _Fields(msgspec.Struct, rename="camel"):
     manifests: Any = None
     layers: Any = None
     config: Any = None
-
-
-def this_platform() -> Platform:
-    """The platform that this machine runs natively."""
-    architecture, variant = _MACHINES.get(machine.machine(), (machine.machine(), ""))
-    return Platform("linux", architecture, variant)
-
-
-def parse_platform(text: str) -> Platform:
-    """``linux/arm64/v8``, ``linux/arm64`` or ``arm64`` as a platform; "" is this machine's. Raises InvalidInput."""
-    if not text:
-        return this_platform()
-    parts = text.lower().split("/")
-    if len(parts) == 1 and parts[0] != "linux":
-        parts.insert(0, "linux")
-    if not 2 <= len(parts) <= 3 or not all(part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in parts):
-        raise InvalidInput(f"{text!r} is not a platform", "expected something like linux/arm64 or linux/arm/v7")
-    architecture, variant = _ARCHITECTURE_ALIASES.get(parts[1], (parts[1], ""))
-    return Platform(parts[0], architecture, parts[2] if len(parts) == 3 else variant)
 
 
 def check_content(raw: bytes, digest: Digest, size: int, what: str) -> None:
@@ -138,7 +105,7 @@ def _fitness(offered: Platform | None, wanted: Platform) -> int:
     """How well a platform fits, 0 for not at all."""
     if offered is None or offered.os != wanted.os or offered.architecture != wanted.architecture:
         return 0
-    ours, theirs = _variant(wanted), _variant(offered)
+    ours, theirs = variant_of(wanted), variant_of(offered)
     if ours == theirs:
         return 100
     if not theirs:
@@ -150,14 +117,6 @@ def _fitness(offered: Platform | None, wanted: Platform) -> int:
         # amd64 without a variant is v1; nothing newer may be assumed.
         return 40 if theirs in ("v1", "v7") else 0
     return 0
-
-
-def _variant(platform: Platform) -> str:
-    if platform.architecture == "arm64" and platform.variant == "v8":
-        return ""
-    if platform.architecture == "amd64" and platform.variant == "v1":
-        return ""
-    return platform.variant
 
 
 def layers_of(manifest: Manifest, config: ImageConfig, what: str) -> list[tuple[Descriptor, Digest]]:

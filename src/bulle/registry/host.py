@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bulle.errors import Unavailable
 from bulle.model.image import ExecutionConfig
+from bulle.model.platform import this_platform
 from bulle.model.reference import Reference
 from bulle.registry import tar_format
-from bulle.registry.documents import this_platform
 from bulle.registry.generated import DEFAULT_PATH, image_of_layer
 from bulle.registry.transport import RemoteImage, Source, SourceRequest
 

@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 from bulle.errors import CorruptImage, InvalidInput
 from bulle.model.image import Platform
+from bulle.model.platform import this_platform
 from bulle.model.reference import Reference
 from bulle.registry.archive import open_archive
-from bulle.registry.documents import this_platform
 from bulle.registry.transport import Source, SourceConfiguration, SourceRequest
 
 

@@ -16,7 +16,8 @@ import msgspec
 
 from bulle.errors import Conflict, CorruptImage, InvalidInput, InvalidReference, NotFound
 from bulle.model.digest import Digest
-from bulle.model.image import MANIFEST_MEDIA_TYPES, METADATA_LIMIT_BYTES, Descriptor, ImageConfig, Manifest
+from bulle.model.image import MANIFEST_MEDIA_TYPES, METADATA_LIMIT_BYTES, Descriptor, ImageConfig, Manifest, Platform
+from bulle.model.platform import is_native, same
 from bulle.model.reference import Reference
 from bulle.records.database import Database
 from bulle.records.images import ImageRecords, ImageRow
@@ -69,11 +70,14 @@ class ImageStore:
         layers: Sequence[tuple[Digest, Digest]],
         references: Sequence[Reference] = (),
         host_binds: Sequence[str] = (),
+        *,
+        beside: bool = False,
     ) -> Image:
         """Make an image visible whose layers (blob digest, diff id; lowest first) were ingested. ``manifest`` and ``config`` are the raw bytes.
 
-        An image that is here already only gets the new names, and the manifest if its own names blobs that are not kept. Raises CorruptImage
-        when the three do not belong together, NotFound when a layer is missing.
+        An image that is here already only gets the new names, and the manifest if its own names blobs that are not kept. ``beside``: images for
+        other platforms that have one of the names keep it. Raises CorruptImage when the three do not belong together, NotFound when a layer is
+        missing.
         """
         diff_ids = tuple(str(diff_id) for _, diff_id in layers)
         image_id = check_documents(manifest, media_type, config, layers)
@@ -92,8 +96,18 @@ class ImageStore:
                 self._records.put(connection, row)
                 if existing is not None:
                     self._follow(connection, existing, row)
-            self._records.tag(connection, image_id, names)
+            for name in names:
+                self._name(connection, name, image_id, ImageConfig.parse(config).platform, beside=beside)
         return self.get(image_id)
+
+    def _name(self, connection: sqlite3.Connection, name: str, image_id: str, platform: Platform, *, beside: bool) -> None:
+        """Give an image a name; by itself the name means the one for this machine, else the one that got it last."""
+        others = self._records.all_by_reference(name) if beside else []
+        kept = [row.id for row in others if row.id != image_id and not same(_platform(row), platform)]
+        first = image_id
+        if not is_native(platform):
+            first = next((row.id for row in others if row.id in kept and is_native(_platform(row))), image_id)
+        self._records.tag_platforms(connection, name, first, [one for one in (image_id, *kept) if one != first])
 
     def settle(self, image: Image, manifest: bytes, media_type: str) -> Image:
         """Replace the manifest of an image by one that names other blobs of the same layers: those that a registry has been given.
@@ -133,6 +147,12 @@ class ImageStore:
         row = self._find(name)[0]
         return _image(row)
 
+    def platforms(self, name: str) -> list_[Image]:
+        """The images that ``name`` means, one for each platform, the one that it means by itself first. Raises as :meth:`get` does."""
+        row, by_name = self._find(name)
+        rows = self._records.all_by_reference(by_name.canonical) if by_name is not None else []
+        return [_image(one) for one in rows] or [_image(row)]
+
     def list(self) -> list[Image]:
         """Every image, the newest first."""
         return [_image(row) for row in self._records.all()]
@@ -152,23 +172,26 @@ class ImageStore:
             if not self._records.untag(connection, [reference.canonical]):
                 raise NotFound(f"no such image: {reference.familiar}")
 
-    def remove(self, name: str, force: bool = False, *, in_use: str = "") -> list_[str]:
+    def remove(self, name: str, force: bool = False, *, in_use: str = "", image_id: str = "") -> list_[str]:
         """Remove a name, and with the last name the image and the layers that nothing else needs. Returns lines as Docker prints them.
+
+        Of several images with the name it is taken from the one with ``image_id``.
 
         Raises Conflict when an index has it, and unless ``force`` when a container was made from it or it has names in several repositories;
         layers on which containers stand are kept in any case. ``in_use`` says why the image itself must stay, also with ``force``.
         """
         row, by_name = self._find(name)
+        wanted = image_id or row.id
         with self._database.transaction() as connection:
             # Looked up again: since then another command may have moved the name or removed the image.
-            current = self._records.by_id(row.id)
+            current = self._records.by_id(wanted)
             if current is None or (by_name is not None and by_name.digest is None and by_name.canonical not in current.references):
                 raise NotFound(f"no such image: {name}")
             row = current
             taken = _names_to_take(row, by_name)
             lines = [f"Untagged: {familiar(reference)}" for reference in taken]
             if len(taken) < len(row.references):
-                self._records.untag(connection, taken)
+                self._records.untag_image(connection, row.id, taken)
                 return lines
             if in_use:
                 raise Conflict(f"cannot remove image {name}", in_use, f"undo that with `bulle image unmount {name}`")
@@ -182,7 +205,7 @@ class ImageStore:
             if indexes := IndexRecords(self._database).of_image(row.id):
                 index = familiar(indexes[0].reference)
                 raise Conflict(f"cannot remove image {name}", f"the index {index} has it", f"remove that with `bulle manifest rm {index}`")
-            self._records.delete(connection, row.id)
+            self._records.delete(connection, row)
         self._collect()
         lines.append(f"Deleted: {row.id}")
         lines += [f"Deleted: {diff_id}" for diff_id, _ in reversed(row.layers) if not self._layers.has(Digest(diff_id))]
@@ -232,6 +255,10 @@ def _image(row: ImageRow) -> Image:
         row.size_bytes, tuple(Digest(diff_id) for diff_id, _ in row.layers), tuple(Digest(blob) for _, blob in row.layers), row.references,
         row.host_binds,
     )  # fmt: skip
+
+
+def _platform(row: ImageRow) -> Platform:
+    return ImageConfig.parse(row.config).platform
 
 
 def check_documents(manifest: bytes, media_type: str, config: bytes, layers: Sequence[tuple[Digest, Digest]]) -> str:

@@ -23,7 +23,7 @@ from bulle.isolation.control_group import available
 from bulle.isolation.driver import Connect, Feature, Probe, Stdio, Workload
 from bulle.isolation.grouped_driver import GroupedDriver, features_of
 from bulle.linux import capabilities, mount, namespaces
-from bulle.linux.namespaces import CLONE_NEWNS, CLONE_PARENT
+from bulle.linux.namespaces import CLONE_NEWNS, CLONE_NEWUSER, CLONE_PARENT
 from bulle.model.run_plan import Process, RunPlan
 
 _ROOT_COPY = "copy"
@@ -105,7 +105,15 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     launch.hide()
     mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, channel.receive_descriptors())
+    interpreter = -1
+    if kit.emulator is not None:
+        from bulle.isolation import emulation  # the driver's process has imported it
+
+        interpreter = emulation.open_interpreter(kit.emulator)
     dev = inside.enter_root(plan, mounts, own_network=False, own_ipc=False)
+    if kit.emulator is not None:
+        emulation.enter_users(kit.emulator, interpreter)
+        dev = os.open("/dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
 
 
@@ -123,7 +131,9 @@ def _join(channel: Channel, wanted: Process, kit: launch.ChildKit, pid: int) -> 
     """In the mount namespace of the running workload, whose root is the private one."""
     launch.hide()
     pidfd = os.pidfd_open(pid)
-    namespaces.setns(pidfd, CLONE_NEWNS)
+    # Where programs are emulated, users are in a namespace of their own as well.
+    users = 0 if namespaces.shares_namespaces(pid, CLONE_NEWUSER) else CLONE_NEWUSER
+    namespaces.setns(pidfd, CLONE_NEWNS | users)
     os.close(pidfd)
     execution.become(wanted, channel, kit)
 
@@ -193,7 +203,7 @@ def _probe() -> Probe:
     if not _may_mount():
         notes.append("no right to mount: the root is a copy of the image, without /proc, /dev and volumes")
         return Probe(True, features=frozenset({Feature.EXECUTE} | limits), notes=tuple(notes))
-    mounts = {Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT}
+    mounts = {Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT, Feature.EMULATION}
     if sized_layer.available():
         mounts.add(Feature.STORAGE_LIMIT)
     return Probe(True, features=frozenset(always | mounts | limits), notes=tuple(notes))

@@ -72,6 +72,7 @@ class NamespaceDriver(GroupedDriver):
             taken = shell.take_shell()
             fits = not sibling and namespace_flags(plan) == SHELL_FLAGS and plan.oom_score_adj is None
             if taken is not None:
+                fits = fits and (kit.emulator is None or taken.emulates)
                 if fits and shell.send_errand(taken, plan, kit):
                     return taken.workload, taken.channel
                 if not fits:
@@ -171,7 +172,7 @@ def _enter(plan: RunPlan, channel: Channel, kit: launch.ChildKit) -> None:
     if not descriptors:
         descriptors = rootless.detached_mounts(plan).descriptors()
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, descriptors)
-    dev = inside.enter_root(plan, mounts, has_own_network(plan), own_ipc=True, controllers=kit.controllers)
+    dev = inside.enter_root(plan, mounts, has_own_network(plan), own_ipc=True, controllers=kit.controllers, emulator=kit.emulator)
     socket.sethostname(plan.hostname)
     execution.become(plan.process, channel, kit, read_only_root=plan.root.read_only, dev=dev)
 
@@ -198,7 +199,7 @@ def _join(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.ChildKit
 def _probe() -> Probe:
     features = {
         Feature.OWN_PROCESSES, Feature.OWN_NETWORK, Feature.OWN_USERS, Feature.OWN_HOSTNAME, Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT,
-        Feature.TERMINAL, Feature.EXECUTE, Feature.INIT,
+        Feature.TERMINAL, Feature.EXECUTE, Feature.INIT, Feature.EMULATION,
     }  # fmt: skip
     reason = _try_namespaces()
     if reason:

@@ -12,8 +12,9 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -36,6 +37,8 @@ class Errand(msgspec.Struct, frozen=True):
     has_program: bool
     controllers: tuple[str, ...]
     withheld: tuple[str, ...]
+    emulator: bytes = b""
+    """The emulator to register, as JSON: its type is known to a module that few starts need."""
 
 
 _errands = msgspec.json.Decoder(Errand)
@@ -49,6 +52,8 @@ class Shell:
     workload: Workload
     channel: Channel
     circumstances: tuple[object, ...]
+    emulates: bool
+    """Whether it can register an emulator: it can import nothing any more."""
 
 
 def open_shell(flags: int, run: Callable[[RunPlan, Channel, launch.ChildKit], None]) -> None:
@@ -68,7 +73,7 @@ def open_shell(flags: int, run: Callable[[RunPlan, Channel, launch.ChildKit], No
             loopback.bring_up()
             _wait(theirs, run)
     theirs.close()
-    _open_shell = Shell(Workload(pid, pidfd), ours, _circumstances())
+    _open_shell = Shell(Workload(pid, pidfd), ours, _circumstances(), "bulle.isolation.emulation" in sys.modules)
 
 
 def take_shell() -> Shell | None:
@@ -99,7 +104,8 @@ def discard(shell: Shell) -> None:
 
 def send_errand(shell: Shell, plan: RunPlan, kit: launch.Kit) -> bool:
     """Tell the shell its plan; False where it is too long for a message, or the shell is gone (it is then discarded)."""
-    errand = Errand(plan, kit.filter_program, kit.program_fd >= 0, kit.group.controllers, tuple(sorted(kit.withheld)))
+    emulator = msgspec.json.encode(kit.emulator) if kit.emulator is not None else b""
+    errand = Errand(plan, kit.filter_program, kit.program_fd >= 0, kit.group.controllers, tuple(sorted(kit.withheld)), emulator)
     message = msgspec.json.encode(errand)
     stdio = kit.stdio
     passed = [stdio.stdin, stdio.stdout, stdio.stderr, *([kit.program_fd] if kit.program_fd >= 0 else []), *kit.group.descriptors()]
@@ -124,6 +130,10 @@ def _wait(channel: Channel, run: Callable[[RunPlan, Channel, launch.ChildKit], N
     for entrance in rest:
         os.write(entrance, b"0")
     kit = launch.ChildKit(Stdio(stdin, stdout, stderr), errand.filter_program, program, errand.controllers, frozenset(errand.withheld))
+    if errand.emulator:
+        from bulle.isolation import emulation  # its maker had imported it
+
+        kit = replace(kit, emulator=emulation.decoded(errand.emulator))
     run(errand.plan, channel, kit)
 
 
