@@ -1,8 +1,11 @@
-"""Build hook of the wheel: compiles ``native/`` and puts ``bulle`` among the wheel's scripts, ``bulle-init`` and ``bulle-gauge`` into the package.
+"""Build hook of the wheel: compiles ``native/``, puts ``bulle`` among the wheel's scripts, ``bulle-init``, ``bulle-gauge`` and the agents of virtual
+machines into the package.
 
-The programs need no C library, so any C compiler does: the host's own ``cc`` where there is one, else zig's, which comes as a build requirement (a
-hundred megabytes, so it is asked for only then). Without either the Python twin becomes the command: slower by a Python's start, otherwise the
-same. Environment: ``BULLE_BUILD_COMPILER`` (zig, cc or none) and ``BULLE_BUILD_ARCHITECTURE`` (x86_64 or aarch64, for a wheel for another machine).
+The programs need no C library, so any C compiler does for its own processor: the host's ``cc`` where there is one, else zig's. Virtual machines also
+have other processors: for their agents zig is a build requirement of wheels (a hundred megabytes); an editable installation asks for it once, and
+afterwards only where an agent is missing or older than its source. Without a compiler the Python twin becomes the command: slower by a Python's
+start, otherwise the same; an agent that could not be compiled is missing, and said to be when it is wanted. Environment: ``BULLE_BUILD_COMPILER``
+(zig, cc or none) and ``BULLE_BUILD_ARCHITECTURE`` (x86_64 or aarch64, for a wheel for another machine).
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+AGENTS = ("x86_64", "aarch64", "riscv64")  # processors that a virtual machine can have
 FLAGS = (
     *("-std=c11", "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-s"),
     # No C library: nothing that expects one may be generated, and no tables that nobody reads.
-    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fcf-protection=none"),
+    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"),
     *("-Wall", "-Wextra", "-Wl,--build-id=none"),
 )
 INSIDE = ("bulle-init", "bulle-gauge")
@@ -61,9 +65,16 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def dependencies(self) -> list[str]:
         """zig only where it is needed."""
         asked = os.environ.get("BULLE_BUILD_COMPILER", "")
-        if architecture() and (asked == "zig" or (not asked and not host_compiler())):
+        missing = not host_compiler() or any(self.is_old(machine) for machine in AGENTS)
+        if architecture() and (asked == "zig" or (not asked and missing)):
             return ["ziglang>=0.13"]
         return []
+
+    def is_old(self, machine: str) -> bool:
+        """Whether the agent for a processor has to be compiled."""
+        agent = Path(self.root) / "src" / "bulle" / "_bin" / f"bulle-agent-{machine}"
+        sources = [*(Path(self.root) / "native").iterdir(), Path(__file__)]
+        return not agent.exists() or agent.stat().st_mtime <= max(source.stat().st_mtime for source in sources)
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile and say what goes where."""
@@ -87,11 +98,27 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             script.write_text(TWIN)
             script.chmod(0o755)
         build_data["shared_scripts"][str(script)] = "bulle"
+        self.compile_agents(root, binaries, build_data)
 
-    def compile(self, root: Path, target: Path, name: str) -> bool:
-        """Compile one program; False where no compiler does."""
+    def compile_agents(self, root: Path, binaries: Path, build_data: dict[str, Any]) -> None:
+        """The agents that are missing or older than their source."""
+        binaries.mkdir(exist_ok=True)
+        for machine in AGENTS:
+            target = binaries / f"bulle-agent-{machine}"
+            # Not over the one that is there: a virtual machine may be starting with it.
+            fresh = root / "build" / "native" / target.name
+            if self.is_old(machine) and self.compile(root, fresh, "bulle-agent", machine):
+                shutil.copy(fresh, f"{target}.part")
+                os.replace(f"{target}.part", target)
+            if target.exists():
+                build_data["artifacts"].append(f"src/bulle/_bin/{target.name}")
+            else:
+                self.app.display_warning(f"no compiler for {machine}: virtual machines with this processor cannot be used")
+
+    def compile(self, root: Path, target: Path, name: str, machine: str = "") -> bool:
+        """Compile one program, for the wheel's processor if no other is named; False where no compiler does."""
         target.unlink(missing_ok=True)
-        for command, environment in self.compilers(root):
+        for command, environment in self.compilers(root, machine or architecture()):
             line = [*command, *FLAGS, "-o", str(target), str(root / "native" / f"{name}.c")]
             try:
                 done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
@@ -103,15 +130,17 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             self.app.display_warning(f"{shlex.join(line)}: {done.stderr}")
         return False
 
-    def compilers(self, root: Path) -> list[tuple[list[str], dict[str, str]]]:
-        """Compilers to try, the best first, with their environment."""
+    def compilers(self, root: Path, machine: str) -> list[tuple[list[str], dict[str, str]]]:
+        """Compilers to try for a processor, the best first, with their environment."""
         asked = os.environ.get("BULLE_BUILD_COMPILER", "")
         result: list[tuple[list[str], dict[str, str]]] = []
         if asked in ("", "zig") and importlib.util.find_spec("ziglang"):
             cache = str(root / "build" / "zig")
             environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-            target = ["-target", f"{architecture()}-linux-none", "-mcpu=baseline"]
+            target = ["-target", f"{machine}-linux-none", "-mcpu=baseline"]
             result.append(([sys.executable, "-m", "ziglang", "cc", *target], environment))
-        if asked in ("", "cc") and host_compiler():
-            result.append((host_compiler(), dict(os.environ)))
+        if asked in ("", "cc") and host_compiler() and machine == architecture():
+            # Distributions turn it on; other processors do not know the option.
+            protection = ["-fcf-protection=none"] if machine == "x86_64" else []
+            result.append(([*host_compiler(), *protection], dict(os.environ)))
         return result

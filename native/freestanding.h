@@ -1,7 +1,7 @@
 /* What a program without a C library needs: the entry point, system calls, a few string functions.
  *
- * Both programs of this directory are a few KB, start in a fraction of a millisecond, and run in any image because they need nothing from it.
- * x86_64 and aarch64; the numbers are from asm/unistd.h, the structures from the kernel's uapi headers (little-endian, 64 bits).
+ * The programs of this directory are a few KB, start in a fraction of a millisecond, and run in any image because they need nothing from it.
+ * x86_64, aarch64 and riscv64; the numbers are from asm/unistd.h, the structures from the kernel's uapi headers (little-endian, 64 bits).
  */
 #ifndef BULLE_FREESTANDING_H
 #define BULLE_FREESTANDING_H
@@ -11,13 +11,32 @@ typedef unsigned int u32;
 typedef unsigned long u64;
 typedef long i64;
 
+#if defined(__aarch64__) || defined(__riscv) /* asm-generic/unistd.h */
+enum {
+    SYS_close = 57, SYS_lseek = 62, SYS_rt_sigaction = 134, SYS_rt_sigprocmask = 135, SYS_ioctl = 29, SYS_getpid = 172, SYS_socket = 198,
+    SYS_connect = 203, SYS_sendmsg = 211, SYS_recvmsg = 212, SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260, SYS_kill = 129, SYS_fcntl = 25,
+    SYS_flock = 32, SYS_getcwd = 17, SYS_geteuid = 175, SYS_setpgid = 154, SYS_rt_sigtimedwait = 137, SYS_write = 64, SYS_read = 63,
+    SYS_exit_group = 94, SYS_openat = 56, SYS_mkdirat = 34, SYS_readlinkat = 78, SYS_faccessat = 48, SYS_ppoll = 73, SYS_signalfd4 = 74,
+    SYS_dup3 = 24, SYS_pipe2 = 59, SYS_prlimit64 = 261, SYS_mount = 40, SYS_umount2 = 39, SYS_mknodat = 33, SYS_symlinkat = 36, SYS_linkat = 37,
+    SYS_unlinkat = 35, SYS_fchownat = 54, SYS_fchown = 55, SYS_fchmod = 52, SYS_utimensat = 88, SYS_chroot = 51, SYS_fchdir = 50, SYS_chdir = 49,
+    SYS_setsid = 157, SYS_setns = 268, SYS_unshare = 97, SYS_sethostname = 161, SYS_uname = 160, SYS_sync = 81, SYS_reboot = 142,
+    SYS_finit_module = 273, SYS_clock_settime = 112, SYS_nanosleep = 101, SYS_prctl = 167, SYS_capset = 91, SYS_setresuid = 147, SYS_setresgid = 149,
+    SYS_setgroups = 159, SYS_umask = 166, SYS_socketpair = 199, SYS_sendto = 206, SYS_recvfrom = 207, SYS_getdents64 = 61, SYS_statx = 291,
+    SYS_mmap = 222, SYS_fsetxattr = 7, SYS_llistxattr = 12, SYS_lgetxattr = 9, SYS_seccomp = 277,
+};
+#endif
 #if defined(__x86_64__)
 enum {
-    SYS_close = 3, SYS_lseek = 8, SYS_rt_sigaction = 13, SYS_rt_sigprocmask = 14, SYS_ioctl = 16, SYS_getpid = 39, SYS_socket = 41,
-    SYS_connect = 42, SYS_sendmsg = 46, SYS_recvmsg = 47, SYS_clone = 56, SYS_execve = 59, SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72,
-    SYS_flock = 73, SYS_getcwd = 79, SYS_geteuid = 107, SYS_setpgid = 109, SYS_rt_sigtimedwait = 128, SYS_write = 1, SYS_read = 0,
-    SYS_exit_group = 231, SYS_openat = 257, SYS_mkdirat = 258, SYS_readlinkat = 267, SYS_faccessat = 269, SYS_ppoll = 271, SYS_signalfd4 = 289,
-    SYS_dup3 = 292, SYS_pipe2 = 293, SYS_prlimit64 = 302,
+    SYS_close = 3, SYS_lseek = 8, SYS_rt_sigaction = 13, SYS_rt_sigprocmask = 14, SYS_ioctl = 16, SYS_getpid = 39, SYS_socket = 41, SYS_connect = 42,
+    SYS_sendmsg = 46, SYS_recvmsg = 47, SYS_clone = 56, SYS_execve = 59, SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_flock = 73,
+    SYS_getcwd = 79, SYS_geteuid = 107, SYS_setpgid = 109, SYS_rt_sigtimedwait = 128, SYS_write = 1, SYS_read = 0, SYS_exit_group = 231,
+    SYS_openat = 257, SYS_mkdirat = 258, SYS_readlinkat = 267, SYS_faccessat = 269, SYS_ppoll = 271, SYS_signalfd4 = 289, SYS_dup3 = 292,
+    SYS_pipe2 = 293, SYS_prlimit64 = 302, SYS_mount = 165, SYS_umount2 = 166, SYS_mknodat = 259, SYS_symlinkat = 266, SYS_linkat = 265,
+    SYS_unlinkat = 263, SYS_fchownat = 260, SYS_fchown = 93, SYS_fchmod = 91, SYS_utimensat = 280, SYS_chroot = 161, SYS_fchdir = 81, SYS_chdir = 80,
+    SYS_setsid = 112, SYS_setns = 308, SYS_unshare = 272, SYS_sethostname = 170, SYS_uname = 63, SYS_sync = 162, SYS_reboot = 169,
+    SYS_finit_module = 313, SYS_clock_settime = 227, SYS_nanosleep = 35, SYS_prctl = 157, SYS_capset = 126, SYS_setresuid = 117, SYS_setresgid = 119,
+    SYS_setgroups = 116, SYS_umask = 95, SYS_socketpair = 53, SYS_sendto = 44, SYS_recvfrom = 45, SYS_getdents64 = 217, SYS_statx = 332, SYS_mmap = 9,
+    SYS_fsetxattr = 190, SYS_llistxattr = 195, SYS_lgetxattr = 192, SYS_seccomp = 317,
 };
 static inline i64 call6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 {
@@ -30,13 +49,6 @@ static inline i64 call6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 }
 __asm__(".globl _start\n_start:\n xor %ebp, %ebp\n mov %rsp, %rdi\n and $-16, %rsp\n call begin\n");
 #elif defined(__aarch64__)
-enum {
-    SYS_close = 57, SYS_lseek = 62, SYS_rt_sigaction = 134, SYS_rt_sigprocmask = 135, SYS_ioctl = 29, SYS_getpid = 172, SYS_socket = 198,
-    SYS_connect = 203, SYS_sendmsg = 211, SYS_recvmsg = 212, SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260, SYS_kill = 129, SYS_fcntl = 25,
-    SYS_flock = 32, SYS_getcwd = 17, SYS_geteuid = 175, SYS_setpgid = 154, SYS_rt_sigtimedwait = 137, SYS_write = 64, SYS_read = 63,
-    SYS_exit_group = 94, SYS_openat = 56, SYS_mkdirat = 34, SYS_readlinkat = 78, SYS_faccessat = 48, SYS_ppoll = 73, SYS_signalfd4 = 74,
-    SYS_dup3 = 24, SYS_pipe2 = 59, SYS_prlimit64 = 261,
-};
 static inline i64 call6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
 {
     register i64 x8 __asm__("x8") = n;
@@ -50,10 +62,28 @@ static inline i64 call6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
     return x0;
 }
 __asm__(".globl _start\n_start:\n mov x29, #0\n mov x30, #0\n mov x0, sp\n bl begin\n");
+#elif defined(__riscv) && __riscv_xlen == 64
+static inline i64 call6(i64 n, i64 a, i64 b, i64 c, i64 d, i64 e, i64 f)
+{
+    register i64 a7 __asm__("a7") = n;
+    register i64 a0 __asm__("a0") = a;
+    register i64 a1 __asm__("a1") = b;
+    register i64 a2 __asm__("a2") = c;
+    register i64 a3 __asm__("a3") = d;
+    register i64 a4 __asm__("a4") = e;
+    register i64 a5 __asm__("a5") = f;
+    __asm__ volatile("ecall" : "+r"(a0) : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5) : "memory");
+    return a0;
+}
+__asm__(".globl _start\n_start:\n li s0, 0\n mv a0, sp\n call begin\n");
 #else
 #error "no system calls for this architecture yet"
 #endif
-enum { SYS_pidfd_send_signal = 424, SYS_close_range = 436 };
+/* Since Linux 5.1 a system call has the same number everywhere. */
+enum {
+    SYS_pidfd_send_signal = 424, SYS_open_tree = 428, SYS_move_mount = 429, SYS_fsopen = 430, SYS_fsconfig = 431, SYS_fsmount = 432,
+    SYS_pidfd_open = 434, SYS_close_range = 436, SYS_openat2 = 437, SYS_mount_setattr = 442,
+};
 
 #define CALL(number, a, b, c, d, e, f) call6(SYS_##number, (i64)(a), (i64)(b), (i64)(c), (i64)(d), (i64)(e), (i64)(f))
 #define CALL4(number, a, b, c, d) CALL(number, a, b, c, d, 0, 0)

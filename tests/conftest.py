@@ -20,7 +20,7 @@ from bulle.network.naming import table_name
 from bulle_testing import leaks, places, tiers, turns
 from bulle_testing.running import LEVELS, Level, Machine, machine, open_machines, usable
 
-pytest_plugins = ["bulle_testing.peers", "bulle_testing.networking", "bulle_testing.foreign"]
+pytest_plugins = ["bulle_testing.peers", "bulle_testing.networking", "bulle_testing.guests", "bulle_testing.foreign"]
 
 _run_directory: Path | None = None
 _failed = pytest.StashKey[bool]()
@@ -30,12 +30,20 @@ _turns = pytest.StashKey[turns.Turns]()
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare this process before any test."""
     leaks.become_subreaper()
-    os.environ.update(places.QUIET_NETWORK)  # for the library, in this process
+    os.environ.update(places.QUIET_NETWORK | {"BULLE_KERNEL": str(places.guest_kernel())})  # for the library, in this process
     config.stash[_turns] = turns.Turns()
     # A shell starts what it runs in the background with these ignored; what the tests start would inherit that.
     for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, action)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs at a level of virtual machines is in their stage."""
+    for item in items:
+        level = getattr(item, "callspec", None) and item.callspec.params.get("level")  # type: ignore[attr-defined]
+        if isinstance(level, Level) and level.driver == "vm":
+            item.add_marker(pytest.mark.machines)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -123,6 +131,20 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 def level(request: pytest.FixtureRequest) -> Level:
     """Each isolation level that there is."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def _guest_kernel() -> None:
+    from bulle_testing import virtual_machines  # what it imports is a plugin, to be imported by pytest first
+
+    virtual_machines.debian_kernel(os.uname().machine)
+
+
+@pytest.fixture(autouse=True)
+def guest_kernel(request: pytest.FixtureRequest) -> None:
+    """Fetch the kernel of virtual machines before the first test that boots one."""
+    if request.node.get_closest_marker("machines") is not None:
+        request.getfixturevalue("_guest_kernel")
 
 
 @pytest.fixture(scope="module")

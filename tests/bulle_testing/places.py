@@ -48,10 +48,15 @@ def command_line() -> list[str]:
 def environment(home: Path) -> dict[str, str]:
     """The environment of a command in a test: the caller's, with this home and no surprises."""
     chosen = {name: value for name, value in os.environ.items() if not name.startswith("BULLE_")}
-    chosen |= {"BULLE_HOME": str(home), "LC_ALL": "C.UTF-8", **QUIET_NETWORK}
+    chosen |= {"BULLE_HOME": str(home), "LC_ALL": "C.UTF-8", "BULLE_KERNEL": str(guest_kernel()), **QUIET_NETWORK}
     if not (Path(sysconfig.get_path("scripts")) / "bulle").exists():
         chosen["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE / "src"), os.environ.get("PYTHONPATH")]))
     return chosen
+
+
+def guest_kernel() -> Path:
+    """Where the kernel is that all virtual machines of tests run; fetched by the first test that needs it."""
+    return cache_directory() / f"kernels/debian-trixie-{os.uname().machine}"
 
 
 def spawner_pid(home: Path) -> int:

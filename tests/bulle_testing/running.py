@@ -54,6 +54,7 @@ class Level:
 LEVELS = (
     Level("container", "container"),
     Level("host-users", "container", {"user_namespace": "host"}, ("--userns=host",)),
+    Level("vm", "vm", {"isolation": "vm"}, ("--isolation=vm",)),
     Level("chroot", "chroot", {"isolation": "chroot"}, ("--isolation=chroot",)),
 )
 

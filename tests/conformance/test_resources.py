@@ -16,6 +16,7 @@ import bulle
 from bulle.errors import Conflict, Unsupported
 from bulle.isolation.control_group import ControlGroup, LayoutV1, layout
 from bulle.isolation.driver import Feature
+from bulle.isolation.microvm.files import GuestFiles
 from bulle.linux import control_group as kernel
 from bulle.records.containers import ContainerRecords
 from bulle_testing.running import Level, Machine, Terminal, follow, usable, wait_for
@@ -100,7 +101,7 @@ def test_every_process_stands_still(place: Machine, level: Level) -> None:
             follow(beside, until=b"3\n")
             container.pause()
             pids = [int(row[0]) for row in container.top(("-o", "pid,comm"))[1]]
-            assert len(pids) >= 3
+            assert len(pids) >= (2 if Feature.OWN_KERNEL in usable(level, place.home) else 3)
             used = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids]
             switches = [Path(f"/proc/{pid}/status").read_text().partition("ctxt")[2] for pid in pids]
             time.sleep(0.2)
@@ -179,6 +180,9 @@ def test_commit_leaves_a_paused_one_paused(place: Machine, level: Level) -> None
         assert not container.is_paused()
         container.pause()
         made = place.command("commit", container.name)
+        if Feature.OWN_KERNEL in usable(level, place.home):  # which stands still too, and gives no files
+            assert made.returncode == 1 and "it is paused" in made.stderr
+            return
         assert (made.returncode, made.stderr) == (0, "")
         assert container.is_paused()
         place.command("rmi", "-f", made.stdout.strip())
@@ -307,7 +311,11 @@ FILES_V2 = {
 
 
 def held(container: bulle.Container, name: str) -> str:
-    """What the kernel says of one limit; empty where it has no group for it."""
+    """What the kernel says of one limit, a guest's own kernel where it is that which holds it; empty where there is no group for it."""
+    if container.plan.guest is not None and name in ("memory", "reservation", "pids"):
+        if container.state().status != "running":
+            return ""
+        return GuestFiles(container.directory).read(f"/groups/container/{FILES_V2[name][1]}", own_root=True).decode().strip()
     machine_layout = layout()
     assert machine_layout is not None
     directories = machine_layout.directories(container.id)
@@ -463,6 +471,8 @@ def test_what_the_kernel_refuses_is_undone(place: Machine, level: Level, monkeyp
     """The third of several files cannot be written: the first two say again what they said."""
     if cannot(place, level, Feature.MEMORY_LIMIT, Feature.CPU_LIMIT, Feature.PIDS_LIMIT):
         return
+    if Feature.OWN_KERNEL in usable(level, place.home):
+        pytest.skip("what is written here is the host's kernel's, which holds few of its limits")
     with place.running(level, memory_bytes=64 << 20, nano_cpus=500_000_000, pids_limit=50) as container:
         names = ("memory", "quota", "pids")
         before = [held(container, name) for name in names]

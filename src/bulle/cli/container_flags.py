@@ -30,7 +30,7 @@ _LIMITS = frozenset(
     "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack as".split()  # noqa: SIM905 - reads as the manual's list
 )
 
-_ISOLATION = Suggestion("level", "container", "chroot")
+_ISOLATION = Suggestion("level", "container", "vm", "chroot")
 _CAPABILITY = Text("capability")
 _RESTART = Suggestion("policy", "no", "on-failure", "always", "unless-stopped")
 _ON_FAILURE = Choice("none", "restart", "stop", "kill")
@@ -52,7 +52,10 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--privileged", is_flag=True, help="Give extended privileges to this container"),
     click.option("--hardened", is_flag=True, help="No capabilities, no new privileges, read-only root"),
     click.option("--userns", type=Suggestion("string", "host"), help="User namespace to use (host: the host's own)"),
-    click.option("--isolation", type=_ISOLATION, help="How strongly to isolate (container, chroot)"),
+    click.option("--isolation", type=_ISOLATION, help="How strongly to isolate (container, vm, chroot)"),
+    click.option("--accel", type=Choice("auto", "kvm", "tcg"), help="What runs a virtual machine's processors (auto, kvm, tcg)"),
+    click.option("--trace", type=Choice("instructions"), help="Show what a virtual machine's emulated processor executes, on standard error"),
+    click.option("--kernel", type=Text(), help="Kernel of a virtual machine: a file or directory, host, debian or debian:SUITE"),
     *NETWORK_FLAGS,
     click.option("-m", "--memory", type=Size(), help="Memory limit"),
     click.option("--memory-swap", type=Size(unlimited=True), help="Swap limit equal to memory plus swap: '-1' to enable unlimited swap"),
@@ -129,6 +132,9 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         read_only=flags["read_only"],
         hostname=flags["hostname"] or "",
         isolation=flags["isolation"] or "",
+        accelerator="" if flags["accel"] in (None, "auto") else flags["accel"],
+        kernel=flags["kernel"] or "",
+        trace=flags["trace"] or "",
         **network_options_from(flags),
         user_namespace=flags["userns"] or "",
         privileged=flags["privileged"],

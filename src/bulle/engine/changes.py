@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from bulle.engine.upper_layer import upper_of
 from bulle.errors import Unsupported
-from bulle.isolation import sized_layer
 from bulle.isolation.root_filesystem import identity_files
 from bulle.linux import user_namespace
 from bulle.model.digest import Digest
@@ -30,8 +30,8 @@ def keep_changes(store: Store, plan: RunPlan, *, latest_ns: int | None = None) -
     with store.layers.view([Digest(layer.diff_id) for layer in plan.root.layers]) as below:
         node = below.lookup(())
     root = (stat.S_IMODE(node.mode), node.uid, node.gid) if node is not None else None
-    if os.geteuid() == 0:
-        with sized_layer.upper(plan) as shown:
+    if os.geteuid() == 0 or plan.guest is not None:
+        with upper_of(store.home, plan) as shown:
             return store.layers.add(changes_stream(shown, stubs=stubs(plan), root=root, latest_ns=latest_ns))
     upper = Path(plan.root.writable_host_path) / "upper"
     # Files of the container's other users belong to subordinate ids, whose names inside only that user namespace knows.

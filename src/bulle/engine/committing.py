@@ -64,7 +64,7 @@ def commit_container(
     require_writable_layer(container.plan)
     with store.receiving():
         store.layers.keep(base.layers)
-        with standing_still(store.home, container, notes) if pause else nullcontext():
+        with standing_still(store.home, container, notes) if pause and container.plan.guest is None else nullcontext():
             layer = keep_changes(store, container.plan)
         step = {"created_by": " ".join(container.options.command), "author": author, "comment": message}
         made = _commit(store, base, None if layer.diff_id == _NOTHING else (layer.diff_id, layer.size_bytes), step, reference)

@@ -307,13 +307,13 @@ class Container:
 
     def top(self, arguments: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
         """Its processes as ps(1) of the host shows them: titles and rows."""
-        from bulle.engine.process_listing import listing  # only this verb runs a program of the host
+        from bulle.engine.process_listing import of_workload  # only this verb runs a program of the host
 
         state = self.state()
         if state.status != "running":
             raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
         publish_container(self.directory, "top")
-        return listing(set(driver_for(self.plan.isolation, self._home).processes(self.plan, state.pid)), arguments)
+        return of_workload(driver_for(self.plan.isolation, self._home), self.plan, state.pid, arguments)
 
     def stats(self, interval_s: float = 0.25) -> ContainerStatistics:
         """What it uses, its share of processors over ``interval_s``; all 0 where it does not run."""

@@ -93,7 +93,7 @@ class Containers:
         else:
             record = self._insert_with_volumes(build, bool(options.name), mounting, base, options.user or base.config.user)
         try:
-            if record.plan.root.size_bytes:
+            if record.plan.root.size_bytes or record.plan.guest is not None:
                 driver_for(record.plan.isolation, self._home).require(record.plan)
             make_directory(record.plan)
         except BaseException as error:
@@ -203,7 +203,7 @@ class Containers:
             base,
             container_id=identifier,
             directory=self._home / "containers" / identifier,
-            layers=self._store.layers.plan(base.layers),
+            layers=self._store.layers.disks(base.layers) if options.isolation == "vm" else self._store.layers.plan(base.layers),
             id_mappings=users,
             group_mappings=groups,
         )

@@ -19,8 +19,8 @@ import msgspec
 
 from bulle.engine.changes import stubs
 from bulle.engine.inner_worker import Line, beside, mappings_of, require_writable_layer
+from bulle.engine.upper_layer import upper_of
 from bulle.errors import BulleError, Unsupported
-from bulle.isolation import sized_layer
 from bulle.isolation.root_access import root_copy
 from bulle.model.digest import Digest
 from bulle.model.run_plan import RunPlan
@@ -50,8 +50,8 @@ def changes(home: Path, plan: RunPlan) -> list[Change]:
         raise Unsupported("list of changes, since its root is a copy of the image here", plan.isolation, "use a user who may mount")
     require_writable_layer(plan)
     with Store(home, Database(home)).layers.view([Digest(layer.diff_id) for layer in plan.root.layers]) as below:
-        if os.geteuid() == 0:
-            with sized_layer.upper(plan) as upper:
+        if os.geteuid() == 0 or plan.guest is not None:
+            with upper_of(home, plan) as upper:
                 return [Change(kind, os.fsdecode(path)) for kind, path in _Comparison(plan, below, upper).all()]
 
         upper = Path(plan.root.writable_host_path) / "upper"

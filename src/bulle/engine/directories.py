@@ -10,6 +10,9 @@ from bulle.model.run_plan import RunPlan
 from bulle.network.devices import NAME_SERVER
 from bulle.network.resolver_configuration import host_search, reachable_servers, resolver_text
 
+HYPERVISOR_NAME_SERVER = "10.0.2.3"
+"""Where QEMU's own network answers for the host's resolvers."""
+
 HOSTS = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
 fe00::\tip6-localnet
@@ -26,7 +29,11 @@ def make_directory(plan: RunPlan) -> None:
     writable = plan.root.writable_host_path
     os.mkdir(directory, 0o700)
     os.mkdir(writable, 0o755)
-    if plan.root.size_bytes:
+    if plan.guest is not None:
+        from bulle.isolation.microvm.disks import make_scratch
+
+        make_scratch(f"{writable}/disk", plan.guest.disk_bytes)
+    elif plan.root.size_bytes:
         from bulle.isolation import sized_layer
 
         sized_layer.make(plan)
@@ -57,7 +64,9 @@ def _identity_text(name: str, plan: RunPlan) -> str:
             return ""
     if name == "resolv.conf":
         network = plan.network
-        servers = (network.dns or reachable_servers()) if network.serves_names else (NAME_SERVER,)
+        if network.mode == "user":
+            return resolver_text(network.dns or (HYPERVISOR_NAME_SERVER,), network.search or host_search(), network.dns_options)
+        servers = (network.dns or reachable_servers()) if network.serves_names else (network.name_server or NAME_SERVER,)
         return resolver_text(servers, network.search or host_search(), network.dns_options)
     return hosts_text(plan)
 

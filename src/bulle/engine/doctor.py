@@ -11,6 +11,7 @@ from pathlib import Path
 from bulle.engine.drivers import LEVELS
 from bulle.errors import BulleError
 from bulle.isolation.control_group import available
+from bulle.isolation.microvm.accelerator import probe_kvm
 from bulle.linux import nftables, seccomp, subordinate_ids
 from bulle.network.firewalls import Firewalls
 from bulle.network.naming import table_name
@@ -39,7 +40,7 @@ def examine(home: Path) -> list[Finding]:
             Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
         )
     findings += [*_layers(home), _limits(), _seccomp(), _emulators(), _identities(), _networks(home)]
-    return [*findings, _init(), *_programs(), _space(home), _kvm()]
+    return [*findings, _init(), *_programs(), _space(home), _kvm(home)]
 
 
 def _layers(home: Path) -> list[Finding]:
@@ -143,10 +144,9 @@ def _space(home: Path) -> Finding:
     return Finding("space", free > 1 << 30, f"{free / (1 << 30):.1f} GiB free under {home}", "bulle rmi images that are not needed")
 
 
-def _kvm() -> Finding:
-    if not os.path.exists("/dev/kvm"):
-        mend = "enable virtualisation in the firmware, or load the module kvm"
-        return Finding("kvm", False, "/dev/kvm is not there (virtual machines come later)", mend)
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return Finding("kvm", False, "/dev/kvm is not open to you (virtual machines come later)", "sudo usermod --append --groups kvm $USER")
-    return Finding("kvm", True, "/dev/kvm can be opened (virtual machines come later)")
+def _kvm(home: Path) -> Finding:
+    """What executes guests: this machine's kernel as a hypervisor, or QEMU in its place."""
+    found = probe_kvm(platform.machine(), home / "cache")
+    if found.reason:
+        return Finding("kvm", False, f"{found.reason}; virtual machines are emulated", found.mend)
+    return Finding("kvm", True, "virtual machines run on the processor itself: this machine's kernel is their hypervisor")

@@ -7,9 +7,10 @@ from pathlib import Path
 from bulle.errors import InvalidInput
 from bulle.isolation.chroot import ChrootDriver
 from bulle.isolation.driver import Driver
+from bulle.isolation.microvm.driver import MicroVmDriver
 from bulle.isolation.namespaces import NamespaceDriver
 
-LEVELS: tuple[type[NamespaceDriver] | type[ChrootDriver], ...] = (NamespaceDriver, ChrootDriver)
+LEVELS: tuple[type[MicroVmDriver] | type[NamespaceDriver] | type[ChrootDriver], ...] = (MicroVmDriver, NamespaceDriver, ChrootDriver)
 """Strongest first."""
 
 

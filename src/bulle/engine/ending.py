@@ -18,6 +18,7 @@ from bulle.errors import BulleError
 from bulle.isolation.driver import Driver
 from bulle.linux import process
 from bulle.model.lifecycle import End
+from bulle.model.run_plan import RunPlan
 from bulle.monitor import ends, restart, supervisor
 from bulle.monitor.frames import event
 from bulle.monitor.state import read_state, write_state
@@ -30,12 +31,13 @@ def finish(order: Order, driver: Driver, watch: supervisor.Supervisor | None, st
 
     ``error`` is that of a restart that failed. Returns the seconds after which it is to be started again, None for never.
     """
+    status, machine = driver.end_of(order.plan, status) if error is None else (status, "")
     code = error.exit_code if error else supervisor.exit_code(status)
     removed = is_removed(order)
     finished = event("exited", exit_code=code, kept=not removed)
     forgotten, delay_s = False, None
     if not removed:
-        delay_s = record_end(order, driver, watch, status, error)
+        delay_s = record_end(order, driver, watch, status, error, machine)
     else:
         publish_container(order.plan.state_host_path, "die", exitCode=str(code))
         publish_volumes(order.plan, "unmount")
@@ -63,8 +65,10 @@ def is_removed(order: Order) -> bool:
     return intent is None or intent.verb != "restart"
 
 
-def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int, error: BulleError | None = None) -> float | None:
-    """Clean up and write how the container ended; returns as :func:`finish` does."""
+def record_end(
+    order: Order, driver: Driver, watch: supervisor.Supervisor | None, status: int, error: BulleError | None = None, machine: str = ""
+) -> float | None:
+    """Clean up and write how the container ended; returns as :func:`finish` does. ``machine`` is why what it ran in ended before it."""
     directory, plan = order.plan.state_host_path, order.plan
     out_of_memory = error is None and driver.ran_out_of_memory(plan)
     driver.clean_up(plan)
@@ -95,14 +99,10 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
         health=state.health.log[-1] if state.health is not None and state.health.log else None,
         error=str(error) if error else "",
         again_in_s=delay_s,
+        machine=machine,
     )
     if code != 0 and intent is None and error is None and not went_down:
-        end = msgspec.structs.replace(
-            end,
-            last_words=evidence.last_words(directory),
-            denied=evidence.denied(plan, state.pid, state.started_at_ns, status),
-            out_of_memory=out_of_memory or evidence.killed_for_memory(status, state.pid),
-        )
+        end = _with_evidence(end, plan, state.pid)
     ends.record(directory, end)
     ended = msgspec.structs.replace(
         state,
@@ -111,7 +111,7 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
         exit_code=code,
         finished_at_ns=now_ns,
         out_of_memory=out_of_memory,
-        error=end.error or ("" if status >= 0 else "its exit code is unknown: the processes that watched it were killed"),
+        error=end.error or machine or ("" if status >= 0 else "its exit code is unknown: the processes that watched it were killed"),
         restart_count=state.restart_count + (delay_s is not None),
         restart_delay_s=delay_s or 0,
     )
@@ -123,6 +123,16 @@ def record_end(order: Order, driver: Driver, watch: supervisor.Supervisor | None
         publish_container(directory, "die", exitCode=str(code))
         publish_volumes(plan, "unmount")
     return delay_s
+
+
+def _with_evidence(end: End, plan: RunPlan, pid: int) -> End:
+    """With what can still be found out of an end that nobody wanted."""
+    return msgspec.structs.replace(
+        end,
+        last_words=evidence.last_words(plan.state_host_path),
+        denied=evidence.denied(plan, pid, end.started_at_ns, end.status),
+        out_of_memory=end.out_of_memory or evidence.killed_for_memory(end.status, pid),
+    )
 
 
 def stay_ended(order: Order) -> None:

@@ -58,6 +58,7 @@ class Foreground:
             self.close()
             raise
         self._watch = None
+        status, machine = watch.driver.end_of(self._order.plan, status)
         code = exit_code(status)
         removed = is_removed(self._order)
         finish = event("exited", exit_code=code, kept=not removed)
@@ -67,7 +68,7 @@ class Foreground:
             removal.forget(self._database, self._order.plan, volumes=True)
             child.afterwards.append(lambda: self._clean_up(watch, finish))
         else:
-            again = record_end(self._order, watch.driver, self._supervisor, status) is not None
+            again = record_end(self._order, watch.driver, self._supervisor, status, machine=machine) is not None
             child.afterwards.append(lambda: self._give_away(watch, finish) if again else self._finish(finish))
         local.close()
         return Outcome(code)

@@ -111,7 +111,7 @@ def require_writable_layer(plan: RunPlan) -> None:
     from bulle.isolation import root_access
 
     state = current_state(plan.state_host_path)
-    if state.status == "running" and root_access.root_copy(plan) is None:
+    if state.status == "running" and plan.guest is None and root_access.root_copy(plan) is None:
         root_access.require_writable_layer(plan, state.pid)
 
 

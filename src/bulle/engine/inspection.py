@@ -26,7 +26,7 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
         "Created": timestamp(record.created_at_ns),
         "Path": plan.process.arguments[0],
         "Args": list(plan.process.arguments[1:]),
-        "State": _state(state, paused and state.status == "running"),
+        "State": _state(state, paused and state.status == "running") | _machine(plan),
         "Image": record.image_id,
         "ResolvConfPath": f"{plan.state_host_path}/resolv.conf",
         "HostnamePath": f"{plan.state_host_path}/hostname",
@@ -133,6 +133,26 @@ def _state(state: ContainerState, paused: bool) -> dict[str, object]:
     } | ({"Health": _health(state.health)} if state.health is not None else {})
 
 
+def _machine(plan: RunPlan) -> dict[str, object]:
+    """What a virtual machine obtained: nothing that was asked for is downgraded in silence."""
+    if plan.guest is None:
+        return {}
+    from bulle.isolation.microvm.record import read_record
+
+    record = read_record(plan.state_host_path)
+    return {
+        "Machine": {
+            "Accelerator": record.accelerator,
+            "Hypervisor": record.hypervisor,
+            "Kernel": record.kernel,
+            "Architecture": record.architecture,
+            "Memory": plan.resources.memory_bytes or plan.guest.memory_bytes,
+            "NCPU": record.processors,
+            "DiskSize": plan.guest.disk_bytes,
+        }
+    }
+
+
 def _health(health: Health) -> dict[str, object]:
     return {
         "Status": health.status,
@@ -221,7 +241,7 @@ def _host_config(record: ContainerRecord) -> dict[str, object]:
         "Init": options.init,
         "MaskedPaths": list(security.masked_paths),
         "ReadonlyPaths": list(security.read_only_paths),
-        "StorageOpt": {"size": str(plan.root.size_bytes)} if plan.root.size_bytes else None,
+        "StorageOpt": {"size": str(size)} if (size := plan.root.size_bytes or options.storage_bytes) else None,
         "OomScoreAdj": plan.oom_score_adj or 0,
         "LogConfig": {"Type": options.log_driver or plan.log.driver, "Config": dict(sorted(options.log_options))},
     }

@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from bulle.engine.network_settings import read_settings
 from bulle.errors import InvalidInput, Unavailable, Unsupported
 from bulle.isolation.driver import Feature
-from bulle.linux.netlink import RouteSocket
+from bulle.isolation.microvm import NAME_SERVER as GUEST_NAME_SERVER
+from bulle.linux.netlink import RouteSocket, random_mac
 from bulle.model.container import ContainerOptions
 from bulle.model.image import ExecutionConfig
 from bulle.model.network import DEFAULT_NETWORK, Attachment, NetworkConfig, NetworkOption, PortMapping
 from bulle.model.run_plan import Network
-from bulle.network.devices import random_mac
 from bulle.network.egress import narrower, parse_egress
 from bulle.network.naming import table_name
 from bulle.records.networks import NetworkRecord, NetworkRecords
@@ -48,12 +48,16 @@ def network_of(options: ContainerOptions, config: ExecutionConfig) -> Network:
         if options.hostname:
             raise InvalidInput(f"conflicting options: --hostname and --network {mode}", "it has the other container's name", "leave it out")
         return Network("container", container_id=mode.removeprefix(_SHARED))
-    if os.geteuid() != 0 and (mode not in ("none", "host") or ((options.ports or options.publish_all) and mode == "none")):
+    if isolation == "vm" and mode == "host":
+        raise Unsupported(Feature.HOST_NETWORK.value, "vm", "leave --network out, or use --isolation container")
+    if isolation == "vm" and os.geteuid() != 0 and mode in ("user", DEFAULT_NETWORK):
+        mode = "user"
+    elif os.geteuid() != 0 and (mode not in ("none", "host") or ((options.ports or options.publish_all) and mode == "none")):
         what = "ports cannot be published" if mode == "none" else f"network {mode} cannot be used"
         raise Unavailable(what, "bridges need root", "use --network host or none, or run it as root")
     ports = () if mode in ("none", "host") else _ports(options, config)  # as in Docker: the host's ports are open anyway
     return Network(
-        "none" if mode == "none" else "host" if mode == "host" else "own",
+        mode if mode in ("none", "host", "user") else "own",  # type: ignore[arg-type]
         ports=ports,
         dns=tuple(_address(text, "--dns") for text in options.dns),
         search=options.dns_search,
@@ -61,6 +65,7 @@ def network_of(options: ContainerOptions, config: ExecutionConfig) -> Network:
         extra_hosts=tuple((name, address if address == "host-gateway" else _address(address, "--add-host")) for name, address in options.extra_hosts),
         egress=_egress(options, mode),
         serves_names=any(port.container_port == _NAME_SERVER_PORT for port in ports),
+        name_server=GUEST_NAME_SERVER if isolation == "vm" else "",
     )
 
 
@@ -70,6 +75,8 @@ def _wanted(options: ContainerOptions) -> str:
         return "bridge" if wanted == "default" else wanted
     if options.isolation == "chroot":
         return "host"
+    if options.isolation == "vm" and os.geteuid() != 0:
+        return "user"
     return read_settings().default_network if os.geteuid() == 0 else "none"
 
 

@@ -14,10 +14,11 @@ from msgspec.structs import replace
 from bulle.engine import keeping, networking
 from bulle.engine.directories import write_hosts
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
+from bulle.linux.netlink import random_mac
 from bulle.model.network import DEFAULT_NETWORK, NetworkConfig, NetworkOption, PortMapping, PublishedPort
 from bulle.model.run_plan import Network
 from bulle.monitor.state import current_state
-from bulle.network.devices import random_mac, remove_bridge
+from bulle.network.devices import remove_bridge
 from bulle.network.members import published_ports
 from bulle.network.naming import table_name
 from bulle.network.protocol import Connect, Disconnect, Forget, Publish, Retract

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bulle.engine import system_containers
+from bulle.engine.guests import guest_of
 from bulle.engine.lifecycle import lifecycle
 from bulle.engine.networking import network_of
 from bulle.errors import InvalidInput, NotFound, Unsupported
@@ -43,7 +44,7 @@ MASKED_PATHS = (
 )  # fmt: skip
 READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-LEVELS = ("container", "chroot")
+LEVELS = ("container", "vm", "chroot")
 _SECURITY_OPTIONS = frozenset({"no-new-privileges", "apparmor", "label", "seccomp-log"})
 
 
@@ -89,7 +90,7 @@ def compose(
         read_only=options.read_only or options.hardened,
         volatile=options.auto_remove,
         host_binds=base.host_binds,
-        size_bytes=_storage(options),
+        size_bytes=_storage(options) if isolation != "vm" else 0,
     )
     plan = RunPlan(
         container_id=container_id,
@@ -108,6 +109,7 @@ def compose(
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
         lifecycle=lifecycle(options, config),
         oom_score_adj=_oom_score(options),
+        guest=guest_of(options, base.platform) if isolation == "vm" else None,
         platform="" if is_native(base.platform) else str(base.platform),
     )
     return system_containers.adapted(plan, options, config)
@@ -138,6 +140,10 @@ def has_own_users(options: ContainerOptions) -> bool:
         if options.user_namespace == "own":
             raise Unsupported(Feature.OWN_USERS.value, "chroot", "use --isolation container")
         return False
+    if options.isolation == "vm":
+        if options.user_namespace == "host":
+            raise Unsupported("--userns=host", "vm", "leave it out: users of a guest are its kernel's own")
+        return True  # that of the hypervisor
     if os.geteuid() != 0:
         if options.user_namespace == "host":
             raise Unsupported("--userns=host for an ordinary user", "container", "run it as root")

@@ -6,6 +6,13 @@ import subprocess
 from collections.abc import Collection, Sequence
 
 from bulle.errors import InvalidInput
+from bulle.isolation.driver import Driver
+from bulle.model.run_plan import RunPlan
+
+
+def of_workload(driver: Driver, plan: RunPlan, pid: int, arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Those of a running workload, by the host's ps where that sees them."""
+    return driver.listing(plan, arguments) or listing(set(driver.processes(plan, pid)), arguments)
 
 
 def listing(pids: Collection[int], arguments: Sequence[str]) -> tuple[list[str], list[list[str]]]:

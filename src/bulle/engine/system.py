@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from bulle.engine.drivers import LEVELS
 from bulle.isolation.control_group import available
+from bulle.isolation.microvm.record import read_record
+from bulle.isolation.microvm.setup import usable_memory_bytes
+from bulle.model.run_plan import RunPlan
 from bulle.version import VERSION
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ def info_document(engine: Engine) -> dict[str, Any]:
     containers = engine.containers.list(all=True)
     running = sum(1 for container in containers if container.state().status == "running")
     paused = sum(1 for container in containers if container.is_paused())
+    guests = [one.plan for one in containers if one.plan.guest is not None and one.state().status == "running"]
     controllers, _reason = available()
     memory_pages = os.sysconf("SC_PHYS_PAGES")
     return {
@@ -47,11 +51,25 @@ def info_document(engine: Engine) -> dict[str, Any]:
         "Architecture": platform.machine(),
         "NCPU": os.cpu_count() or 1,
         "MemTotal": memory_pages * os.sysconf("SC_PAGE_SIZE"),
+        "VirtualMachines": _given_to(guests, memory_pages * os.sysconf("SC_PAGE_SIZE")),
         "Name": platform.node(),
         "BulleRootDir": str(engine.home),
         "Rootless": os.geteuid() != 0,
         "IsolationLevels": {kind.name: _level(kind(engine.home / "cache").probe()) for kind in LEVELS},
         "ServerVersion": VERSION,
+    }
+
+
+def _given_to(guests: list[RunPlan], memory_bytes: int) -> dict[str, Any]:
+    """How this machine is divided among guests; more than the whole of it is overcommitted: it holds as long as they do not all use theirs."""
+    records = [read_record(plan.state_host_path) for plan in guests]
+    memory, processors = sum(usable_memory_bytes(plan) for plan in guests), sum(record.processors for record in records)
+    return {
+        "Running": len(guests),
+        "Memory": memory,
+        "NCPU": processors,
+        "MemoryOvercommit": round(memory / memory_bytes, 2),
+        "CPUOvercommit": round(processors / (os.cpu_count() or 1), 2),
     }
 
 

@@ -114,10 +114,17 @@ def usage_of(engine: Engine) -> Usage:
 
 
 def container_sizes(home: Path, database: Database, plan: RunPlan) -> tuple[int, int]:
-    """Docker's ``SizeRw`` and ``SizeRootFs``: bytes of the files in the writable layer, and of those with the layers below."""
+    """Docker's ``SizeRw`` and ``SizeRootFs``: bytes of the files in the writable layer, and of those with the layers below.
+
+    Of a virtual machine what its disk takes of this machine's, whose files are its own kernel's.
+    """
     from bulle.isolation import sized_layer
 
     writable = 0
+    if plan.guest is not None:
+        with suppress(FileNotFoundError):
+            writable = os.stat(f"{plan.root.writable_host_path}/disk").st_blocks * 512
+        return writable, writable + sum(Store(home, database).layers.size(Digest(layer.diff_id)) for layer in plan.root.layers)
     with sized_layer.upper(plan) as upper:
         for parent, name in ((parent, name) for parent, _, names in os.walk(upper) for name in names):
             with suppress(FileNotFoundError):  # the container goes on, and removes files

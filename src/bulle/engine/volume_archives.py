@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from bulle.engine import volume_files
-from bulle.engine.copying import WholeWalk
+from bulle.engine.copy_ends import WholeWalk
 from bulle.engine.inner_worker import Line, beside
 from bulle.errors import BulleError
 from bulle.linux.subordinate_ids import rootless_mappings

@@ -67,6 +67,8 @@ def _cause(plan: RunPlan, end: End) -> str:
         return f"was ended because its health check failed {check.retries} times in a row (--health-on-failure {check.on_failure})"
     if end.intent is not None:
         return _wanted(end)
+    if end.machine:
+        return f"ended with its virtual machine: {end.machine}"
     return _unwanted(plan, end)
 
 

@@ -19,7 +19,7 @@ _MOST_DESCRIPTORS = 250  # SCM_MAX_FD is 253
 
 
 class Report(msgspec.Struct):
-    """What the child tells: ``note`` (text), ``terminal`` and ``process`` (with a descriptor), or ``error`` (class name and the three parts)."""
+    """What the child tells: ``note`` (text), ``terminal`` and ``process`` (with a descriptor), ``running``, or ``error`` (class name and parts)."""
 
     kind: str
     parts: tuple[str, ...] = ()

@@ -41,6 +41,8 @@ class Feature(enum.Enum):
     SYSTEM = "control group version 2 for an init system (--systemd)"
     PAUSE = "way to pause its processes"
     IO_LIMIT = "limit on input and output"
+    HOST_NETWORK = "way onto the host's network"
+    OWN_KERNEL = "kernel of its own"
     EMULATION = "programs of other processors"
 
 
@@ -121,6 +123,10 @@ class Driver(ABC):
     def processes(self, plan: RunPlan, pid: int) -> list[int]:
         """The host's pids of every process in the workload."""
 
+    def listing(self, plan: RunPlan, arguments: Sequence[str]) -> tuple[list[str], list[list[str]]] | None:
+        """The processes in the running workload in the columns of ps(1), titles and rows; None where the host's own ps sees them."""
+        return None
+
     @abstractmethod
     def processor_ns(self, plan: RunPlan, pid: int) -> int | None:
         """The processor time that the workload has used, in nanoseconds; None where that cannot be told."""
@@ -128,6 +134,11 @@ class Driver(ABC):
     @abstractmethod
     def ran_out_of_memory(self, plan: RunPlan) -> bool:
         """Whether the kernel killed a process of the workload because its memory limit was reached; asked before :meth:`clean_up`."""
+
+    def end_of(self, plan: RunPlan, status: int) -> tuple[int, str]:
+        """How the command ended, from the wait status of the workload's first process (-1: unknown); and where it was not the command that ended but
+        what it ran in, why, in a part of a sentence (else an empty text)."""
+        return status, ""
 
     @abstractmethod
     def pause(self, plan: RunPlan, pid: int) -> None:
@@ -172,6 +183,7 @@ def needs(plan: RunPlan) -> list[tuple[Feature, bool]]:
     resources = plan.resources
     return [
         (Feature.NETWORKS, plan.network.mode in ("own", "container")),
+        (Feature.HOST_NETWORK, plan.network.mode == "host"),
         (Feature.VOLUMES, any(mount.kind != "tmpfs" for mount in plan.mounts)),
         (Feature.TMPFS, any(mount.kind == "tmpfs" for mount in plan.mounts)),
         (Feature.READ_ONLY_ROOT, plan.root.read_only),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bulle.errors import InvalidInput
@@ -27,10 +28,14 @@ class Identity:
     home: str
 
 
-def resolve(user: str) -> Identity:
-    """Look ``name|uid[:group|gid]`` up; an unknown number is allowed, an unknown name is not."""
+def resolve(user: str, read: Callable[[str], bytes | None] | None = None) -> Identity:
+    """Look ``name|uid[:group|gid]`` up; an unknown number is allowed, an unknown name is not.
+
+    ``read`` gives a file's content by its container path (None where there is none); by default it is read below this process's own root.
+    """
     name, _, group = (user or "0").partition(":")
-    entries = _entries("/etc/passwd", 7)
+    read = read or _read
+    entries = _entries(read("/etc/passwd"), 7)
     user_id, found = _number(name, "user"), None
     for entry in entries:
         if entry[0] == name or (user_id is not None and entry[2] == str(user_id)):
@@ -40,7 +45,7 @@ def resolve(user: str) -> Identity:
         user_id = _number(found[2], "user")
     if user_id is None:
         raise InvalidInput(f"unable to find user {name}", "no matching entries in the container's /etc/passwd", "use an existing name or a number")
-    groups = _entries("/etc/group", 4)
+    groups = _entries(read("/etc/group"), 4)
     default_group = _number(found[3], "group") if found else 0
     group_id = _group(group, groups) if group else default_group
     account = found[0] if found else ""
@@ -68,15 +73,20 @@ def _number(text: str, what: str) -> int | None:
     return number
 
 
-def _entries(path: str, fields: int) -> list[list[str]]:
-    """Well-formed lines; a file that is missing or no regular one has none, and an endless one is read only so far."""
+def _read(path: str) -> bytes | None:
+    """Of a regular file alone, and an endless one only so far."""
     try:
         # Never a blocking open: an image may put a FIFO there.
         fd = process.openat2(mount.AT_FDCWD, path, os.O_RDONLY | os.O_NONBLOCK, process.RESOLVE_IN_ROOT | process.RESOLVE_NO_MAGICLINKS)
     except OSError:
-        return []
+        return None
     try:
-        text = os.read(fd, _MOST_BYTES).decode(errors="surrogateescape") if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+        return os.read(fd, _MOST_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else None
     finally:
         os.close(fd)
+
+
+def _entries(content: bytes | None, fields: int) -> list[list[str]]:
+    """Well-formed lines; a file that is missing has none."""
+    text = (content or b"").decode(errors="surrogateescape")
     return [parts for line in text.splitlines() if len(parts := line.split(":")) >= fields]

@@ -236,6 +236,8 @@ def _follow(workload: Workload, channel: Channel) -> None:
             os.close(workload.pidfd)
             os.waitpid(workload.pid, 0)
             workload.pid, workload.pidfd = report.pid, descriptor
+        elif report.kind == "running":  # a process that stands for a command in a machine of its own, and executes nothing itself
+            return
     if not process.has_executed(workload.pid):
         raise BulleError("the process was killed before it executed its command", "memory may have run out", "see dmesg")
 

@@ -11,7 +11,7 @@ _NLMSG_ERROR = 2
 _RTM_NEWLINK, _RTM_SETLINK = 16, 19
 _NLA_F_NESTED = 0x8000
 _IFLA_PROTINFO, _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFLA_INFO_DATA = 12, 18, 1, 2
-_IFLA_BRPORT_MODE = 4
+_IFLA_BRPORT_MODE, _IFLA_BRPORT_LEARNING = 4, 8
 _IFLA_BR_MULTI_BOOLOPT = 46
 _BR_BOOLOPT_NO_LL_LEARN = 1 << 0
 
@@ -25,8 +25,16 @@ def learn_nothing_from_link_local(device: str) -> None:
 
 def send_back(port: str) -> None:
     """Let a port of a bridge send out again what it received ("hairpin"), as who connects to its own published port needs."""
-    mode = _attribute(_IFLA_BRPORT_MODE, b"\1")
-    _tell(_RTM_SETLINK, socket.AF_BRIDGE, port, _attribute(_IFLA_PROTINFO | _NLA_F_NESTED, mode))
+    _set_port(port, _IFLA_BRPORT_MODE, b"\1")
+
+
+def learn_nothing_on(port: str) -> None:
+    """Have a bridge not conclude from frames that come in on a port who is behind it."""
+    _set_port(port, _IFLA_BRPORT_LEARNING, b"\0")
+
+
+def _set_port(port: str, setting: int, value: bytes) -> None:
+    _tell(_RTM_SETLINK, socket.AF_BRIDGE, port, _attribute(_IFLA_PROTINFO | _NLA_F_NESTED, _attribute(setting, value)))
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -15,7 +15,7 @@ from bulle.linux.netlink_attributes import attribute, attributes, nested
 
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE, _NLM_F_DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 17, 18, 20, 24, 26
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_DELADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 17, 18, 20, 21, 24, 26
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 1, 3, 4, 5, 10, 18, 26, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER, _IFLA_MACVLAN_MODE = 1, 2, 1, 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
@@ -24,6 +24,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 4, 0, 1
 _IFF_UP = 1
 _MACVLAN_MODE_BRIDGE = 4
+_LOCAL_BIT, _GROUP_BIT = 0x02, 0x01
 _LARGEST = 1 << 17
 
 
@@ -37,6 +38,19 @@ def _name(kind: int, value: str) -> bytes:
 
 def _link(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def _address(index: int, cidr: str) -> bytes:
+    interface = ip_interface(cidr)
+    family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    header = struct.pack("BBBBI", family, interface.network.prefixlen, 0, 0, index)
+    return header + attribute(_IFA_LOCAL, interface.ip.packed) + attribute(_IFA_ADDRESS, interface.ip.packed)
+
+
+def random_mac() -> str:
+    """A hardware address that no maker of hardware gives."""
+    first, *rest = os.urandom(6)
+    return bytes([(first | _LOCAL_BIT) & ~_GROUP_BIT, *rest]).hex(":")
 
 
 def _hardware_address(text: str) -> bytes:
@@ -137,6 +151,14 @@ class RouteSocket:
             self._tell(_RTM_NEWLINK, _link(index) + never)  # before it is up, or it has made one already
         self._tell(_RTM_NEWLINK, _link(index, _IFF_UP, _IFF_UP))
 
+    def set_port(self, index: int, bridge: int) -> None:
+        """Make an interface a port of a bridge, both by index."""
+        self._tell(_RTM_NEWLINK, _link(index) + _number(_IFLA_MASTER, bridge))
+
+    def set_hardware_address(self, index: int, mac: str) -> None:
+        """Give an interface another hardware address."""
+        self._tell(_RTM_NEWLINK, _link(index) + attribute(_IFLA_ADDRESS, _hardware_address(mac)))
+
     def delete_link(self, index: int) -> None:
         """Remove an interface, and its peer."""
         self._tell(_RTM_DELLINK, _link(index))
@@ -153,12 +175,12 @@ class RouteSocket:
 
     def add_address(self, index: int, cidr: str) -> None:
         """Give an interface an address with the prefix of its network; in use at once, nobody is asked whether it is taken."""
-        interface = ip_interface(cidr)
-        packed = interface.ip.packed
-        family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
-        header = struct.pack("BBBBI", family, interface.network.prefixlen, 0, 0, index)
-        flags = b"" if interface.version == 4 else _number(_IFA_FLAGS, _IFA_F_NODAD)
-        self._tell(_RTM_NEWADDR, header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed) + flags, _NLM_F_CREATE | _NLM_F_EXCL)
+        flags = b"" if ip_interface(cidr).version == 4 else _number(_IFA_FLAGS, _IFA_F_NODAD)
+        self._tell(_RTM_NEWADDR, _address(index, cidr) + flags, _NLM_F_CREATE | _NLM_F_EXCL)
+
+    def remove_address(self, index: int, cidr: str) -> None:
+        """Take an address from an interface."""
+        self._tell(_RTM_DELADDR, _address(index, cidr))
 
     def add_default_route(self, gateway: str, index: int) -> None:
         """Send everything else over an interface to a gateway."""

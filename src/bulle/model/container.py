@@ -41,6 +41,9 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
     hostname: str = ""
     isolation: str = ""
+    accelerator: Literal["", "kvm", "tcg"] = ""
+    kernel: str = ""
+    trace: Literal["", "instructions"] = ""
     network: str = ""
     user_namespace: str = ""
     privileged: bool = False

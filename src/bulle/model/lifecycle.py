@@ -79,6 +79,7 @@ class End(msgspec.Struct, frozen=True):
     ``idle-timeout``, or was ``unhealthy``; or that the ``start`` failed with ``error``. ``intent`` is there where a command wanted the end.
     ``out_of_memory``: the kernel killed one of its processes, not always the first. ``denied`` names system calls that the filter refused.
     ``last_words`` is the end of its output. ``again_in_s``: after so long it was started again, None for not.
+    ``machine``: why the machine that it ran in ended before it.
     """
 
     status: int
@@ -92,3 +93,4 @@ class End(msgspec.Struct, frozen=True):
     error: str = ""
     last_words: str = ""
     again_in_s: float | None = None
+    machine: str = ""

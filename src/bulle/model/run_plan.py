@@ -26,11 +26,12 @@ class IdMapping(msgspec.Struct, frozen=True):
 class LayerMount(msgspec.Struct, frozen=True):
     """One read-only layer and how it comes to stand at ``host_path``.
 
-    ``kind`` is ``erofs`` (file-backed: index + tar as device), ``loop`` (the same through two loop devices) or ``directory`` (already extracted at
-    ``host_path``, nothing to mount). ``index_path`` and ``tar_path`` are host paths, empty for ``directory``.
+    ``kind`` is ``erofs`` (file-backed: index + tar as device), ``loop`` (the same through two loop devices), ``directory`` (already extracted at
+    ``host_path``, nothing to mount) or ``disk`` (a guest's kernel mounts index and tar, nothing stands at ``host_path``). ``index_path`` and
+    ``tar_path`` are host paths, empty for ``directory``.
     """
 
-    kind: Literal["erofs", "loop", "directory"]
+    kind: Literal["erofs", "loop", "directory", "disk"]
     diff_id: str
     host_path: str
     index_path: str = ""
@@ -165,10 +166,11 @@ class Network(msgspec.Struct, frozen=True):
     ``none`` is loopback only, ``host`` the host's own, ``own`` a network namespace with one interface for each of ``attachments``, ``container`` that
     of the running container with the id ``container_id``. ``ports`` are what it publishes; ``dns`` servers that are asked for other names instead of
     the host's, ``search`` and ``dns_options`` stand in its resolv.conf; ``extra_hosts`` are lines of its /etc/hosts as ``(name, address)``.
-    ``serves_names``: it is a name server itself, and needs port 53 on all its addresses.
+    ``serves_names``: it is a name server itself, and needs port 53 on all its addresses. ``name_server`` is where the keeper answers it (empty: the
+    usual loopback address). ``user`` is a guest's network made by its hypervisor, for ordinary users.
     """
 
-    mode: Literal["none", "host", "own", "container"] = "none"
+    mode: Literal["none", "host", "own", "container", "user"] = "none"
     attachments: tuple[Attachment, ...] = ()
     ports: tuple[PortMapping, ...] = ()
     dns: tuple[str, ...] = ()
@@ -178,11 +180,30 @@ class Network(msgspec.Struct, frozen=True):
     egress: Egress = Egress()
     container_id: str = ""
     serves_names: bool = False
+    name_server: str = ""
 
     @property
     def names(self) -> list[str]:
         """The names of its networks."""
         return [attachment.network for attachment in self.attachments] if self.mode == "own" else [self.mode]
+
+
+class Guest(msgspec.Struct, frozen=True):
+    """The machine of a guest beside what the limits of the plan say of it: its memory where that is not limited, the size of its disk for what is
+    written, and what it is made with.
+
+    ``accelerator`` is ``kvm`` or ``tcg`` (emulated) where one was asked for, else empty: the best there is. ``kernel`` is a host path, ``host``,
+    ``debian`` or ``debian:SUITE``, ``modules`` a host path; empty: whatever there is. ``architecture`` as uname(1) says it (empty: the host's).
+    ``trace`` is what an emulated processor does, said on the container's standard error.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    accelerator: Literal["", "kvm", "tcg"] = ""
+    kernel: str = ""
+    modules: str = ""
+    architecture: str = ""
+    trace: Literal["", "instructions"] = ""
 
 
 class LogSettings(msgspec.Struct, frozen=True):
@@ -232,6 +253,7 @@ class RunPlan(msgspec.Struct, frozen=True):
     log: LogSettings = LogSettings()
     systemd: bool = False
     oom_score_adj: int | None = None
+    guest: Guest | None = None
     platform: str = ""
 
     def describe(self) -> str:

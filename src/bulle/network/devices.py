@@ -16,20 +16,14 @@ from ipaddress import ip_interface, ip_network
 
 from bulle.errors import BulleError, Conflict, Unavailable
 from bulle.linux import namespaces
-from bulle.linux.netlink import RouteSocket
+from bulle.linux.netlink import RouteSocket, random_mac
 from bulle.model.network import Attachment
 from bulle.network import host_settings
 
 NAME_SERVER = "127.0.0.11"
+_IP_FREEBIND = 15  # ip(7)
 _HOST_END = "bullev"
 _LONGEST_ALIAS = 255
-_LOCAL_BIT, _GROUP_BIT = 0x02, 0x01
-
-
-def random_mac() -> str:
-    """A hardware address that no maker of hardware gives."""
-    first, *rest = secrets.token_bytes(6)
-    return bytes([(first | _LOCAL_BIT) & ~_GROUP_BIT, *rest]).hex(":")
 
 
 @contextmanager
@@ -180,15 +174,19 @@ def host_ends(namespace_fd: int) -> dict[str, str]:
     return {name: names[peer, index] for name, (index, peer) in inner.items() if (peer, index) in names}
 
 
-def name_server_sockets(namespace_fd: int) -> tuple[socket.socket, socket.socket]:
-    """Where the keeper answers a container's questions about names: a datagram socket and a listener, inside its namespace."""
+def name_server_sockets(namespace_fd: int, address: str = "") -> tuple[socket.socket, socket.socket]:
+    """Where the keeper answers a container's questions about names: a datagram socket and a listener, inside its namespace.
+
+    At another address than the usual one where it is asked from a guest, whose loopback is its own; it need not be there yet.
+    """
     with inside(namespace_fd):
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        datagrams.bind((NAME_SERVER, 53))
-        listener.bind((NAME_SERVER, 53))
+        for opened in (datagrams, listener):
+            opened.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            opened.bind((address or NAME_SERVER, 53))
         listener.listen(64)
     except OSError as error:
         datagrams.close()

@@ -227,7 +227,7 @@ class Keeper:
                 with suppress(*(BulleError,) if again else ()):  # a port that was lost meanwhile costs it that port alone
                     member.publish(mapping, self._rules, self._loop, self._holder)
             if not network.serves_names:  # else the port that its server needs would be ours
-                datagrams, listener = devices.name_server_sockets(member.namespace_fd)
+                datagrams, listener = devices.name_server_sockets(member.namespace_fd, network.name_server)
                 self._names.add(member.container_id, self._view(network), datagrams, listener)
             undo.pop_all()
         self._loop.watch(member.pidfd, lambda _events: self._drop(member))

@@ -236,6 +236,10 @@ class LayerStore:
         """Whether files in these layers belong to ids that a container with 65536 of its own cannot have."""
         return self._records.has_large_ids(diff_ids)
 
+    def disks(self, diff_ids: Sequence[Digest]) -> tuple[LayerMount, ...]:
+        """These layers (lowest first) as disks for a guest, as values for a RunPlan. Raises NotFound."""
+        return tuple(LayerMount("disk", files.diff_id, "", str(files.index), str(files.tar)) for files in self.files(diff_ids))
+
     def plan(self, diff_ids: Sequence[Digest]) -> tuple[LayerMount, ...]:
         """How these layers (lowest first) will stand on this machine, as values for a RunPlan. Raises NotFound, Unavailable."""
         chains = chain_ids(diff_ids)
@@ -262,16 +266,16 @@ class LayerStore:
 
         One stat(2) a layer when all are there. Several monitors may do this at once in one namespace.
         """
-        if not layers or all(layer.kind == "directory" for layer in layers):
+        if not layers or all(layer.kind in ("directory", "disk") for layer in layers):
             return
         device = self._root.stat().st_dev
-        missing = [layer for layer in layers if layer.kind != "directory" and not is_mounted(layer.host_path, device)]
+        missing = [layer for layer in layers if layer.kind not in ("directory", "disk") and not is_mounted(layer.host_path, device)]
         if not missing:
             return
         with _opened(self._root, os.O_RDONLY | os.O_DIRECTORY) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for layer in missing:
-                if is_mounted(layer.host_path, device):
+                if layer.kind == "disk" or is_mounted(layer.host_path, device):
                     continue
                 try:
                     BACKENDS[layer.kind].mount(layer)

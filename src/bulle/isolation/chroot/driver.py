@@ -193,7 +193,7 @@ def _remove(path: Path) -> None:
 
 @cache
 def _probe() -> Probe:
-    always = {Feature.TERMINAL, Feature.EXECUTE, Feature.INIT}
+    always = {Feature.TERMINAL, Feature.EXECUTE, Feature.INIT, Feature.HOST_NETWORK}
     held = capabilities.names_of(capabilities.of_process()["CapEff"])
     if "CAP_SYS_CHROOT" not in held:
         return Probe(False, "chroot needs the capability CAP_SYS_CHROOT", "run as root")
@@ -202,7 +202,7 @@ def _probe() -> Probe:
     limits = features_of(controllers)
     if not _may_mount():
         notes.append("no right to mount: the root is a copy of the image, without /proc, /dev and volumes")
-        return Probe(True, features=frozenset({Feature.EXECUTE} | limits), notes=tuple(notes))
+        return Probe(True, features=frozenset({Feature.EXECUTE, Feature.HOST_NETWORK} | limits), notes=tuple(notes))
     mounts = {Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT, Feature.EMULATION}
     if sized_layer.available():
         mounts.add(Feature.STORAGE_LIMIT)

@@ -199,7 +199,7 @@ def _join(plan: RunPlan, channel: Channel, wanted: Process, kit: launch.ChildKit
 def _probe() -> Probe:
     features = {
         Feature.OWN_PROCESSES, Feature.OWN_NETWORK, Feature.OWN_USERS, Feature.OWN_HOSTNAME, Feature.VOLUMES, Feature.TMPFS, Feature.READ_ONLY_ROOT,
-        Feature.TERMINAL, Feature.EXECUTE, Feature.INIT, Feature.EMULATION,
+        Feature.TERMINAL, Feature.EXECUTE, Feature.INIT, Feature.HOST_NETWORK, Feature.EMULATION,
     }  # fmt: skip
     reason = _try_namespaces()
     if reason:

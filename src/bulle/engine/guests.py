@@ -1,0 +1,39 @@
+"""The machine of a virtual machine, from what was asked for."""
+
+from __future__ import annotations
+
+import os
+
+from bulle.errors import Unavailable
+from bulle.model.container import ContainerOptions
+from bulle.model.image import Platform
+from bulle.model.platform import this_platform
+from bulle.model.run_plan import Guest
+
+MEMORY_BYTES = 512 << 20
+"""What a guest has when nothing is said. The host gives it page by page, as it is used."""
+
+KERNEL_SETTING = "BULLE_KERNEL"
+"""The variable that says what `--kernel` is where that is not given."""
+
+DISK_BYTES = 10 << 30
+
+
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "riscv64": "riscv64"}
+
+
+def guest_of(options: ContainerOptions, platform: Platform) -> Guest:
+    """The guest of a container at the level ``vm``, for an image's platform. Raises Unavailable for a processor that no guest can have."""
+    architecture = "" if platform.architecture in ("", this_platform().architecture) else _MACHINES.get(platform.architecture)
+    if architecture is None:
+        what = f"there are no virtual machines of {platform.architecture}"
+        raise Unavailable(what, "", f"these can be had: {', '.join(_MACHINES)}; or use --isolation container")
+    kernel = options.kernel or os.environ.get(KERNEL_SETTING, "")
+    return Guest(
+        memory_bytes=MEMORY_BYTES,
+        disk_bytes=options.storage_bytes or DISK_BYTES,
+        accelerator=options.accelerator,
+        architecture=architecture,
+        trace=options.trace,
+        kernel=os.path.abspath(kernel) if "/" in kernel else kernel,
+    )

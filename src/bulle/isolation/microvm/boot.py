@@ -1,0 +1,342 @@
+"""Bringing a guest up: file server, hypervisor, agent, and the steps until the container's root stands; and how it ended, if it did.
+
+Called by the shepherd, inside its sandbox. Deadlines count the hypervisor's processor time, so that a busy host makes a start slow and never fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, InvalidInput
+from bulle.isolation.microvm import disks, guest, sandbox
+from bulle.isolation.microvm.agent import Agent
+from bulle.isolation.microvm.agent_session import Session
+from bulle.isolation.microvm.cable import Cable
+from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
+from bulle.isolation.microvm.qemu import arguments
+from bulle.isolation.microvm.setup import Setup
+from bulle.linux import process
+from bulle.model.run_plan import Mount, Process, RunPlan
+
+_BOOT_PROCESSOR_NS = 120 * 10**9
+_BOOT_WALL_S = 600.0
+_LOOK_MS = 200
+_LAST_WORDS_S = 2.0
+_CONSOLE_BYTES = 65536
+_MOST_BYTES = 4 << 20
+_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
+_KEY = "52:54:00"
+
+
+@dataclass
+class Booted:
+    """A hypervisor and the agent in its guest. ``console`` is read for what the guest's kernel says when it dies."""
+
+    pid: int
+    agent: Agent
+    console: int
+    output: int
+    helpers: list[int] = field(default_factory=list)
+    said: bytearray = field(default_factory=bytearray)
+    status: int | None = None
+    trace: int = -1
+    trace_to: int = -1
+
+    def carry_trace(self) -> None:
+        """Pass on what QEMU said of its processor since, or drop it until there is somebody to tell. It waits meanwhile, but not for ever."""
+        data = memoryview(os.read(self.trace, _CONSOLE_BYTES))
+        with suppress(OSError):
+            while data and self.trace_to >= 0 and select.select([], [self.trace_to], [], 1.0)[1]:
+                with suppress(BlockingIOError):
+                    data = data[os.write(self.trace_to, data) :]
+
+    def has_ended(self) -> bool:
+        """Whether the hypervisor is gone; reaps it, and whatever else ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid == self.pid:
+                self.status = status
+        return self.status is not None
+
+    def listen_to_console(self) -> None:
+        """Keep the end of what the guest's kernel printed."""
+        with suppress(OSError):
+            while data := os.read(self.console, _CONSOLE_BYTES):
+                self.said += data
+                del self.said[:-_CONSOLE_BYTES]
+
+    def cause_of_end(self) -> str:
+        """Why there is no guest any more, in a sentence's part."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while not self.has_ended() and time.monotonic() < deadline:
+            time.sleep(0.005)  # its line is closed a moment before it can be reaped
+        self.listen_to_console()
+        if panic := _PANIC.search(self.said):
+            return f"the guest's kernel panicked: {panic[1].decode(errors='replace')}"
+        if self.status is not None and os.WIFSIGNALED(self.status):
+            return f"the hypervisor was killed by {signal.Signals(os.WTERMSIG(self.status)).name}"
+        if self.status:
+            with suppress(OSError):
+                text = os.pread(self.output, 4096, 0).decode(errors="replace").strip().splitlines()
+                if text:
+                    return f"the hypervisor ended: {text[-1][:300]}"
+            return f"the hypervisor ended with exit code {os.waitstatus_to_exitcode(self.status)}"
+        return "the guest switched itself off"
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for pid in (self.pid, *self.helpers):
+            with suppress(ProcessLookupError, PermissionError):  # the file server is root in here, and ends with the shepherd
+                os.kill(pid, signal.SIGKILL)
+
+    def power_off(self, *, quickly: bool, patience_s: float) -> None:
+        """End the guest; unless ``quickly``, after it has written everything."""
+        if not quickly and not self.has_ended():
+            with suppress(BulleError, OSError, EOFError):
+                self.agent.power_off()
+                deadline = time.monotonic() + patience_s
+                while not self.has_ended() and time.monotonic() < deadline:
+                    _exchange(self, 20)
+        self.kill()
+
+
+def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: bool) -> Booted:
+    """A guest whose container root stands. Raises BulleError; then nothing of it is left once this process ends."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    console, printed = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    trace, traced = os.pipe2(os.O_CLOEXEC) if setup.traced else (-1, -1)
+    if setup.traced:
+        os.fchmod(traced, 0o622)  # the hypervisor, who is somebody else, opens it by name
+    helpers, shares = [], []
+    if has_volumes:
+        pid, connection = _serve_files(setup)
+        helpers.append(pid)
+        shares.append(SharedDirectory("volumes", connection.detach()))
+    machine = Machine(
+        architecture=setup.architecture,
+        accelerator=setup.accelerator,
+        kernel=setup.kernel_fd,
+        initial_ramdisk=setup.initial_ramdisk_fd,
+        memory_bytes=setup.memory_bytes,
+        processors=setup.processors,
+        disks=setup.disks,
+        networks=_networks(plan, cables),
+        shares=tuple(shares),
+        agent=theirs.fileno(),
+        console=printed,
+        log=traced,
+        log_items="in_asm",
+        host_tsc_khz=setup.host_tsc_khz,
+        small=setup.small,
+    )
+    pid = sandbox.start_hypervisor(setup.program, arguments(machine, setup.program)[1:], machine.descriptors, setup.output_fd)
+    theirs.close()
+    os.close(printed)
+    for descriptor in {*machine.descriptors} - {machine.agent, printed}:
+        os.close(descriptor)
+    booted = Booted(pid, Agent(ours), console, setup.output_fd, helpers, trace=trace)
+    try:
+        _boot(plan, setup, booted, cables, has_volumes)
+    except BaseException:
+        booted.kill()
+        raise
+    return booted
+
+
+def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool) -> None:
+    wait(booted, lambda: booted.agent.hello is not None, starting=True)
+    found = _find_disks(setup, booted)
+    steps = [
+        *guest.root_steps(plan, found),
+        *guest.machine_steps(plan, setup.files, volumes=has_volumes, clock_ns=time.time_ns(), entropy=os.urandom(64)),
+        *guest.network_steps(_interfaces(plan, booted, cables), asks_host=plan.network.mode == "own"),
+    ]
+    pending = [(step, booted.agent.step(*step)) for step in steps]
+    wait(booted, lambda: all(reply.final for _step, reply in pending), starting=True)
+    for step, reply in pending:
+        if reply.error:
+            what = " ".join(step[:3])
+            raise BulleError("the guest could not be set up", f"{what}: {os.strerror(reply.error)}", "use another guest kernel (--kernel)")
+
+
+def wait(booted: Booted, ready: Callable[[], bool], *, starting: bool = False) -> None:
+    """Exchange words with the agent until it is so. Raises BulleError where the guest ends first, or has had its time."""
+    deadline_s = time.monotonic() + _BOOT_WALL_S
+    booted.agent.flush()
+    while not ready():
+        try:
+            _exchange(booted, _LOOK_MS)
+        except EOFError:
+            raise BulleError("the machine ended before the command ran", booted.cause_of_end(), "see `bulle why` and `bulle doctor`") from None
+        except OSError as error:
+            raise BulleError("the machine ended before the command ran", booted.cause_of_end() or str(error), "see `bulle doctor`") from error
+        if booted.has_ended() and not ready():
+            raise BulleError("the machine ended before the command ran", booted.cause_of_end(), "see `bulle doctor`")
+        if starting and (process.processor_ns(booted.pid) > _BOOT_PROCESSOR_NS or time.monotonic() > deadline_s):
+            booted.listen_to_console()
+            last = booted.said.decode(errors="replace").strip().splitlines()
+            raise BulleError("the guest does not start", last[-1][:200] if last else "its agent says nothing", "use another guest kernel")
+
+
+def read(booted: Booted, path: str, *, own_root: bool = False, most: int = _MOST_BYTES) -> bytes | None:
+    """The content of a file in the guest, below the container's root or the agent's own; None where there is none."""
+    reply = booted.agent.read(path, most, own_root=own_root)
+    wait(booted, lambda: reply.final)
+    return bytes(reply.content) if not reply.error else None
+
+
+def listing(booted: Booted, path: str) -> list[str]:
+    """The names in a directory of the agent's own root."""
+    reply = booted.agent.list(path, own_root=True)
+    wait(booted, lambda: reply.final)
+    return [] if reply.error else [os.fsdecode(name) for name in bytes(reply.content).split(b"\0") if name]
+
+
+def _exchange(booted: Booted, patience_ms: int) -> None:
+    poll = select.poll()
+    poll.register(booted.agent.fileno(), select.POLLIN | (select.POLLOUT if booted.agent.wants_to_write else 0))
+    poll.register(booted.console, select.POLLIN)
+    if booted.trace >= 0:
+        poll.register(booted.trace, select.POLLIN)
+    for descriptor, events in poll.poll(patience_ms):
+        if descriptor == booted.console:
+            booted.listen_to_console()
+            continue
+        if descriptor == booted.trace:
+            booted.carry_trace()
+            continue
+        if events & select.POLLOUT:
+            booted.agent.flush()
+        if events & ~select.POLLOUT and not booted.agent.receive():
+            raise EOFError
+
+
+def readable(agent: Agent) -> bool:
+    """Whether more of what the guest said waits."""
+    return bool(select.select([agent], [], [], 0)[0])
+
+
+def explain(
+    failure: Session, wanted: Process, environment: dict[str, str], look: Callable[[str], bytes | None], mounts: Sequence[Mount]
+) -> BulleError:
+    """What a command that could not be started means to who asked for it."""
+    name = wanted.arguments[0] if wanted.arguments else ""
+    if failure.text.startswith("mount ") and failure.error == errno.EINVAL and any(mount.kind == "tmpfs" for mount in mounts):
+        return InvalidInput(f"a tmpfs has an option that the guest's kernel refuses ({failure.text})", "", "see tmpfs(5)")
+    if failure.text.startswith(("mount ", "target ")) and (misplaced := _misplaced(failure.text, mounts)) is not None:
+        return misplaced
+    if failure.text != "exec":
+        return BulleError("the command could not be started in the guest", f"{failure.text}: {os.strerror(failure.error)}", "check its options")
+    if not name:
+        return CommandNotFound("the command is empty", "", "name one")
+    if failure.error in (errno.ENOENT, errno.ENOTDIR):
+        return _not_found(name, environment, look)
+    if failure.error == errno.ENOEXEC:
+        return CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "")
+    if failure.error == errno.EACCES:
+        return CommandNotExecutable(f"{name}: permission denied", "the file is not executable", "chmod +x it in the image")
+    return CommandNotExecutable(f"{name}: cannot be executed", os.strerror(failure.error), "")
+
+
+def _misplaced(text: str, mounts: Sequence[Mount]) -> InvalidInput | None:
+    """What a step on a volume that failed means: a directory was to take a file's place, or a file a directory's."""
+    for number, mount in enumerate(mounts):
+        shown = f"{sandbox.VOLUMES}/{number}/shown"
+        if mount.kind == "tmpfs" or text not in (f"mount {mount.container_path.strip('/')}", f"target {shown}"):
+            continue
+        if os.path.isdir(shown):
+            why = "it, or a part of its path, is no directory in the container"
+            return InvalidInput(f"a directory cannot be mounted at {mount.container_path}", why, "mount it elsewhere, or mount a file there")
+        why = "it is a directory in the container"
+        return InvalidInput(f"a file cannot be mounted at {mount.container_path}", why, "name a file, also a new one")
+    return None
+
+
+def _not_found(name: str, environment: dict[str, str], look: Callable[[str], bytes | None]) -> CommandNotFound:
+    paths = [name] if "/" in name else [f"{directory}/{name}" for directory in environment.get("PATH", "").split(":")]
+    for path in paths:
+        content = look(path)
+        if content is None:
+            continue
+        first = content[2:256].split(b"\n")[0].split() if content.startswith(b"#!") else []
+        if first:
+            interpreter = os.fsdecode(first[0])
+            return CommandNotFound(f"{name}: its interpreter {interpreter} does not exist in the container", "", "install it in the image")
+        return CommandNotFound(f"{name}: cannot be started", "its interpreter or dynamic loader does not exist in the container", "install it")
+    if "/" in name:
+        return CommandNotFound(f"{name}: no such file or directory in the container", "", "check its path")
+    return CommandNotFound(f"{name}: command not found in the container", "it is in no directory of PATH", "check its name, or give its path")
+
+
+def _serve_files(setup: Setup) -> tuple[int, socket.socket]:
+    """A virtiofsd for the volumes; returns its pid and a connection to it for the hypervisor."""
+    path = f"{sandbox.RUN}/volumes.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(path)
+    listener.listen(1)
+    line = setup.file_server_arguments(listener.fileno(), sandbox.VOLUMES)
+    pid = sandbox.start_file_server(setup.file_server, line, [listener.fileno()], setup.output_fd)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.connect(path)
+    listener.close()
+    os.unlink(path)
+    return pid, connection
+
+
+def _networks(plan: RunPlan, cables: Sequence[Cable]) -> tuple[TapNetwork | UserNetwork, ...]:
+    if plan.network.mode == "user":
+        forwards = tuple(
+            Forward(port.protocol, address, port.host_port, port.container_port)  # type: ignore[arg-type]
+            for port in plan.network.ports
+            for address in port.host_addresses
+            if ":" not in address
+        )
+        return (UserNetwork(f"{_KEY}:12:34:56", forwards),)
+    return tuple(TapNetwork(one.tap_fd, one.mac) for one in cables)
+
+
+def _interfaces(plan: RunPlan, booted: Booted, cables: Sequence[Cable]) -> list[guest.Interface]:
+    """The guest's interfaces by their hardware addresses: its kernel numbers them in an order of its own."""
+    if plan.network.mode not in ("own", "user"):
+        return []
+    names = {}
+    for name in listing(booted, "/sys/class/net"):
+        address = read(booted, f"/sys/class/net/{name}/address", own_root=True)
+        names[(address or b"").decode(errors="replace").strip()] = name
+    if plan.network.mode == "user":
+        name = names.get(f"{_KEY}:12:34:56", "eth0")
+        return [guest.Interface(name, "eth0", ("10.0.2.15/24",), ("10.0.2.2",))]
+    found = []
+    for attachment, one in zip(plan.network.attachments, cables, strict=True):
+        if one.mac not in names:
+            raise BulleError(f"the guest has no interface for network {attachment.network}", "its kernel lacks virtio_net", "use another kernel")
+        found.append(guest.Interface(names[one.mac], attachment.interface, attachment.addresses, attachment.gateways, attachment.mtu))
+    return found
+
+
+def _find_disks(setup: Setup, booted: Booted) -> guest.Disks:
+    """The device node of each disk, by its serial."""
+
+    def look(path: str) -> bytes:
+        content = read(booted, path, own_root=True, most=4096)
+        if content is None:
+            raise FileNotFoundError(path)
+        return content
+
+    nodes = disks.find((disk.serial for disk in setup.disks), lambda path: listing(booted, path), look)
+    layers = tuple((nodes[disks.index_serial(number)], nodes[disks.tar_serial(number)]) for number in range(setup.layer_count))
+    return guest.Disks(layers, nodes[disks.SCRATCH_SERIAL])

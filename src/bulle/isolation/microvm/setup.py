@@ -1,0 +1,176 @@
+"""What a machine is made of, opened on the host before anything of it runs: kernel, ramdisk, disks, programs, and the files that say how it fares.
+
+Everything is a descriptor by then: the shepherd and the hypervisor never see a path of the host.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bulle.errors import BulleError, InvalidInput
+from bulle.isolation.microvm import disks, emulator, sandbox
+from bulle.isolation.microvm.accelerator import choose
+from bulle.isolation.microvm.agent_program import agent_program
+from bulle.isolation.microvm.guest import Files
+from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
+from bulle.isolation.microvm.kernel import GuestKernels
+from bulle.isolation.microvm.machine import Disk, Machine
+from bulle.isolation.microvm.record import RECORD_NAME
+from bulle.isolation.microvm.sessions import listen
+from bulle.isolation.root_filesystem import identity_files
+from bulle.model.run_plan import RunPlan
+
+_MOST_UNASKED = 4  # processors of a guest for which nothing was said
+_FILE_SYSTEMS = ("erofs", "overlay", "ext4")
+_KERNEL_BYTES = 96 << 20
+_OWN_BYTES = 192 << 20
+"""What the control group allows beside the guest's memory: the hypervisor's own, the shepherd, the file server."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """See the module. Descriptors are those of the process that called :func:`prepare`, and of its children."""
+
+    program: str
+    architecture: str
+    accelerator: Literal["kvm", "tcg"]
+    hypervisor: str
+    kernel_release: str
+    kernel_fd: int
+    initial_ramdisk_fd: int
+    memory_bytes: int
+    processors: int
+    disks: tuple[Disk, ...]
+    layer_count: int
+    files: Files
+    listener: socket.socket
+    record_fd: int
+    output_fd: int
+    host_tsc_khz: int
+    small: bool
+    traced: bool
+    file_server: str
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What the hypervisor needs of the host's /dev."""
+        return ("kvm",) if self.accelerator == "kvm" else ()
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All that the shepherd must keep open."""
+        own = (self.kernel_fd, self.initial_ramdisk_fd, self.listener.fileno(), self.record_fd, self.output_fd)
+        return (*own, *(disk.descriptor for disk in self.disks))
+
+    def file_server_arguments(self, listener: int, directory: str) -> list[str]:
+        """virtiofsd's: it is in a sandbox already."""
+        if "/qemu/" in self.file_server:  # the one in C, which came with QEMU
+            options = (f"source={directory}", "sandbox=namespace", "xattr", "posix_acl", "cache=auto", "timeout=0")
+            return [f"--fd={listener}", *(word for option in options for word in ("-o", option))]
+        return [f"--fd={listener}", f"--shared-dir={directory}", "--sandbox=none", "--xattr", "--posix-acl", "--cache=auto", "--announce-submounts"]
+
+
+def why_unusable(cache: Path | None) -> tuple[str, str]:
+    """Why no guest of the host's own architecture can run here, and what would mend it; two empty texts where one can."""
+    try:
+        emulator.find(platform.machine(), cache)
+        agent_program(platform.machine())
+    except BulleError as error:
+        return f"{error.brief}: {error.details}" if error.details else error.brief, error.resolution
+    return "", ""
+
+
+def file_server() -> str:
+    """The host path of virtiofsd. Raises Unavailable."""
+    return sandbox.program(["virtiofsd"], "install it: apt install virtiofsd (qemu-system-common before Debian 13), or dnf install virtiofsd")
+
+
+def guest_memory_bytes(plan: RunPlan) -> int:
+    """The guest's memory. A limit is what the container may use of it; its kernel and agent come on top."""
+    limit = plan.resources.memory_bytes
+    return limit + -limit % 4096 + _KERNEL_BYTES if limit else usable_memory_bytes(plan)
+
+
+def usable_memory_bytes(plan: RunPlan) -> int:
+    """What the container may use of it."""
+    assert plan.guest is not None
+    return plan.resources.memory_bytes or plan.guest.memory_bytes
+
+
+def host_memory_bytes(plan: RunPlan) -> int:
+    """The limit of the control group, where the user limits memory; 0 for none."""
+    return plan.resources.memory_bytes and guest_memory_bytes(plan) + _OWN_BYTES
+
+
+def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
+    """Open everything; ``opened`` closes it in this process. Raises Unavailable, NotFound, StorageFull, InvalidInput."""
+    wanted = plan.guest
+    assert wanted is not None and cache is not None
+    architecture = wanted.architecture or platform.machine()
+    program = emulator.find(architecture, cache)
+    accelerator = choose(architecture, wanted.accelerator or ("tcg" if wanted.trace else ""), cache)
+    if wanted.trace and accelerator.name != "tcg":
+        raise InvalidInput("--trace shows an emulated processor", "KVM runs the guest on this machine's own", "leave --accel out, or say tcg")
+    kernel = GuestKernels(cache / "kernels").find(architecture, wanted.kernel, wanted.modules)
+    has_volumes = any(mount.kind != "tmpfs" for mount in plan.mounts)
+
+    def keep(descriptor: int) -> int:
+        opened.callback(os.close, descriptor)
+        return descriptor
+
+    attached = _disks(plan, keep)
+    shape = Machine(
+        architecture, accelerator.name, -1, -1, guest_memory_bytes(plan), -1, disks=attached,
+        networks=(None,) * len(plan.network.attachments) if plan.network.mode == "own" else (None,) * (plan.network.mode == "user"),  # type: ignore[arg-type]
+        shares=(None,) * has_volumes,  # type: ignore[arg-type]
+        small=program.microvm and kernel.plain,
+    )  # fmt: skip
+    ramdisk = initial_ramdisk(kernel, agent_program(architecture).read_bytes(), (*shape.modules, *_FILE_SYSTEMS), cache)
+    directory = plan.state_host_path
+    listener = listen(directory)
+    opened.callback(listener.close)
+    files = {os.path.basename(path): Path(path).read_text() for path in identity_files(plan)}
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    return Setup(
+        program=program.program,
+        architecture=architecture,
+        accelerator=accelerator.name,
+        hypervisor=accelerator.hypervisor,
+        kernel_release=kernel.release,
+        kernel_fd=keep(os.open(kernel.image, os.O_RDONLY | os.O_CLOEXEC)),
+        initial_ramdisk_fd=keep(os.open(ramdisk, os.O_RDONLY | os.O_CLOEXEC)),
+        memory_bytes=guest_memory_bytes(plan),
+        processors=_processors(plan, accelerator.name),
+        disks=attached,
+        layer_count=len(plan.root.layers),
+        files=Files(files),
+        listener=listener,
+        record_fd=keep(os.open(f"{directory}/{RECORD_NAME}", flags, 0o600)),
+        output_fd=keep(os.open(f"{directory}/machine.log", flags | os.O_APPEND, 0o600)),
+        host_tsc_khz=accelerator.host_tsc_khz,
+        small=shape.small,
+        traced=bool(wanted.trace),
+        file_server=file_server() if has_volumes else "",
+    )
+
+
+def _processors(plan: RunPlan, accelerator: str) -> int:
+    if plan.resources.nano_cpus:
+        return math.ceil(plan.resources.nano_cpus / 10**9)
+    return 1 if accelerator == "tcg" else min(len(os.sched_getaffinity(0)), _MOST_UNASKED)
+
+
+def _disks(plan: RunPlan, keep: Callable[[int], int]) -> tuple[Disk, ...]:
+    path = f"{plan.root.writable_host_path}/disk"
+    attached = (*disks.open_layers(plan.root.layers), disks.open_scratch(path, volatile=plan.root.volatile))
+    for disk in attached:
+        keep(disk.descriptor)
+    return attached

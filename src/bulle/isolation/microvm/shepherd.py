@@ -1,0 +1,375 @@
+"""The shepherd: the process on the host that stands for a guest. It boots it, has the command run in it, and carries streams, signals and the end.
+
+It is a Python process without privileges in the machine's own namespaces (:mod:`bulle.isolation.microvm.sandbox`), pid 1 there, so that all that it
+started ends with it. Signals that it gets go to the command; its exit code is the command's. What it learned of an end that was not the command's own
+it writes down (:mod:`bulle.isolation.microvm.record`), for ``why``.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import select
+import signal
+import socket
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from bulle.errors import BulleError, to_parts
+from bulle.isolation import identity
+from bulle.isolation.channel import Channel
+from bulle.isolation.execution import DEFAULT_PATH
+from bulle.isolation.launch import ChildKit
+from bulle.isolation.microvm import boot, cable, files, guest, sandbox, sessions
+from bulle.isolation.microvm.agent import Agent
+from bulle.isolation.microvm.agent_protocol import FromHost
+from bulle.isolation.microvm.record import Record
+from bulle.isolation.microvm.sessions import FileRequest, Relay, Sink, Word
+from bulle.isolation.microvm.setup import Setup, usable_memory_bytes
+from bulle.model.run_plan import Process, RunPlan
+
+_ABNORMAL = 255
+_POWER_OFF_S = 10.0
+_SESSION_LIMIT = 200
+_MOST_BYTES = 4 << 20
+
+Condition = Callable[[], bool]
+Result = TypeVar("Result")
+
+
+def run(
+    plan: RunPlan,
+    channel: Channel,
+    kit: ChildKit,
+    setup: Setup,
+    volumes: Sequence[tuple[int, int]],
+    taps: Sequence[int],
+    nodes: Sequence[int],
+) -> None:
+    """Everything from the bare namespaces to the end; never returns. Raises before the command runs.
+
+    ``volumes`` are numbers and detached mounts, ``taps`` were opened in the network namespace, ``nodes`` are detached device nodes of the setup.
+    """
+    gc.disable()  # what the engine's objects own is closed here: nobody may close it again
+    streams = (kit.stdio.stdin, kit.stdio.stdout, kit.stdio.stderr)
+    own = (channel.fileno(), *streams, *setup.descriptors, *(shown for _number, shown in volumes), *taps, *nodes)
+    sessions.close_all_but(own)
+    woken = sessions.watch_signals()
+    cables = cable.lay(plan.network.attachments, taps) if plan.network.mode == "own" else []
+    terminal = sessions.open_terminal(channel, plan.process) if plan.process.terminal else -1
+    sandbox.enter(volumes, setup.devices, nodes)
+    trace_to = os.dup(terminal if terminal >= 0 else kit.stdio.stderr) if setup.traced else -1
+    machine = boot.start(plan, setup, cables, has_volumes=bool(volumes))
+    sandbox.give_up_privileges()
+    shepherd = Shepherd(plan, setup, machine, woken)
+    try:
+        shepherd.begin(kit, terminal)
+    except BaseException:
+        machine.kill()
+        raise
+    channel.report("running")
+    channel.close()
+    machine.trace_to = trace_to
+    os._exit(shepherd.loop())
+
+
+@dataclass
+class Opening:
+    """A command that is being started for a client; the rest of its ``steps`` is done once it is ``ready``."""
+
+    steps: Iterator[Condition]
+    ready: Condition
+    client: socket.socket
+    descriptors: list[int]
+
+
+class _WantedError(Exception):
+    """A file of the guest that was not read yet."""
+
+
+class Shepherd:
+    """The loop over guest, hypervisor, clients and signals."""
+
+    def __init__(self, plan: RunPlan, setup: Setup, machine: boot.Booted, woken: int) -> None:
+        self._plan = plan
+        self._setup = setup
+        self._machine = machine
+        self._agent: Agent = machine.agent
+        self._woken = woken
+        self._relays: dict[int, Relay] = {}
+        self._openings: list[Opening] = []
+        self._first: Relay | None = None
+        self._ended = ""
+        obtained = (setup.accelerator, setup.hypervisor, setup.kernel_release, setup.architecture)
+        self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid)
+        self._kills = 0
+
+    def begin(self, kit: ChildKit, terminal: int) -> None:
+        """Start the container's own command. Raises what an exec of it on the host would."""
+        plan = self._plan
+        descriptors = [terminal, os.dup(terminal), -1] if terminal >= 0 else [kit.stdio.stdin, kit.stdio.stdout, kit.stdio.stderr]
+        steps = guest.container_steps(plan, self._setup.files)
+        opening = self._opening(plan.process, kit.filter_program or b"", descriptors, terminal, steps, first=True)
+        with suppress(StopIteration):
+            while True:
+                boot.wait(self._machine, next(opening), starting=True)
+        self._write_record()
+
+    def loop(self) -> int:
+        """Until the command ends; returns the exit code."""
+        assert self._first is not None
+        while not self._first.finished and not self._ended:
+            self._turn()
+        for relay in list(self._relays.values()):
+            self._finish(relay)
+        status = self._first.session.status
+        if not self._first.session.final:
+            self._record.ended = self._ended
+        else:
+            self._record.status = status
+            self._record.out_of_memory = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and self._guest_kills() > 0
+        code = sessions.exit_code(status) if self._first.session.final else _ABNORMAL
+        self._write_record()
+        self._machine.power_off(quickly=self._plan.root.volatile, patience_s=_POWER_OFF_S)
+        return code
+
+    def _turn(self) -> None:
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        poll.register(self._setup.listener, select.POLLIN)
+        poll.register(self._agent.fileno(), select.POLLIN | (select.POLLOUT if self._agent.wants_to_write else 0))
+        poll.register(self._machine.console, select.POLLIN)
+        if self._machine.trace >= 0:
+            poll.register(self._machine.trace, select.POLLIN)
+        inputs: dict[int, Relay] = {}
+        outputs: dict[int, Sink] = {}
+        clients: dict[int, Relay] = {}
+        for relay in self._relays.values():
+            if relay.wants_input:
+                inputs[relay.stdin] = relay
+            outputs |= {sink.descriptor: sink for sink in relay.sinks if sink.wants_to_write}
+            if relay.client is not None:
+                clients[relay.client.fileno()] = relay
+        for descriptor in inputs.keys() | outputs.keys() | clients.keys():
+            wanted = (select.POLLIN if descriptor in inputs or descriptor in clients else 0) | (select.POLLOUT if descriptor in outputs else 0)
+            poll.register(descriptor, wanted)
+        for descriptor, events in poll.poll():
+            if descriptor == self._woken:
+                self._hear_signals()
+            elif descriptor == self._setup.listener.fileno():
+                self._accept()
+            elif descriptor == self._agent.fileno():
+                self._exchange(events)
+            elif descriptor == self._machine.trace:
+                self._machine.carry_trace()
+            elif descriptor == self._machine.console:
+                self._machine.listen_to_console()
+            else:
+                if descriptor in outputs and events & ~select.POLLIN:
+                    outputs[descriptor].flush()
+                if descriptor in inputs and events & ~select.POLLOUT:
+                    inputs[descriptor].carry_input()
+                if descriptor in clients and clients[descriptor].client is not None:
+                    self._hear(clients[descriptor])
+        self._go_on_opening()
+        self._agent.flush()
+        for relay in list(self._relays.values()):
+            relay.carry_output()
+            if relay is not self._first and relay.finished:
+                self._finish(relay)
+
+    def _exchange(self, events: int) -> None:
+        """With the guest: whatever it says wrong ends it."""
+        try:
+            if events & select.POLLOUT:
+                self._agent.flush()
+            if events & ~select.POLLOUT and not self._agent.receive():
+                self._end(self._machine.cause_of_end())
+        except BulleError as error:
+            self._end(f"the guest's agent did not keep to its protocol ({error.details})")
+
+    def _end(self, why: str) -> None:
+        if not self._ended:
+            self._ended = why
+
+    def _hear_signals(self) -> None:
+        for number in os.read(self._woken, 256):
+            if number == signal.SIGCHLD:
+                if self._machine.has_ended():
+                    with suppress(BulleError):  # what it said last may be the command's end
+                        while self._agent.receive() and boot.readable(self._agent):
+                            pass
+                    self._end(self._machine.cause_of_end())
+            elif self._first is not None:
+                if number == signal.SIGWINCH and self._first.terminal >= 0:
+                    self._first.session.resize(*sessions.window_of(self._first.terminal))
+                else:
+                    self._first.session.signal(number)
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError):
+            client, _address = self._setup.listener.accept()
+            data, descriptors, _flags, _address = socket.recv_fds(client, 1 << 18, 3)
+            try:
+                if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
+                    raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
+                request = sessions.requests.decode(data)
+                if isinstance(request, FileRequest):
+                    client.setblocking(False)
+                    self._open_files(request, descriptors).client = client
+                    return
+                terminal = descriptors[0] if request.process.terminal else -1
+                if terminal >= 0:
+                    os.close(descriptors[2])
+                    descriptors[2] = -1
+                steps = guest.joining_steps(self._plan)
+                opening = self._opening(request.process, request.filter_program, descriptors, terminal, steps, client=client)
+                self._openings.append(Opening(opening, lambda: True, client, descriptors))
+            except (OSError, ValueError, BulleError, msgspec.DecodeError) as error:
+                _refuse(client, descriptors, error)
+
+    def _go_on_opening(self) -> None:
+        """Advance the commands that are being started, as far as the guest has answered."""
+        for one in list(self._openings):
+            try:
+                while one.ready():
+                    one.ready = next(one.steps)
+                continue
+            except StopIteration:
+                one.client.setblocking(False)
+                _tell(one.client, Word("running"))
+            except (OSError, ValueError, BulleError) as error:
+                _refuse(one.client, one.descriptors, error)
+            self._openings.remove(one)
+
+    def _open_files(self, request: FileRequest, descriptors: Sequence[int]) -> Relay:
+        """Work on the guest's files; the one descriptor is where content goes to, or a tar comes from."""
+        [descriptor] = descriptors
+        session = files.ask(self._agent, request)
+        taking = request.kind == "tar-in"
+        relay = Relay(session, descriptor if taking else -1, () if taking else (Sink(descriptor, session.output, session),))
+        if taking:
+            os.set_blocking(descriptor, False)
+        self._relays[session.number] = relay
+        return relay
+
+    def _opening(
+        self,
+        wanted: Process,
+        filter_program: bytes,
+        descriptors: list[int],
+        terminal: int,
+        steps: Sequence[guest.Step],
+        *,
+        first: bool = False,
+        client: socket.socket | None = None,
+    ) -> Iterator[Condition]:
+        """Have a command started: gives what has to be so before it can go on, and ends when the command runs. Raises BulleError."""
+        user = yield from self._with_files(lambda look: identity.resolve(wanted.user, look))
+        environment = {"PATH": DEFAULT_PATH, "HOME": user.home} | ({"TERM": "xterm"} if wanted.terminal else {})
+        environment |= dict(item.partition("=")[::2] for item in wanted.environment)
+        if self._setup.architecture != platform.machine():
+            filter_program = b""  # it names the host's system calls
+        session = self._agent.execute(guest.execution(wanted, user, filter_program, environment, steps, first=first))
+        yield lambda: session.started or session.final
+        if session.error:
+            mounts = self._plan.mounts if first else ()
+            raise (yield from self._with_files(lambda look: boot.explain(session, wanted, environment, look, mounts)))
+        streams = zip((session.output, session.errors), descriptors[1:], strict=True)
+        sinks = tuple(Sink(descriptor, stream, session) for stream, descriptor in streams if descriptor >= 0)
+        relay = self._relays[session.number] = Relay(session, descriptors[0], sinks, client, terminal)
+        os.set_blocking(relay.stdin, False)
+        if first:
+            self._first = relay
+
+    def _with_files(self, function: Callable[[Callable[[str], bytes | None]], Result]) -> Generator[Condition, None, Result]:
+        """The result of a function that looks into files of the container, which are fetched when it asks for them."""
+        known: dict[str, bytes | None] = {}
+
+        def look(path: str) -> bytes | None:
+            if path not in known:
+                raise _WantedError(path)
+            return known[path]
+
+        while True:
+            try:
+                return function(look)
+            except _WantedError as wanted:
+                path = wanted.args[0]
+            session = self._agent.read(path, _MOST_BYTES)
+            yield lambda session=session: session.final  # type: ignore[misc]
+            for number, mount in enumerate(self._plan.mounts if session.error else ()):
+                # Before the first command runs, volumes are not in the container's root yet.
+                if mount.kind != "tmpfs" and f"{path}/".startswith(f"{mount.container_path}/"):
+                    inside = f"/volumes/{number}/shown{path.removeprefix(mount.container_path)}"
+                    session = self._agent.read(inside, _MOST_BYTES, own_root=True)
+                    yield lambda session=session: session.final  # type: ignore[misc]
+            known[path] = None if session.error else bytes(session.content)
+
+    def _hear(self, relay: Relay) -> None:
+        """A client that asked for a command: it sends signals and sizes; its end is its command's."""
+        assert relay.client is not None
+        try:
+            data = relay.client.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            relay.client.close()
+            relay.client = None
+            relay.session.signal(signal.SIGKILL)
+            return
+        word = sessions.words.decode(data)
+        if word.kind == "resize":
+            relay.session.resize(word.rows, word.columns)
+        elif word.kind == "signal":
+            relay.session.signal(word.number)
+
+    def _finish(self, relay: Relay) -> None:
+        relay.close()
+        if relay.client is not None:
+            if relay.session.kind is FromHost.EXEC:
+                _tell(relay.client, Word("exited", relay.session.status if relay.session.final else signal.SIGKILL))
+            else:
+                _tell(relay.client, files.word_of(relay.session))
+            relay.client.close()
+            relay.client = None
+        relay.session.close()
+        self._relays.pop(relay.session.number, None)
+
+    def _guest_kills(self) -> int:
+        with suppress(BulleError):
+            for line in (boot.read(self._machine, "/proc/vmstat", own_root=True) or b"").splitlines():
+                name, _, number = line.partition(b" ")
+                if name == b"oom_kill":
+                    return int(number)
+        return 0
+
+    def _write_record(self) -> None:
+        with suppress(OSError):
+            descriptor = self._setup.record_fd
+            content = msgspec.json.encode(self._record)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, content, 0)
+
+
+def _refuse(client: socket.socket, descriptors: Sequence[int], error: Exception) -> None:
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+    failure = error if isinstance(error, BulleError) else BulleError("the command could not be started", str(error))
+    _tell(client, Word("error", parts=to_parts(failure)))
+    client.close()
+
+
+def _tell(client: socket.socket, word: Word) -> None:
+    with suppress(OSError):
+        client.send(msgspec.json.encode(word))
+
+
