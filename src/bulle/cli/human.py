@@ -11,8 +11,8 @@ import time
 from datetime import UTC, datetime
 
 from bulle.errors import InvalidInput
+from bulle.model.moments import NANOSECONDS, parse_duration_ns, parse_time_ns
 
-NANOSECONDS = 1_000_000_000
 _MINUTE = 60
 _HOUR = 60 * _MINUTE
 _DAY_HOURS = 24
@@ -20,8 +20,6 @@ _DAY_HOURS = 24
 _DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?$", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-_DURATION_UNITS_NS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": NANOSECONDS, "m": 60 * NANOSECONDS, "h": 3600 * NANOSECONDS}
 
 
 def duration(seconds: float) -> str:
@@ -95,46 +93,21 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
 
 
-def parse_duration_ns(text: str) -> int:
-    """Nanoseconds from Go's notation: ``42m``, ``1h30m``, ``1.5s``. Raises InvalidInput."""
-    total, position = 0.0, 0
-    for match in _DURATION.finditer(text):
-        if match.start() != position:
-            break
-        total += float(match[1]) * _DURATION_UNITS_NS[match[2]]
-        position = match.end()
-    if not text or position != len(text):
-        raise InvalidInput(f"invalid duration '{text}'", "", "write it as 10s, 42m or 1h30m")
-    return int(total)
-
-
-def parse_time_ns(text: str, now_ns: int | None = None) -> int:
-    """A moment in nanoseconds since the epoch from a date, a Unix time or a span before now (``2026-01-02T13:23:37Z``, ``1136073600.5``, ``42m``).
-
-    A date without a zone is in the caller's zone, as in Docker. Raises InvalidInput.
-    """
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        seconds, _, fraction = text.partition(".")
-        return int(seconds) * NANOSECONDS + int(fraction[:9].ljust(9, "0"))
-    if re.match(r"\d{4}-\d{2}-\d{2}", text):
-        return _parse_date_ns(text)
-    return (now_ns or time.time_ns()) - parse_duration_ns(text)
-
-
-def _parse_date_ns(text: str) -> int:
-    # Python's datetime stops at microseconds; the fraction is taken apart first so that a time copied from `logs -t` names its very line.
-    match = re.fullmatch(r"([^.]+?)(?:\.(\d+))?(Z|[+-]\d{2}:?\d{2})?", text)
-    if match is not None:
-        zone = (match[3] or "").replace("Z", "+00:00")
-        try:
-            moment = datetime.fromisoformat(match[1] + zone)
-        except ValueError:
-            pass
-        else:
-            return int(moment.astimezone(UTC).timestamp()) * NANOSECONDS + int((match[2] or "")[:9].ljust(9, "0"))
-    raise InvalidInput(f"invalid time '{text}'", "", "write it as 2026-01-02T13:23:37Z, as a Unix time or as a span like 42m")
-
-
 def ellipsis(text: str, width: int) -> str:
     """The text cut to ``width`` characters, the last one an ellipsis where something was cut."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+__all__ = [
+    "NANOSECONDS",
+    "ago",
+    "binary_size",
+    "duration",
+    "ellipsis",
+    "parse_duration_ns",
+    "parse_size",
+    "parse_time_ns",
+    "rfc3339",
+    "size",
+    "timestamp",
+]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from bulle.cli import filters, human
+from bulle.cli import human
 from bulle.cli.cleaning import FORCE, chosen_by, confirmed, filter_option, show_removed
+from bulle.cli.filters import parse
 from bulle.cli.inspection import FORMAT, inspect_all
 from bulle.cli.network_flags import check_option
 from bulle.cli.option_types import Suggestion, Text, complete_containers, complete_networks
@@ -16,15 +17,13 @@ from bulle.cli.processes import FORMAT_HELP, SHORT_ID
 from bulle.cli.session import Session, note, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
+from bulle.engine import filters
 from bulle.errors import InvalidInput
 from bulle.model.network import NetworkConfig, NetworkOption
 
 if TYPE_CHECKING:
-    from bulle.engine import Engine
     from bulle.records.networks import NetworkRecord
 
-_KEYS = ("dangling", "driver", "id", "label", "name", "scope", "type")
-_PREDEFINED = ("bridge", "host", "none")
 
 
 @verb("create", "NETWORK")
@@ -85,7 +84,7 @@ def _listing(*, truncate: bool) -> Listing[NetworkRecord]:
         fields={
             "ID": ("NETWORK ID", lambda one: one.id[:SHORT_ID] if truncate else one.id),
             "Name": ("NAME", lambda one: one.name),
-            "Driver": ("DRIVER", _driver),
+            "Driver": ("DRIVER", filters.shown_driver),
             "Scope": ("SCOPE", lambda one: "local"),
             "CreatedAt": ("CREATED AT", lambda one: human.timestamp(one.created_at_ns)),
             "IPv4": ("IPV4", lambda one: "true" if one.config.driver in ("bridge", "macvlan") else "false"),
@@ -99,38 +98,23 @@ def _listing(*, truncate: bool) -> Listing[NetworkRecord]:
     )
 
 
-def _driver(one: NetworkRecord) -> str:
-    return "null" if one.config.driver == "none" else one.config.driver
-
-
 @verb("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Only display network IDs")
 @click.option("--no-trunc", is_flag=True, help="Do not truncate the output")
-@click.option("-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in _KEYS)), help="Provide filter values")
+@click.option(
+    "-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in filters.NETWORK_KEYS)), help="Provide filter values"
+)
 @click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
 @click.pass_obj
 def ls(session: Session, quiet: bool, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
     """List networks."""
-    tests = _tests(session.engine, filters.parse(wanted, _KEYS))
+    tests = filters.networks(session.engine, parse(wanted, filters.NETWORK_KEYS))
     found = sorted((one for one in session.engine.networks.list() if all(test(one) for test in tests)), key=lambda one: one.name)
     if quiet:
         write("".join((one.id if no_trunc else one.id[:SHORT_ID]) + "\n" for one in found))
     else:
         write(render(_listing(truncate=not no_trunc), found, form))
     return 0
-
-
-def _tests(engine: Engine, chosen: Mapping[str, list[str]]) -> list[Callable[[NetworkRecord], bool]]:
-    ways: dict[str, Callable[[list[str]], Callable[[NetworkRecord], bool]]] = {
-        "driver": lambda values: lambda one: _driver(one) in values,
-        "id": lambda values: lambda one: any(one.id.startswith(value) for value in values),
-        "name": lambda values: lambda one: any(value in one.name for value in values),
-        "label": lambda values: lambda one: filters.has_labels(one.config.labels, values),
-        "scope": lambda values: lambda _one: "local" in values,
-        "type": lambda values: lambda one: ("builtin" if one.name in _PREDEFINED else "custom") in values,
-        "dangling": lambda values: lambda one: (one.name not in _PREDEFINED and not engine.networks.endpoints(one)) == (values[-1] in ("true", "1")),
-    }
-    return [ways[key](values) for key, values in chosen.items()]
 
 
 @verb("inspect", "NETWORK [NETWORK...]")

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bulle.cli import filters, human
+from bulle.cli import human
+from bulle.cli.filters import parse
 from bulle.cli.go_functions import quote
 from bulle.cli.option_types import Suggestion, Text, Whole, complete_containers
 from bulle.cli.session import Session, note, printable, write
 from bulle.cli.table import Listing, align, render
 from bulle.cli.verb import verb
+from bulle.engine import filters
 from bulle.model.container import ContainerState
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ def listing(*, truncate: bool, sizes: bool = False) -> Listing[Container]:
 @click.pass_obj
 def ps(session: Session, every: bool, quiet: bool, latest: bool, last: int, sizes: bool, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
     """List containers."""
-    chosen = filters.parse(wanted, filters.CONTAINER_KEYS)
+    chosen = parse(wanted, filters.CONTAINER_KEYS)
     last = 1 if latest and last <= 0 else last
     tests = filters.containers(session.engine, chosen) if chosen else []
     found = session.engine.containers.list(all=every or last > 0 or filters.shows_stopped(chosen))
