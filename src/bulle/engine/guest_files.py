@@ -16,6 +16,7 @@ from typing import BinaryIO
 import msgspec
 from msgspec.structs import replace
 
+from bulle.engine.copy_ends import FileStatus
 from bulle.engine.drivers import driver_for
 from bulle.engine.starting import as_error, no_stdio, take_lock
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound, StorageFull, from_parts, to_parts
@@ -182,6 +183,14 @@ def writing(files: GuestFiles, path: str, owners: bool) -> Iterator[tuple[InLine
         if insists and what == "file":
             raise InvalidInput(f"cannot copy to {path}", "it is not a directory")
     yield InLine(files, place, owners), what, posixpath.basename(place.rstrip("/"))
+
+
+def status_of(files: GuestFiles, path: str) -> FileStatus:
+    """What is at a container path; a symlink as its last name is not followed. Raises NotFound."""
+    found = _status(files, _resolved(files, path) if path.endswith(("/", "/.")) else path)
+    if found is None:
+        raise NotFound(path)
+    return FileStatus(posixpath.basename(path.rstrip("/")), found.mode, found.size, found.modified_s * 1_000_000_000, found.target)
 
 
 def _resolved(files: GuestFiles, path: str) -> str:

@@ -73,6 +73,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 0
     idle_timeout_s: float = 0
     health_command: str = ""
+    health_test: tuple[str, ...] = ()
+    """The check in an image's form (``CMD`` and arguments, or ``CMD-SHELL`` and a line), in place of ``health_command``."""
     health_interval_ns: int = 0
     health_timeout_ns: int = 0
     health_retries: int = 0
@@ -99,6 +101,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The networks that it is on, where more is to be said of them than the name in ``network``, or there are several."""
     ports: tuple[PortMapping, ...] = ()
     publish_all: bool = False
+    publish_addresses: tuple[str, ...] = ()
+    """Where ports are published that name no address of the host; none: where the configuration says."""
     expose: tuple[str, ...] = ()
     """Ports such as ``80/tcp`` that are published by ``publish_all``, beside the image's."""
     dns: tuple[str, ...] = ()
