@@ -7,51 +7,14 @@ rules are those of the Go library ``go-units`` and of Docker's own ``--since`` p
 from __future__ import annotations
 
 import re
-import time
 from datetime import UTC, datetime
 
 from bulle.errors import InvalidInput
-from bulle.model.moments import NANOSECONDS, parse_duration_ns, parse_time_ns
-
-_MINUTE = 60
-_HOUR = 60 * _MINUTE
-_DAY_HOURS = 24
+from bulle.model.moments import NANOSECONDS, ago, duration, parse_duration_ns, parse_time_ns
 
 _DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB", "YiB")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?$", re.IGNORECASE)
-
-
-def duration(seconds: float) -> str:
-    """A span of time in one unit, rounded down as ``go-units`` does: ``About a minute``, ``3 weeks``."""
-    whole = int(seconds)
-    if whole < 1:
-        return "Less than a second"
-    if whole == 1:
-        return "1 second"
-    if whole < _MINUTE:
-        return f"{whole} seconds"
-    minutes = whole // _MINUTE
-    if minutes == 1:
-        return "About a minute"
-    if minutes < _MINUTE:
-        return f"{minutes} minutes"
-    hours = int(seconds / _HOUR + 0.5)
-    if hours == 1:
-        return "About an hour"
-    if hours < 48:
-        return f"{hours} hours"
-    for unit, unit_hours, below in (("days", 24, 24 * 14), ("weeks", 24 * 7, 24 * 60), ("months", 24 * 30, 24 * 365 * 2)):
-        if hours < below:
-            return f"{hours // unit_hours} {unit}"
-    return f"{int(seconds / _HOUR) // _DAY_HOURS // 365} years"
-
-
-def ago(then_ns: int, now_ns: int | None = None) -> str:
-    """How long ago ``then_ns`` (nanoseconds since the epoch) was: ``2 hours ago``; ``N/A`` for an unknown time."""
-    if then_ns <= 0:
-        return "N/A"
-    return duration(((now_ns or time.time_ns()) - then_ns) / NANOSECONDS) + " ago"
 
 
 def timestamp(then_ns: int) -> str:

@@ -16,6 +16,7 @@ from bulle.cli.session import Session, complain, note, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
 from bulle.engine import filters
+from bulle.engine.listing import created_ns
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
 
@@ -31,14 +32,6 @@ class NamedImage:
 
     image: Image
     reference: Reference | None
-
-
-def created_ns(image: Image) -> int:
-    """When the image was made, as its maker says; else when it came here. Nanoseconds since the epoch."""
-    try:
-        return human.parse_time_ns(image.config.created or "")
-    except InvalidInput:
-        return image.created_at_ns
 
 
 def _repository(one: NamedImage) -> str:

@@ -1,4 +1,4 @@
-"""Moments as people and clients write them: a date, a Unix time, or a span before now. The rules are those of Docker's ``--since``."""
+"""Moments as people write and read them: a date, a Unix time, a span before now. The rules are Docker's: its ``--since``, and its ``go-units``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from bulle.errors import InvalidInput
 
 NANOSECONDS = 1_000_000_000
+_MINUTE = 60
+_HOUR = 60 * _MINUTE
+_DAY_HOURS = 24
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _DURATION_UNITS_NS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": NANOSECONDS, "m": 60 * NANOSECONDS, "h": 3600 * NANOSECONDS}
 
@@ -51,3 +54,35 @@ def _parse_date_ns(text: str) -> int:
         else:
             return int(moment.astimezone(UTC).timestamp()) * NANOSECONDS + int((match[2] or "")[:9].ljust(9, "0"))
     raise InvalidInput(f"invalid time '{text}'", "", "write it as 2026-01-02T13:23:37Z, as a Unix time or as a span like 42m")
+
+
+def duration(seconds: float) -> str:
+    """A span of time in one unit, rounded down as ``go-units`` does: ``About a minute``, ``3 weeks``."""
+    whole = int(seconds)
+    if whole < 1:
+        return "Less than a second"
+    if whole == 1:
+        return "1 second"
+    if whole < _MINUTE:
+        return f"{whole} seconds"
+    minutes = whole // _MINUTE
+    if minutes == 1:
+        return "About a minute"
+    if minutes < _MINUTE:
+        return f"{minutes} minutes"
+    hours = int(seconds / _HOUR + 0.5)
+    if hours == 1:
+        return "About an hour"
+    if hours < 48:
+        return f"{hours} hours"
+    for unit, unit_hours, below in (("days", 24, 24 * 14), ("weeks", 24 * 7, 24 * 60), ("months", 24 * 30, 24 * 365 * 2)):
+        if hours < below:
+            return f"{hours // unit_hours} {unit}"
+    return f"{int(seconds / _HOUR) // _DAY_HOURS // 365} years"
+
+
+def ago(then_ns: int, now_ns: int | None = None) -> str:
+    """How long ago ``then_ns`` (nanoseconds since the epoch) was: ``2 hours ago``; ``N/A`` for an unknown time."""
+    if then_ns <= 0:
+        return "N/A"
+    return duration(((now_ns or time.time_ns()) - then_ns) / NANOSECONDS) + " ago"
