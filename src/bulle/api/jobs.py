@@ -12,6 +12,7 @@ import fcntl
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -144,12 +145,15 @@ class Desk:
     def __init__(self, control: socket.socket, data: socket.socket) -> None:
         self._control = control
         self._data = data
+        self._lock = threading.Lock()
         self.reading = cast("BinaryIO", data.makefile("rb", buffering=_CHUNK))
         self.writing = cast("BinaryIO", data.makefile("wb", buffering=0))
 
     def say(self, message: object) -> None:
         """A message on the way; may be called from several threads."""
-        self._control.sendall(msgspec.json.encode(Word(message)) + b"\n")
+        line = msgspec.json.encode(Word(message)) + b"\n"
+        with self._lock:
+            self._control.sendall(line)
 
     def end_data(self) -> None:
         """No more bytes come."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bulle.api import container_files, container_streams, containers, exec_requests, system
+from bulle.api import builds, container_files, container_streams, containers, exec_requests, images, networks, system, volumes
 from bulle.api.routing import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -11,4 +11,8 @@ ROUTES: tuple[Route, ...] = (
     *container_streams.ROUTES,
     *container_files.ROUTES,
     *exec_requests.ROUTES,
+    *images.ROUTES,
+    *builds.ROUTES,
+    *networks.ROUTES,
+    *volumes.ROUTES,
 )

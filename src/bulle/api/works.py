@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bulle.api import image_works
 from bulle.engine import filters as chosen
 
 if TYPE_CHECKING:
@@ -52,11 +53,24 @@ def _prune_containers(engine: Engine, _desk: Desk, filters: Filters) -> tuple[li
 
 
 WORKS: Mapping[str, Callable[..., Any]] = {
+    "build": image_works.build,
     "changes": _changes,
+    "commit": image_works.commit,
+    "create_volume": image_works.create_volume,
     "export": _export,
     "file_status": _file_status,
+    "import_tar": image_works.import_tar,
+    "load": image_works.load,
+    "prune_builds": image_works.prune_builds,
     "prune_containers": _prune_containers,
+    "prune_images": image_works.prune_images,
+    "prune_volumes": image_works.prune_volumes,
+    "pull": image_works.pull,
+    "push": image_works.push,
     "read_archive": _read_archive,
     "remove_container": _remove_container,
+    "remove_image": image_works.remove_image,
+    "remove_volume": image_works.remove_volume,
+    "save": image_works.save,
     "write_archive": _write_archive,
 }

@@ -18,8 +18,9 @@ from bulle.cli.session import Session, note, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
 from bulle.engine import filters
+from bulle.engine.network_options import network_config
 from bulle.errors import InvalidInput
-from bulle.model.network import NetworkConfig, NetworkOption
+from bulle.model.network import NetworkOption
 
 if TYPE_CHECKING:
     from bulle.records.networks import NetworkRecord
@@ -45,29 +46,10 @@ def create(
     dns: Sequence[str], egress: str | None, label: Sequence[str], opt: Sequence[str], attachable: bool,
 ) -> int:  # fmt: skip
     """Create a network."""
-    from bulle.network.egress import parse_egress
-
-    if driver not in ("bridge", "macvlan", "host", "none", "null"):
-        raise InvalidInput(f"there is no network driver {driver!r}", "", "use bridge or macvlan")
-    options = dict(_pair(text) for text in opt)
-    mtu = options.get("com.docker.network.driver.mtu", options.get("mtu", "0"))
-    if not mtu.isdecimal() or (int(mtu) and not 68 <= int(mtu) <= 65535):
-        raise InvalidInput(f"invalid MTU: {mtu}", "", "it is a number from 68 to 65535")
-    config = NetworkConfig(
-        name=name,
-        driver="none" if driver == "null" else driver,  # type: ignore[arg-type]
-        subnets=tuple(subnet),
-        gateways=tuple(gateway),
-        ip_ranges=tuple(ip_range),
-        internal=internal or options.get("com.docker.network.internal") == "true",
-        ipv6=ipv6,
-        mtu=int(mtu),
-        parent=options.get("parent", ""),
-        dns=tuple(dns),
-        egress=parse_egress(egress or "all"),
-        labels=dict(_pair(text) for text in label),
-        options=options,
-    )
+    config = network_config(
+        name, driver, subnets=subnet, gateways=gateway, ip_ranges=ip_range, internal=internal, ipv6=ipv6, dns=dns, egress=egress or "",
+        labels=dict(_pair(text) for text in label), options=dict(_pair(text) for text in opt),
+    )  # fmt: skip
     write(session.engine.networks.create(config).id + "\n")
     return 0
 
