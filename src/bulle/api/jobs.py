@@ -173,7 +173,9 @@ def main(argv: Sequence[str], descriptors: Sequence[int], leash: Leash | None) -
     try:
         desk = Desk(socket.socket(fileno=descriptors[0]), socket.socket(fileno=descriptors[1]))
         with suppress(Abandoned):
-            desk.end(_work(argv[0], desk, descriptors[2]))
+            word = _work(argv[0], desk, descriptors[2])
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # whoever has the last word lets go
+            desk.end(word)
     finally:
         if leash is not None:
             leash.release()
