@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bulle.api import builds, container_files, container_streams, containers, exec_requests, images, networks, system, volumes
+from bulle.api import builds, container_files, container_streams, containers, exec_requests, images, metrics, networks, system, volumes
 from bulle.api.routing import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -15,4 +15,5 @@ ROUTES: tuple[Route, ...] = (
     *builds.ROUTES,
     *networks.ROUTES,
     *volumes.ROUTES,
+    *metrics.ROUTES,
 )

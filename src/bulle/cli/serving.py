@@ -13,7 +13,7 @@ import click
 from bulle.cli.option_types import Choice, HostPath, Text
 from bulle.cli.session import Session, note, write
 from bulle.cli.verb import verb
-from bulle.errors import InvalidInput, Unavailable
+from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
     from bulle.api.listening import Certificates, Listener
@@ -45,9 +45,6 @@ def serve(
     from bulle.engine.supervisor import warm
 
     listeners = listening.handed_over(os.environ) if not hosts else []
-    if not listeners and "LISTEN_FDS" in os.environ and not hosts:
-        why = "they belong to another process: the command is run by the spawner"
-        raise Unavailable("the sockets that systemd opened are not here", why, "have the unit start it as `python -m bulle serve`")
     service = Service(session.home, LOOPBACK if publish == "loopback" else EVERYWHERE)
     warm(service.engine.home)  # forks, which a process with threads must not
     places = [] if listeners else list(hosts) or [f"unix://{listening.default_path()}"]
