@@ -213,7 +213,8 @@ def test_attached_before_the_start_misses_nothing(api: Served) -> None:
         start(api, made)
         connection.sendall(b"typed")
         connection.shutdown(socket.SHUT_WR)
-        assert sorted(frames(received(connection))) == [(1, b"out\n"), (1, b"typed"), (2, b"err\n")]
+        said = frames(received(connection))
+        assert [b"".join(data for kind, data in said if kind == wanted) for wanted in (1, 2)] == [b"out\ntyped", b"err\n"]
     assert api.request("POST", f"/containers/{made}/wait").document == {"StatusCode": 0}
     remove(api, made)
 
@@ -254,8 +255,9 @@ def test_exec_that_is_detached_has_an_exit_code(api: Served) -> None:
     assert api.request("POST", f"/exec/{command}/start", {"Detach": True}).status == 200
     wait_for(lambda: api.request("GET", f"/exec/{command}/json").document["ExitCode"] == 7, "the command ends")
     wrong = api.request("POST", f"/containers/{made}/exec", {"Cmd": ["/nope"], "AttachStdout": True}).document["Id"]
-    answer = api.request("POST", f"/exec/{wrong}/start", {})
+    answer = api.request("POST", f"/exec/{wrong}/start", {"Detach": True})
     assert (answer.status, "executable file not found" in answer.message) == (400, True)
+    assert api.request("GET", f"/exec/{wrong}/json").document["ExitCode"] == 127
     remove(api, made)
 
 

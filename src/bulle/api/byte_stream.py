@@ -6,13 +6,18 @@ gone while nobody reads.
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import select
+import termios
+import time
 from collections.abc import Callable
 from typing import cast
 
 _MOST_UNREAD = 256 * 1024
 _LOOK_EVERY_S = 2.0
+_TAKEN_WITHIN_S = 0.5
 
 
 class Gone(ConnectionError):
@@ -111,6 +116,19 @@ class ByteStream(asyncio.Protocol):
             if descriptor < 0 or poll.poll(0):
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def until_taken(self) -> None:
+        """Return when the client has taken what was sent, or does not for a while. SIOCOUTQ in unix(7), tcp(7)"""
+        deadline = time.monotonic() + _TAKEN_WITHIN_S
+        while not self.lost and time.monotonic() < deadline:
+            waiting = array.array("i", [0])
+            try:
+                fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+            except OSError:
+                return
+            if not waiting[0]:
+                return
+            await asyncio.sleep(0.0005)
 
     def end(self) -> None:
         """Send no more; what waits is still sent."""

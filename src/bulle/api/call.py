@@ -131,6 +131,12 @@ class Call:
         """Close in the middle of an answer, so that nobody takes it for a whole one."""
         self._connection.break_off()
 
+    async def before_hijack(self) -> ByteStream:
+        """Skip the body; returns what :meth:`hijack` is going to give, for who must be known before the client has its answer."""
+        async for _chunk in self.chunks():
+            pass
+        return self._connection.stream
+
     async def hijack(self, *, terminal: bool) -> ByteStream:
         """Take the connection over: as Docker's clients ask for it, by an upgrade to ``tcp`` or without one."""
         kind = MULTIPLEXED_STREAM if self.version >= (1, 42) and not terminal else RAW_STREAM

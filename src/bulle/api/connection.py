@@ -28,7 +28,7 @@ class Connection:
     """One connection. ``common`` are the headers of every answer."""
 
     def __init__(self, stream: ByteStream, serve: Serve, common: Headers) -> None:
-        self._stream = stream
+        self.stream = stream
         self._serve = serve
         self._common = [*common, ("Server", _SERVER)]
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
@@ -45,9 +45,9 @@ class Connection:
         except (Gone, h11.RemoteProtocolError, TimeoutError):
             pass
         finally:
-            self._stream.on_end = None
+            self.stream.on_end = None
             if not self.hijacked:
-                self._stream.close()
+                self.stream.close()
 
     async def _one(self) -> bool:
         """Answer one request; False where none came, or none can follow."""
@@ -65,23 +65,23 @@ class Connection:
         self._task = asyncio.current_task()
         self._watch()
         try:
-            if self._stream.lost:
+            if self.stream.lost:
                 raise Gone
             await self._serve(call)
         except asyncio.CancelledError:
-            if self._stream.ended:
+            if self.stream.ended:
                 raise Gone from None  # it was the client who left
             raise
         if self.hijacked:
             return False
-        self._stream.on_end = None
+        self.stream.on_end = None
         return await self._ready_for_next()
 
     async def _head(self) -> object:
         event = self._http.next_event()
         while event is h11.NEED_DATA:
             idle = self._http.trailing_data[0] == b""
-            data = await (self._stream.read() if idle else asyncio.wait_for(self._stream.read(), HEAD_TIMEOUT_S))
+            data = await (self.stream.read() if idle else asyncio.wait_for(self.stream.read(), HEAD_TIMEOUT_S))
             self._http.receive_data(data)
             event = self._http.next_event()
         return event
@@ -116,23 +116,23 @@ class Connection:
                     if not wanted:
                         return
                     await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-                self._stream.on_end = None  # the reader learns of the end
-                self._http.receive_data(await self._stream.read())
+                self.stream.on_end = None  # the reader learns of the end
+                self._http.receive_data(await self.stream.read())
                 self._watch()
             elif isinstance(event, h11.Data):
                 yield bytes(event.data)
 
     def _watch(self) -> None:
         """Have what is done for the client cancelled when it is gone."""
-        if self._task is not None and not self._stream.ended and not self.hijacked:
-            self._stream.on_end = self._task.cancel
+        if self._task is not None and not self.stream.ended and not self.hijacked:
+            self.stream.on_end = self._task.cancel
 
     # Sending
 
     async def _send(self, event: h11.Event) -> None:
         data = self._http.send(event)
         if data:
-            await self._stream.write(data)
+            await self.stream.write(data)
 
     async def send_whole(self, status: int, content: bytes, headers: Headers) -> None:
         """A whole answer."""
@@ -142,7 +142,7 @@ class Connection:
         if content and self._method != "HEAD" and status not in (204, 304):
             data += self._http.send(h11.Data(data=content)) or b""
         data += self._http.send(h11.EndOfMessage()) or b""
-        await self._stream.write(data)
+        await self.stream.write(data)
 
     async def send_head(self, status: int, headers: Headers) -> None:
         """The head of an answer whose length nobody knows yet."""
@@ -163,13 +163,14 @@ class Connection:
         async for _chunk in self.body():
             pass
         self.answered = self.hijacked = True
-        self._stream.on_end = None
-        self._stream.unread(self._http.trailing_data[0])
+        self.stream.on_end = None
+        self.stream.unread(self._http.trailing_data[0])
         line = "101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp" if upgraded else "200 OK"
         head = f"HTTP/1.1 {line}\r\nContent-Type: {content_type}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in self._common)
-        await self._stream.write(head.encode() + b"\r\n")
-        return self._stream
+        await self.stream.write(head.encode() + b"\r\n")
+        await self.stream.until_taken()  # docker-py loses what comes together with the head
+        return self.stream
 
     def break_off(self) -> None:
         """Close in the middle of an answer, so that nobody takes it for a whole one."""
-        self._stream.abort()
+        self.stream.abort()

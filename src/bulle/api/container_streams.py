@@ -10,6 +10,7 @@ import msgspec
 from bulle.api.call import MULTIPLEXED_STREAM, RAW_STREAM, Call
 from bulle.api.carrying import Carrier, Viewer
 from bulle.api.failures import ApiError
+from bulle.api.journal import Subscription
 from bulle.api.routing import Route
 from bulle.api.service import Service
 from bulle.engine.container_log import ContainerLog
@@ -53,19 +54,26 @@ async def attach(service: Service, call: Call, name: str) -> None:
     attachment = None
     if running and query.stream:
         attachment = await service.run(lambda: container.attach(output=query.stdout or query.stderr, stdin=stdin))
-    try:
-        stream = await call.hijack(terminal=terminal)
-    except BaseException:
-        if attachment is not None:
-            attachment.close()
-        raise
+    stream = await call.before_hijack()
     viewer = Viewer(stream, terminal, stdin, query.stdout, query.stderr, keys if terminal else b"")
-    if query.logs:
-        await _show_log(service, container, viewer)
-    if attachment is not None:
-        await Carrier(attachment, [viewer]).run()
-    elif query.stream:
-        await _until_started(service, container, viewer)
+    waits = query.stream and attachment is None
+    with service.journal.subscribe() as events:
+        if waits:  # before the client is answered, which starts the container then
+            service.waiting.add(container.id, viewer)
+        try:
+            await call.hijack(terminal=terminal)
+            if query.logs:
+                await _show_log(service, container, viewer)
+            if attachment is not None:
+                await Carrier(attachment, [viewer]).run()
+            elif waits:
+                await _until_started(service, container, viewer, events)
+        except BaseException:
+            if attachment is not None:
+                attachment.close()
+            raise
+        finally:
+            service.waiting.take_one(container.id, viewer)
     viewer.end()
 
 
@@ -74,28 +82,23 @@ async def _show_log(service: Service, container: Container, viewer: Viewer) -> N
         await viewer.show(2 if kind == "stderr" else 1, text)
 
 
-async def _until_started(service: Service, container: Container, viewer: Viewer) -> None:
+async def _until_started(service: Service, container: Container, viewer: Viewer, events: Subscription) -> None:
     """Wait for the start; whoever starts it here takes the viewer along, what somebody else starts is attached to then."""
-    with service.journal.subscribe() as events:
-        service.waiting.add(container.id, viewer)
-        gone = asyncio.ensure_future(viewer.stream.until_gone())
-        try:
-            while not viewer.done.is_set() and not gone.done():
-                event = await events.next(_LOOK_EVERY_S)
-                if event is None or event.kind != "container" or event.actor.identifier != container.id:
-                    continue
-                if event.action == "start" and service.waiting.take_one(container.id, viewer):
-                    attachment = await service.run(lambda: container.attach(stdin=viewer.stdin))
-                    await Carrier(attachment, [viewer]).run()
-                elif event.action == "destroy":
-                    break
-        except Conflict:
-            pass  # it has ended already
-        finally:
-            gone.cancel()
-            if service.waiting.take_one(container.id, viewer):
-                viewer.end()
-    await viewer.done.wait()
+    gone = asyncio.ensure_future(viewer.stream.until_gone())
+    try:
+        while not viewer.done.is_set() and not gone.done():
+            event = await events.next(_LOOK_EVERY_S)
+            if event is None or event.kind != "container" or event.actor.identifier != container.id:
+                continue
+            if event.action == "start" and service.waiting.take_one(container.id, viewer):
+                attachment = await service.run(lambda: container.attach(stdin=viewer.stdin))
+                await Carrier(attachment, [viewer]).run()
+            elif event.action == "destroy":
+                return
+    except Conflict:
+        return  # it has ended already
+    finally:
+        gone.cancel()
 
 
 class ResizeQuery(msgspec.Struct):
@@ -159,7 +162,8 @@ async def wait(service: Service, call: Call, name: str) -> None:
                 if condition == "next-exit":
                     break
     code = UNKNOWN_EXIT_CODE if code < 0 else code
-    await call.write_document({"StatusCode": code} | ({"Error": {"Message": error}} if error else {}))
+    said = {"Error": {"Message": error} if error else None}
+    await call.write_document({"StatusCode": code} | (said if error or call.version < (1, 42) else {}))
     await call.finish()
 
 

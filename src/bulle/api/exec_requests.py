@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import msgspec
 
-from bulle.api.byte_stream import ByteStream
+from bulle.api.byte_stream import ByteStream, Gone
 from bulle.api.call import Call
 from bulle.api.carrying import Carrier, Viewer
 from bulle.api.container_streams import ResizeQuery, wanted_size
 from bulle.api.execs import Exec
-from bulle.api.failures import ApiError
+from bulle.api.failures import FAILURES, ApiError, described
 from bulle.api.routing import Route
 from bulle.api.service import Service
-from bulle.errors import CommandNotExecutable, InvalidInput, NotFound
+from bulle.engine.inspection import UNKNOWN_EXIT_CODE
+from bulle.errors import BulleError, CommandNotExecutable, InvalidInput, NotFound
 from bulle.model.container import ExecOptions
 from bulle.monitor import Attachment
+from bulle.monitor.frames import HEADER, Kind
 from bulle.monitor.local import detach_keys
 
 
@@ -74,31 +77,43 @@ async def start(service: Service, call: Call, identifier: str) -> None:
     if request.console_size and len(request.console_size) == 2:
         options = msgspec.structs.replace(options, rows=request.console_size[0], columns=request.console_size[1])
     command.started = True
+    if request.detach:
+        service.keep(_carry(command, await service.run(lambda: _execute(service, command, options)), None))
+        await call.answer_text("")
+        return
+    try:
+        stream = await call.hijack(terminal=options.terminal)
+    except BaseException:
+        command.end(UNKNOWN_EXIT_CODE)
+        raise
+    # It goes on when its client leaves: its exit code may be asked for.
+    await asyncio.shield(service.keep(_run(service, command, options, stream)))
+
+
+async def _run(service: Service, command: Exec, options: ExecOptions, stream: ByteStream) -> None:
+    """Start it for a client that has been answered already, and so reads why it could not be started."""
     try:
         attachment = await service.run(lambda: _execute(service, command, options))
-    except BaseException:
-        command.end(126)
-        raise
-    try:
-        stream = None if request.detach else await call.hijack(terminal=options.terminal)
-    except BaseException:
-        service.keep(_carry(command, attachment, None))
-        raise
-    if stream is None:
-        service.keep(_carry(command, attachment, None))
-        await call.answer_text("")
+    except FAILURES as error:
+        text = f"{described(error).message}\r\n".encode()
+        with suppress(Gone):
+            await stream.write(text if options.terminal else HEADER.pack(Kind.STDERR, len(text)) + text)
+        stream.close()
     else:
-        # It goes on when its client leaves: its exit code may be asked for.
-        await asyncio.shield(service.keep(_carry(command, attachment, stream)))
+        await _carry(command, attachment, stream)
 
 
 def _execute(service: Service, command: Exec, options: ExecOptions) -> Attachment:
-    container = service.engine.containers.get(command.container_id)
     try:
-        attachment = container.execute(options, exec_id=command.id)
-    except (InvalidInput, NotFound) as error:
-        # The container is there and runs: what is wrong is the command's user or directory.
-        raise CommandNotExecutable(*error.args) from error
+        container = service.engine.containers.get(command.container_id)
+        try:
+            attachment = container.execute(options, exec_id=command.id)
+        except (InvalidInput, NotFound) as error:
+            # The container is there and runs: what is wrong is the command's user or directory.
+            raise CommandNotExecutable(*error.args) from error
+    except BulleError as error:
+        command.end(error.exit_code)
+        raise
     assert attachment is not None
     command.pid = attachment.pid
     return attachment

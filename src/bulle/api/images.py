@@ -49,8 +49,8 @@ async def list_images(service: Service, call: Call) -> None:
 async def inspect(service: Service, call: Call, name: str) -> None:
     """Show an image."""
     found = await service.run(lambda: service.engine.images.inspect(name))
-    history = {"Parent": "", "Comment": "", "Author": "", "DockerVersion": ""}
-    await call.answer(found | history | {"VirtualSize": found["Size"], "GraphDriver": {"Name": "overlay", "Data": {}}})
+    more = {"Parent": "", "DockerVersion": "", "VirtualSize": found["Size"], "GraphDriver": {"Name": "overlay", "Data": {}}}
+    await call.answer(found | more)
 
 
 async def history(service: Service, call: Call, name: str) -> None:

@@ -69,10 +69,8 @@ class Job:
                 self._sockets.append(mine)
                 theirs.append(other)
             await asyncio.to_thread(self._submit, [one.fileno() for one in theirs])
-            control, data, self._leash = self._sockets
-            self._control, writer = await asyncio.open_unix_connection(sock=control, limit=_MOST_LINE_BYTES)
-            self._reader, self._writer = await asyncio.open_unix_connection(sock=data, limit=_CHUNK)
-            self._writers = [writer, self._writer]
+            self._control, _writer = await self._opened(_MOST_LINE_BYTES)
+            self._reader, self._writer = await self._opened(_CHUNK)
         except BaseException:
             self._close()
             raise
@@ -80,6 +78,12 @@ class Job:
             for one in theirs:
                 one.close()
         return self
+
+    async def _opened(self, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The next of the sockets as streams, which own it from now on: the loop must be told before it is closed."""
+        reader, writer = await asyncio.open_unix_connection(sock=self._sockets.pop(0), limit=limit)
+        self._writers.append(writer)
+        return reader, writer
 
     def _submit(self, descriptors: Sequence[int]) -> None:
         argument = msgspec.json.encode(self._order).decode()
@@ -91,7 +95,7 @@ class Job:
     def _close(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
-        for one in self._sockets:
+        for one in self._sockets:  # those that are nobody else's: the leash
             one.close()
 
     async def words(self) -> AsyncIterator[Any]:

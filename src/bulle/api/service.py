@@ -30,7 +30,7 @@ class Service:
     def __init__(self, home: Path | None, publish_addresses: tuple[str, ...] = EVERYWHERE) -> None:
         self.engine = Engine(home)
         self.publish_addresses = publish_addresses
-        self.threads = Threads(MOST_THREADS, self.engine.close)
+        self.threads = Threads(MOST_THREADS, self.engine.database.close)
         self.journal = Journal(self.engine.home)
         self.execs = Execs()
         self.waiting = WaitingAttachments()

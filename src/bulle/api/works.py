@@ -9,6 +9,7 @@ import msgspec
 
 from bulle.api import image_works
 from bulle.engine import filters as chosen
+from bulle.errors import Conflict
 
 if TYPE_CHECKING:
     from bulle.api.jobs import Desk
@@ -29,7 +30,12 @@ def _read_archive(engine: Engine, desk: Desk, name: str, path: str) -> None:
 
 
 def _write_archive(engine: Engine, desk: Desk, name: str, path: str, owners: bool) -> None:
-    engine.containers.get(name).files.write_archive(desk.reading, path, archive=owners)
+    files = engine.containers.get(name).files
+    try:
+        files.write_archive(desk.reading, path, archive=owners)
+    except Conflict:
+        files.stat(path)  # of a path that is not there Docker says so
+        raise
 
 
 def _export(engine: Engine, desk: Desk, name: str) -> None:

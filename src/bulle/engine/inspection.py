@@ -99,6 +99,8 @@ def image_document(image: Image) -> dict[str, object]:
         "RepoTags": [reference.familiar for reference in references if reference.digest is None],
         "RepoDigests": sorted({f"{reference.familiar_name}@{image.manifest_digest}" for reference in references}),
         "Created": config.created or _NEVER,
+        "Author": config.author or "",
+        "Comment": (config.history[-1].comment if config.history else "") or "",
         "Architecture": config.architecture,
         "Variant": config.variant,
         "Os": config.os,
