@@ -88,6 +88,14 @@ def push(engine: Engine, desk: Desk, name: str, platform: str, every: bool, logi
         desk.say({"progressDetail": {}, "aux": {"Tag": tag, "Digest": str(one.digest), "Size": one.size}})
 
 
+def distribution(engine: Engine, _desk: Desk, name: str, login: Mapping[str, str] | None) -> dict[str, object]:
+    """Ask a registry what it has under a name."""
+    from bulle.engine.distribution import distribution_document
+
+    _use_login(engine, name, login)
+    return distribution_document(engine.images, name)
+
+
 def import_tar(engine: Engine, desk: Desk, source: str, name: str, message: str, changes: Sequence[str], platform: str) -> str:
     """Make an image of a root filesystem: of the request's body, or from an address."""
     if source == "-":

@@ -260,6 +260,12 @@ async def commit(service: Service, call: Call) -> None:
     await call.answer({"Id": image}, 201)
 
 
+async def distribution(service: Service, call: Call, name: str) -> None:
+    """Show what a registry has under a name."""
+    async with service.job("distribution", name=name, login=_login(call)) as job:
+        await call.answer(await job.done())
+
+
 class SearchQuery(msgspec.Struct):
     """A word, and how many are wanted."""
 
@@ -290,6 +296,7 @@ ROUTES = (
     Route("POST", "/images/{name...}/tag", tag, TagQuery),
     Route("POST", "/images/{name...}/push", push, PushQuery),
     Route("DELETE", "/images/{name...}", remove, RemoveQuery),
+    Route("GET", "/distribution/{name...}/json", distribution),
     Route("POST", "/commit", commit, CommitQuery),
     Route("POST", "/auth", auth, None, AuthRequest),
 )

@@ -63,6 +63,7 @@ WORKS: Mapping[str, Callable[..., Any]] = {
     "changes": _changes,
     "commit": image_works.commit,
     "create_volume": image_works.create_volume,
+    "distribution": image_works.distribution,
     "export": _export,
     "file_status": _file_status,
     "import_tar": image_works.import_tar,
