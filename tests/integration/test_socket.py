@@ -168,6 +168,8 @@ def test_heads_and_bodies_are_bounded(api: Served) -> None:
         assert received(connection, b"\r\n").startswith(b"HTTP/1.1 400")
     assert api.request("POST", "/containers/create", b'{"Image": 1}').status == 400
     assert api.request("POST", "/containers/create", b"{").status == 400
+    assert api.request("POST", "/containers/create", b'{"Volumes":' * 100_000).status == 400
+    assert api.request("POST", "/containers/nope/stop?t=99999999999999999999").status == 400
     assert api.request("GET", "/containers/json").document == []
 
 
@@ -179,6 +181,12 @@ def test_what_bulle_has_not_is_refused(api: Served) -> None:
         answer = api.request("POST", "/containers/create", {"Image": "busybox", "Cmd": ["true"], "HostConfig": {key: value}})
         assert (answer.status, "leave it out" in answer.message) == (501, True), key
     assert api.request("POST", "/build?version=2", b"").status == 501
+
+
+def test_null_is_what_was_not_said(api: Served) -> None:
+    made = create(api, "true", Labels=None, Tty=None, Env=None, HostConfig={"Memory": None, "RestartPolicy": None, "Binds": None})
+    assert api.request("GET", f"/containers/{made}/json").document["Config"]["Tty"] is False
+    remove(api, made)
 
 
 def test_isolation_is_in_dockers_words(api: Served) -> None:
@@ -199,6 +207,19 @@ def test_ports_without_an_address(box: Machine, flags: tuple[str, ...], address:
         bindings = served.request("GET", f"/containers/{made}/json").document["HostConfig"]["PortBindings"]
         remove(served, made)
     assert bindings["80/tcp"][0] == {"HostIp": address, "HostPort": "8080"}
+
+
+def test_containers_reach_the_socket_only_where_it_is_mounted(api: Served, box: Machine) -> None:
+    """Attack 24."""
+    look = ["sh", "-c", f"ls {api.path} 2>/dev/null; find / -xdev -type s 2>/dev/null; grep -c {api.path.name} /proc/net/unix; ls -l /given 2>/dev/null"]
+    for binds, seen in (([], 0), ([f"{api.path}:/given"], 1)):
+        made = create(api, *look, HostConfig={"Binds": binds})
+        start(api, made)
+        api.request("POST", f"/containers/{made}/wait")
+        lines = b"".join(data for _kind, data in frames(api.request("GET", f"/containers/{made}/logs?stdout=1").body)).decode().splitlines()
+        assert lines[0] == "0"
+        assert len(lines) == 1 + seen, lines
+        remove(api, made)
 
 
 # Streams

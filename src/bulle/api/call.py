@@ -76,7 +76,11 @@ class Call:
     async def document(self, kind: type[Parameters]) -> Parameters:
         """The body as a struct. Raises ApiError for what is too large, msgspec's errors for what is not understood."""
         raw = await self.body(MOST_JSON_BYTES)
-        return msgspec.json.decode(raw or b"{}", type=kind)
+        if b"null" not in raw:
+            return msgspec.json.decode(raw or b"{}", type=kind)
+        # As in Go, null is what was not said.
+        found = _said(msgspec.json.decode(raw))
+        return msgspec.convert({} if found is None else found, kind)
 
     async def body(self, most_bytes: int) -> bytes:
         """All of the body."""
@@ -141,6 +145,13 @@ class Call:
         """Take the connection over: as Docker's clients ask for it, by an upgrade to ``tcp`` or without one."""
         kind = MULTIPLEXED_STREAM if self.version >= (1, 42) and not terminal else RAW_STREAM
         return await self._connection.hijack(kind, upgraded="upgrade" in self.headers and self.headers["upgrade"].lower() == "tcp")
+
+
+def _said(value: Any) -> Any:
+    """A document without what is null in it."""
+    if isinstance(value, dict):
+        return {key: _said(one) for key, one in value.items() if one is not None}
+    return [_said(one) for one in value if one is not None] if isinstance(value, list) else value
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
@@ -134,7 +134,7 @@ def _carry(service: Service, container_id: str, viewers: list[Any], done: asynci
 class EndQuery(msgspec.Struct):
     """How it is ended; seconds."""
 
-    t: int | None = None
+    t: Annotated[int, msgspec.Meta(ge=-1, le=2**31)] | None = None
     signal: str = ""
 
 

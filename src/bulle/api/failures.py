@@ -39,6 +39,8 @@ def described(error: BaseException) -> ApiError:
         return ApiError(400, f"invalid request: {error}")
     if isinstance(error, msgspec.DecodeError):
         return ApiError(400, f"invalid JSON: {error}")
+    if isinstance(error, RecursionError):
+        return ApiError(400, "invalid JSON: it is nested too deeply")
     if not isinstance(error, BulleError):
         return ApiError(500, f"{type(error).__name__}: {error}")
     return ApiError(error.http_status, sentence(error))
