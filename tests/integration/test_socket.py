@@ -249,6 +249,43 @@ def test_attached_to_what_somebody_else_starts(api: Served, box: Machine) -> Non
     remove(api, made)
 
 
+def message(kind: int, payload: bytes) -> bytes:
+    """A masked frame of a WebSocket."""
+    mask = b"\x01\x02\x03\x04"
+    return bytes([0x80 | kind, 0x80 | len(payload)]) + mask + bytes(byte ^ mask[number % 4] for number, byte in enumerate(payload))
+
+
+def test_attached_by_web_socket(api: Served) -> None:
+    made = create(api, "sh", "-c", "echo err >&2; read line; echo got $line", OpenStdin=True)
+    key = "dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455, with the answer below
+    head = f"Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: {key}\n\n"
+    with api.send(f"GET /containers/{made}/attach/ws?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\nHost: x\n{head}") as connection:
+        answer = received(connection, b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in answer
+        start(api, made)
+        assert b"\x82\x04err\n" in received(connection, b"err\n")
+        connection.sendall(message(9, b"there?"))
+        assert received(connection, b"there?") == b"\x8a\x06there?"
+        connection.sendall(message(1, b"this\n"))
+        assert received(connection) == b"\x82\x09got this\n\x88\x02\x03\xe8"
+    remove(api, made)
+    assert api.request("GET", f"/containers/{made}/attach/ws").status == 404
+
+
+def test_a_web_socket_that_breaks_the_rules_is_closed(api: Served) -> None:
+    made = create(api, "sleep", "1000", OpenStdin=True)
+    start(api, made)
+    assert api.request("GET", f"/containers/{made}/attach/ws?stream=1").status == 400
+    head = "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: eA==\n\n"
+    for wrong, code in ((b"\x82\x01x", 1002), (b"\xf2\x81\0\0\0\0x", 1002), (b"\x82\xff" + (1 << 40).to_bytes(8, "big"), 1009)):
+        with api.send(f"GET /containers/{made}/attach/ws?stream=1&stdin=1&stdout=1 HTTP/1.1\nHost: x\n{head}") as connection:
+            received(connection, b"\r\n\r\n")
+            connection.sendall(wrong)
+            assert received(connection, b"\x88\x02") == b"\x88\x02" + code.to_bytes(2, "big")
+    remove(api, made)
+
+
 def test_exec_without_an_upgrade_and_with_early_bytes(api: Served) -> None:
     made = create(api, "sleep", "1000")
     start(api, made)

@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 SEEDS = range(6)
 # They wait for something that does not come, or take the connection over; or need what is not there (a registry, a wide look at the disk).
 LEFT_OUT = {
-    ("GET", "/events"), ("POST", "/containers/{name}/attach"), ("POST", "/exec/{identifier}/start"), ("POST", "/images/create"), ("POST", "/auth"),
+    ("GET", "/events"), ("POST", "/containers/{name}/attach"), ("GET", "/containers/{name}/attach/ws"),
+    ("POST", "/exec/{identifier}/start"), ("POST", "/images/create"), ("POST", "/auth"),
     ("GET", "/distribution/{name...}/json"),
 }  # fmt: skip
 TEXTS = (

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from bulle.api.failures import ApiError
+from bulle.api.web_socket import accept_of
 
 if TYPE_CHECKING:
     from bulle.api.byte_stream import ByteStream
@@ -130,6 +131,16 @@ class Call:
     def begun(self) -> bool:
         """Whether the client has been answered something already."""
         return self._connection.answered
+
+    async def become_web_socket(self) -> None:
+        """Take the connection over as the client's handshake asks for it. Raises ApiError."""
+        key = self.headers.get("sec-websocket-key", "")
+        if self.headers.get("upgrade", "").lower() != "websocket" or not key or self.headers.get("sec-websocket-version") != "13":
+            raise ApiError(400, "a WebSocket handshake of version 13 is needed")
+        accepted = accept_of(key)
+        await self._connection.give_away(
+            f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accepted}\r\n"
+        )
 
     def break_off(self) -> None:
         """Close in the middle of an answer, so that nobody takes it for a whole one."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from bulle.api.byte_stream import ByteStream, Gone
+from bulle.api.web_socket import WebSocket
 from bulle.monitor import Attachment
 from bulle.monitor.frames import HEADER, MOST_PAYLOAD, Event, Kind, frame
 from bulle.monitor.local import DetachKeys
@@ -22,10 +23,13 @@ _MOST_UNSENT = 1 << 20
 
 @dataclass(eq=False)
 class Viewer:
-    """One client that is attached: what it wants to see, and whether it types. ``done`` is set when it is not served any more."""
+    """One client that is attached: what it wants to see, and whether it types. ``done`` is set when it is not served any more.
 
-    stream: ByteStream
-    terminal: bool
+    ``raw`` output has no frames: a terminal's, or what comes in messages anyway.
+    """
+
+    stream: ByteStream | WebSocket
+    raw: bool
     stdin: bool = False
     stdout: bool = True
     stderr: bool = True
@@ -35,7 +39,7 @@ class Viewer:
     async def show(self, kind: int, data: bytes) -> None:
         """Output of the container. Raises Gone."""
         if (kind == Kind.STDOUT and self.stdout) or (kind == Kind.STDERR and self.stderr):
-            await self.stream.write(data if self.terminal else HEADER.pack(kind, len(data)) + data)
+            await self.stream.write(data if self.raw else HEADER.pack(kind, len(data)) + data)
 
     def end(self) -> None:
         """No more comes."""

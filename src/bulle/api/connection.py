@@ -160,14 +160,18 @@ class Connection:
 
     async def hijack(self, content_type: str, *, upgraded: bool) -> ByteStream:
         """Answer, and give the connection away, with what the client has sent already."""
+        line = "101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp" if upgraded else "200 OK"
+        return await self.give_away(f"HTTP/1.1 {line}\r\nContent-Type: {content_type}\r\n")
+
+    async def give_away(self, head: str) -> ByteStream:
+        """Send this head, and be done with HTTP."""
         async for _chunk in self.body():
             pass
         self.answered = self.hijacked = True
         self.stream.on_end = None
         self.stream.unread(self._http.trailing_data[0])
-        line = "101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp" if upgraded else "200 OK"
-        head = f"HTTP/1.1 {line}\r\nContent-Type: {content_type}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in self._common)
-        await self.stream.write(head.encode() + b"\r\n")
+        common = "".join(f"{name}: {value}\r\n" for name, value in self._common)
+        await self.stream.write(f"{head}{common}\r\n".encode())
         await self.stream.until_taken()  # docker-py loses what comes together with the head
         return self.stream
 

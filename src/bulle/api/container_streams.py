@@ -13,6 +13,7 @@ from bulle.api.failures import ApiError
 from bulle.api.journal import Subscription
 from bulle.api.routing import Route
 from bulle.api.service import Service
+from bulle.api.web_socket import WebSocket
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.inspection import UNKNOWN_EXIT_CODE
 from bulle.engine.measuring import StatisticsDocuments
@@ -42,6 +43,15 @@ class AttachQuery(msgspec.Struct, rename="camel"):
 
 async def attach(service: Service, call: Call, name: str) -> None:
     """Attach to a container's streams, also before it is started."""
+    await _attach(service, call, name, as_web_socket=False)
+
+
+async def attach_web_socket(service: Service, call: Call, name: str) -> None:
+    """Attach to a container's streams by WebSocket."""
+    await _attach(service, call, name, as_web_socket=True)
+
+
+async def _attach(service: Service, call: Call, name: str, *, as_web_socket: bool) -> None:
     query = call.parameters(AttachQuery)
     keys = detach_keys(query.detach_keys or None)
     container = await service.container(name)
@@ -49,31 +59,31 @@ async def attach(service: Service, call: Call, name: str) -> None:
     state = await service.run(container.state)
     if container.is_paused():
         raise ApiError(409, f"container {name} is paused, unpause the container before attach")
-    running = state.status == "running"
     stdin = query.stdin and container.options.interactive
     attachment = None
-    if running and query.stream:
+    if state.status == "running" and query.stream:
         attachment = await service.run(lambda: container.attach(output=query.stdout or query.stderr, stdin=stdin))
-    stream = await call.before_hijack()
-    viewer = Viewer(stream, terminal, stdin, query.stdout, query.stderr, keys if terminal else b"")
-    waits = query.stream and attachment is None
     with service.journal.subscribe() as events:
-        if waits:  # before the client is answered, which starts the container then
-            service.waiting.add(container.id, viewer)
         try:
-            await call.hijack(terminal=terminal)
-            if query.logs:
-                await _show_log(service, container, viewer)
-            if attachment is not None:
-                await Carrier(attachment, [viewer]).run()
-            elif waits:
-                await _until_started(service, container, viewer, events)
+            stream = await call.before_hijack()
+            face = WebSocket(stream) if as_web_socket else stream
+            viewer = Viewer(face, terminal or as_web_socket, stdin, query.stdout, query.stderr, keys if terminal else b"")
+            if query.stream and attachment is None:  # before the client is answered, which starts the container then
+                service.waiting.add(container.id, viewer)
+            try:
+                await (call.become_web_socket() if as_web_socket else call.hijack(terminal=terminal))
+                if query.logs:
+                    await _show_log(service, container, viewer)
+                if attachment is not None:
+                    await Carrier(attachment, [viewer]).run()
+                elif query.stream:
+                    await _until_started(service, container, viewer, events)
+            finally:
+                service.waiting.take_one(container.id, viewer)
         except BaseException:
             if attachment is not None:
                 attachment.close()
             raise
-        finally:
-            service.waiting.take_one(container.id, viewer)
     viewer.end()
 
 
@@ -244,6 +254,7 @@ async def stats(service: Service, call: Call, name: str) -> None:
 
 ROUTES = (
     Route("POST", "/containers/{name}/attach", attach, AttachQuery),
+    Route("GET", "/containers/{name}/attach/ws", attach_web_socket, AttachQuery),
     Route("POST", "/containers/{name}/resize", resize, ResizeQuery),
     Route("POST", "/containers/{name}/wait", wait, WaitQuery),
     Route("GET", "/containers/{name}/logs", logs, LogsQuery),
