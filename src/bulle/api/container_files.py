@@ -38,8 +38,8 @@ class UnpackQuery(msgspec.Struct, rename={"owners": "copyUIDGID"}):
 
 def _path(call: Call) -> str:
     path = call.parameters(ArchiveQuery).path
-    if not path:
-        raise ApiError(400, "Bad parameter: path cannot be empty")
+    if not path or "\0" in path:
+        raise ApiError(400, "Bad parameter: path cannot be empty, and has no zero byte")
     return path
 
 
