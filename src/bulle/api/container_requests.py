@@ -20,7 +20,7 @@ from bulle.model.run_plan import DeviceLimit, ResourceLimit
 from bulle.model.volume import MountOption, parse_volume
 
 ISOLATION_LABEL = "bulle.isolation"
-_ALONE = ("none", "host")
+_APART = ("none", "host")
 
 
 class _Document(msgspec.Struct, rename="pascal"):
@@ -161,8 +161,11 @@ class CreateRequest(_Document):
     networking_config: NetworkingRequest | None = None
 
 
-def options_of(request: CreateRequest, *, name: str, platform: str, publish_addresses: tuple[str, ...]) -> ContainerOptions:
-    """The options that a request comes to. Raises InvalidInput, Unsupported."""
+def options_of(request: CreateRequest, *, name: str, platform: str, publish_addresses: tuple[str, ...], bridges: bool = True) -> ContainerOptions:
+    """The options that a request comes to. Raises InvalidInput, Unsupported.
+
+    Without ``bridges`` what clients ask for by default, a bridge, is whatever there is.
+    """
     host = request.host_config or HostConfig()
     _refuse_unknown(host)
     labels = dict(request.labels or {})
@@ -203,8 +206,13 @@ def options_of(request: CreateRequest, *, name: str, platform: str, publish_addr
         **_health(request.healthcheck),
         **limits_of(host),
         **_mounts(request, host),
-        **_network(request, host),
+        **_network(request, host, bridges),
     )
+
+
+def alone(request: CreateRequest) -> bool:
+    """Whether it asks for no network."""
+    return request.network_disabled or (request.host_config is not None and request.host_config.network_mode == "none")
 
 
 def _words(given: list[str] | str | None) -> tuple[str, ...] | None:
@@ -317,20 +325,22 @@ def _mounts(request: CreateRequest, host: HostConfig) -> dict[str, Any]:
     return mount_fields(wanted, (host.tmpfs or {}).items())
 
 
-def _network(request: CreateRequest, host: HostConfig) -> dict[str, Any]:
+def _network(request: CreateRequest, host: HostConfig, bridges: bool) -> dict[str, Any]:
     mode = "none" if request.network_disabled else "" if host.network_mode == "default" else host.network_mode
     endpoints = dict((request.networking_config.endpoints_config if request.networking_config else None) or {})
     first = endpoints.pop(host.network_mode, None) or (endpoints.pop("bridge", None) if mode in ("", "bridge") else None)
-    alone = mode in _ALONE or mode.startswith("container:")
+    apart = mode in _APART or mode.startswith("container:")
     networks: list[NetworkOption] = []
-    if not alone:
+    if not apart:
         asked = [(mode, first)] if mode or first else []
         networks = [(one or EndpointRequest()).option(name or "bridge") for name, one in (*asked, *endpoints.items())]
         if networks and request.mac_address and not networks[0].mac:
             networks[0] = msgspec.structs.replace(networks[0], mac=request.mac_address.lower())
+    if not bridges and networks in ([], [NetworkOption("bridge")]):
+        networks = []
     names = [one.name for one in networks]
     return {
-        "network": mode if alone else (names[0] if names else ""),
+        "network": mode if apart else (names[0] if names else ""),
         "networks": () if len(networks) == 1 and networks[0] == NetworkOption(names[0]) else tuple(networks),
         "ports": tuple(port_mappings(host.port_bindings or {})),
         "publish_all": host.publish_all_ports,

@@ -9,7 +9,7 @@ import msgspec
 
 from bulle.api.call import Call
 from bulle.api.carrying import Carrier
-from bulle.api.container_requests import CreateRequest, HostConfig, RestartRequest, limits_of, options_of
+from bulle.api.container_requests import CreateRequest, HostConfig, RestartRequest, alone, limits_of, options_of
 from bulle.api.failures import ApiError, not_modified
 from bulle.api.routing import Route
 from bulle.api.service import Service
@@ -71,7 +71,7 @@ async def create(service: Service, call: Call) -> None:
     request = await call.document(CreateRequest)
     if not request.image:
         raise ApiError(400, "no image specified")
-    options = options_of(request, name=query.name, platform=query.platform, publish_addresses=service.publish_addresses)
+    options = options_of(request, name=query.name, platform=query.platform, publish_addresses=service.publish_addresses, bridges=service.bridges)
 
     def make() -> Container:
         engine = service.engine
@@ -85,7 +85,10 @@ async def create(service: Service, call: Call) -> None:
             raise
 
     made = await service.run(make)
-    await call.answer({"Id": made.id, "Warnings": list(made.notes)}, 201)
+    warnings = [*made.notes]
+    if made.plan.network.mode == "none" and not alone(request):
+        warnings.append("bridges need root: the container has no network")
+    await call.answer({"Id": made.id, "Warnings": warnings}, 201)
 
 
 class InspectQuery(msgspec.Struct):

@@ -44,6 +44,11 @@ class Service:
         """Whether the engine forks to remove files: an ordinary user's containers have files of other users."""
         return os.geteuid() != 0
 
+    @property
+    def bridges(self) -> bool:
+        """Whether containers can be on bridges."""
+        return os.geteuid() == 0
+
     def keep(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         """Have it done whatever becomes of the request that wanted it; the task may be waited for."""
         task = asyncio.get_running_loop().create_task(work)
