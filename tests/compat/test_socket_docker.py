@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -345,3 +348,24 @@ def test_docker_cp_and_streams(both: tuple[Side, Side]) -> None:
 
     theirs, ours = both
     assert use(ours) == use(theirs)
+
+
+TESTCONTAINERS = """
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+made = DockerContainer("busybox:latest").with_command(["sh", "-c", "echo ready; exec sleep 1000"]).with_kwargs(network_mode="none")
+with made.with_env("A", "b").waiting_for(LogMessageWaitStrategy("ready")) as container:
+    print(container.exec(["sh", "-c", "echo $A; exit 3"]), container.get_logs(), container.get_wrapped_container().status)
+"""
+
+
+def test_testcontainers_get_the_same(both: tuple[Side, Side]) -> None:
+    def use(side: Side) -> Any:
+        environment = os.environ | {"DOCKER_HOST": side.served.address, "TESTCONTAINERS_RYUK_DISABLED": "true"}
+        done = subprocess.run([sys.executable, "-c", TESTCONTAINERS], env=environment, capture_output=True, text=True, timeout=100)
+        return done.returncode, done.stdout, side.client.containers.list(all=True)
+
+    theirs, ours = both
+    assert use(ours) == use(theirs)
+    assert use(ours)[0] == 0

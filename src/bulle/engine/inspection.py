@@ -37,7 +37,7 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
         "Driver": "overlay",
         "Platform": "linux",
         "HostConfig": _host_config(record),
-        "Mounts": [_mount(mount) for mount in plan.mounts],
+        "Mounts": [mount_document(mount) for mount in plan.mounts],
         "Config": {
             "Hostname": plan.hostname,
             "Domainname": "",
@@ -58,7 +58,7 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
     }
 
 
-def _mount(mount: Mount) -> dict[str, object]:
+def mount_document(mount: Mount) -> dict[str, object]:
     """One of Docker's ``Mounts``."""
     kind = "volume" if mount.volume else mount.kind
     return {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from bulle.engine.container import Container
-from bulle.engine.filters import shown_status
-from bulle.engine.inspection import image_document
+from bulle.engine.inspection import image_document, mount_document
+from bulle.engine.network_inspection import network_mode, network_settings, standing_ports
 from bulle.errors import InvalidInput
 from bulle.model.container import ContainerState
 from bulle.model.moments import NANOSECONDS, ago, parse_time_ns
@@ -40,29 +40,29 @@ def created_ns(image: Image) -> int:
 
 def container_summary(container: Container, *, sizes: bool = False) -> dict[str, object]:
     """One of Docker's list of containers; with ``sizes`` its files are counted."""
-    document, state = container.inspect(sizes=sizes), container.state()
-    settings, host = document["NetworkSettings"], document["HostConfig"]
-    assert isinstance(settings, dict)
-    assert isinstance(host, dict)
-    ports = [
-        {"IP": port.host_address, "PrivatePort": port.container_port, "PublicPort": port.host_port, "Type": port.protocol}
-        for port in container.published_ports()
-    ]
-    return {
+    record, state = container.record, container.state()
+    paused = state.status == "running" and container.is_paused()
+    ports = standing_ports(record, state)
+    summary: dict[str, object] = {
         "Id": container.id,
         "Names": [f"/{container.name}"],
         "Image": container.image,
         "ImageID": container.image_id,
         "Command": command_of(container),
         "Created": container.created_at_ns // NANOSECONDS,
-        "Ports": ports,
+        "Ports": [
+            {"IP": port.host_address, "PrivatePort": port.container_port, "PublicPort": port.host_port, "Type": port.protocol} for port in ports
+        ],
         "Labels": container.options.labels,
-        "State": shown_status(container),
-        "Status": status_of(state, paused=container.is_paused()),
-        "HostConfig": {"NetworkMode": host["NetworkMode"], "Isolation": host["Isolation"]},
-        "NetworkSettings": {"Networks": settings["Networks"]},
-        "Mounts": document["Mounts"],
-    } | ({key: document[key] for key in ("SizeRw", "SizeRootFs")} if sizes else {})
+        "State": "paused" if paused else state.status,
+        "Status": status_of(state, paused=paused),
+        "HostConfig": {"NetworkMode": network_mode(record), "Isolation": record.plan.isolation},
+        "NetworkSettings": {"Networks": network_settings(record, state)["Networks"]},
+        "Mounts": [mount_document(mount) for mount in record.plan.mounts],
+    }
+    if sizes:
+        summary["SizeRw"], summary["SizeRootFs"] = container.sizes()
+    return summary
 
 
 def image_summary(image: Image, *, containers: int = -1, shared_bytes: int = -1) -> dict[str, object]:
