@@ -50,7 +50,7 @@ def run_keeper(argv: list[str], descriptors: list[int], leash: Leash | None) -> 
 
 def run_job(argv: list[str], descriptors: list[int], leash: Leash | None) -> int:
     """The entry ``job``."""
-    from bulle.api.jobs import main as work
+    from bulle.api.job_process import main as work
 
     return work(argv, descriptors, leash)
 

@@ -105,6 +105,11 @@ def test_the_login_of_a_request_is_for_that_request(api: Served) -> None:
         taken = api.request("POST", "/auth", {"username": "me", "password": "word", "serveraddress": registry.address})
         assert (taken.status, taken.document["Status"]) == (200, "Login Succeeded")
         assert "error" in pull()  # it was kept nowhere
+        context = small_tar(Dockerfile=f"FROM {name}:other\nLABEL a=b\n")
+        registry.add_image(small_tar(file="other"), "other")
+        header = base64.urlsafe_b64encode(json.dumps({registry.address: {"username": "me", "password": "word"}}).encode()).decode()
+        assert "error" in said(api.request("POST", "/build", context).body)[-1]
+        assert "Successfully built" in said(api.request("POST", "/build", context, {"X-Registry-Config": header}).body)[-1]["stream"]
         assert api.request("POST", "/images/create?fromImage=a&tag=b", headers=auth(identitytoken="x")).status == 501
         assert api.request("POST", "/images/create?fromImage=a&tag=b", headers={"X-Registry-Auth": "bm9uc2Vuc2U="}).status == 400
 

@@ -9,6 +9,7 @@ import msgspec
 from bulle.api.call import Call
 from bulle.api.failures import ApiError
 from bulle.api.job_streams import show_words
+from bulle.api.logins import logins_of
 from bulle.api.routing import Route
 from bulle.api.service import Service
 from bulle.engine import filters
@@ -58,7 +59,7 @@ async def build(service: Service, call: Call) -> None:
         "network": "" if query.networkmode == "default" else query.networkmode,
         "platforms": [query.platform] if query.platform else [],
     }
-    async with service.job("build", options=options, quiet=query.q) as job:
+    async with service.job("build", options=options, quiet=query.q, logins=logins_of(call)) as job:
         await show_words(call, job, fed=not query.remote)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
+from bulle.api import documents
 from bulle.api.call import Call
 from bulle.api.carrying import Carrier
 from bulle.api.container_requests import CreateRequest, HostConfig, RestartRequest, alone, limits_of, options_of
@@ -50,7 +51,7 @@ async def list_containers(service: Service, call: Call) -> None:
         summaries = []
         for one in found[: query.limit] if query.limit > 0 else found:
             try:
-                summaries.append(container_summary(one, sizes=query.size))
+                summaries.append(documents.summary(container_summary(one, sizes=query.size)))
             except (NotFound, FileNotFoundError):
                 continue  # it was removed meanwhile
         return summaries
@@ -103,7 +104,7 @@ async def inspect(service: Service, call: Call, name: str) -> None:
 
     def look() -> dict[str, object]:
         container = service.engine.containers.get(name)
-        return container.inspect(sizes=sizes) | {"ExecIDs": service.execs.of(container.id) or None}
+        return documents.container(container.inspect(sizes=sizes)) | {"ExecIDs": service.execs.of(container.id) or None}
 
     await call.answer(await service.run(look))
 

@@ -14,7 +14,7 @@ from bulle.errors import InvalidInput
 from bulle.model.reference import Reference
 
 if TYPE_CHECKING:
-    from bulle.api.jobs import Desk
+    from bulle.api.job_process import Desk
     from bulle.build.options import BuildEvent, BuildOptions
     from bulle.engine import Engine, Image
     from bulle.registry.progress import Progress
@@ -170,8 +170,12 @@ def prune_builds(engine: Engine, _desk: Desk, every: bool, until_ns: int) -> tup
     return pruned.removed, pruned.reclaimed_bytes
 
 
-def build(engine: Engine, desk: Desk, options: Mapping[str, Any], quiet: bool) -> None:
+def build(engine: Engine, desk: Desk, options: Mapping[str, Any], quiet: bool, logins: Mapping[str, tuple[str, str]]) -> None:
     """Build an image from the request's body, or from an address."""
+    if logins:
+        from bulle.engine.registries import logins_for
+
+        engine.images.credentials = logins_for(logins)
     from bulle.build.options import BuildOptions
     from bulle.build.platforms import build_all
 

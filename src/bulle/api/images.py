@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from bulle.api import documents
 from bulle.api.call import TAR, Call
 from bulle.api.failures import ApiError
 from bulle.api.job_streams import show_words, stream_out
+from bulle.api.logins import login_of
 from bulle.api.routing import Route
 from bulle.api.service import Service
 from bulle.engine import filters
@@ -49,8 +49,7 @@ async def list_images(service: Service, call: Call) -> None:
 async def inspect(service: Service, call: Call, name: str) -> None:
     """Show an image."""
     found = await service.run(lambda: service.engine.images.inspect(name))
-    more = {"Parent": "", "DockerVersion": "", "VirtualSize": found["Size"], "GraphDriver": {"Name": "overlay", "Data": {}}}
-    await call.answer(found | more)
+    await call.answer(documents.image(found))
 
 
 async def history(service: Service, call: Call, name: str) -> None:
@@ -138,7 +137,7 @@ async def pull(service: Service, call: Call) -> None:
     if not query.from_image:
         raise ApiError(400, "fromImage or fromSrc is needed")
     name, every = _joined(query.from_image, query.tag), not query.tag and ":" not in query.from_image.rpartition("/")[2]
-    async with service.job("pull", name=name, platform=query.platform, every=every, login=_login(call)) as job:
+    async with service.job("pull", name=name, platform=query.platform, every=every, login=login_of(call)) as job:
         await show_words(call, job)
 
 
@@ -157,22 +156,8 @@ async def push(service: Service, call: Call, name: str) -> None:
     if query.platform:
         document = msgspec.json.decode(query.platform, type=dict[str, str])
         platform = "/".join(document[key] for key in ("os", "architecture", "variant") if document.get(key))
-    async with service.job("push", name=_joined(name, query.tag), platform=platform, every=not query.tag, login=_login(call)) as job:
+    async with service.job("push", name=_joined(name, query.tag), platform=platform, every=not query.tag, login=login_of(call)) as job:
         await show_words(call, job)
-
-
-def _login(call: Call) -> dict[str, str] | None:
-    """The login that comes with the request; None where none does."""
-    text = call.headers.get("x-registry-auth", "")
-    if not text or text == "null":
-        return None
-    try:
-        given = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) or b"{}", type=dict[str, Any])
-    except (binascii.Error, msgspec.MsgspecError) as error:
-        raise ApiError(400, f"invalid X-Registry-Auth header: {error}") from None
-    if given.get("identitytoken"):
-        raise ApiError(501, "identity tokens are not supported: log in with a password")
-    return {key: str(given[key]) for key in ("username", "password")} if given.get("username") else None
 
 
 class AuthRequest(msgspec.Struct):
@@ -262,7 +247,7 @@ async def commit(service: Service, call: Call) -> None:
 
 async def distribution(service: Service, call: Call, name: str) -> None:
     """Show what a registry has under a name."""
-    async with service.job("distribution", name=name, login=_login(call)) as job:
+    async with service.job("distribution", name=name, login=login_of(call)) as job:
         await call.answer(await job.done())
 
 

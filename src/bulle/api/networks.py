@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from bulle.api import documents
 from bulle.api.call import Call
 from bulle.api.network_requests import EndpointRequest
 from bulle.api.routing import Route
@@ -28,7 +29,7 @@ async def list_networks(service: Service, call: Call) -> None:
         tests = filters.networks(engine, chosen)
         found = [one for one in engine.networks.list() if all(test(one) for test in tests)]
         # As in Docker a listing says nothing of who is on a network.
-        return [network_document(engine.networks, one.id) | {"Containers": {}} for one in found]
+        return [documents.network(network_document(engine.networks, one.id)) | {"Containers": {}} for one in found]
 
     await call.answer(await service.run(find))
 
@@ -44,7 +45,7 @@ def _document(service: Service, name: str) -> dict[str, object]:
     document = network_document(engine.networks, name)
     members: Any = document["Containers"]
     running = {one.id for one in engine.containers.list()} if members else set()
-    return document | {"Containers": {key: member for key, member in members.items() if key in running}}
+    return documents.network(document) | {"Containers": {key: member for key, member in members.items() if key in running}}
 
 
 class _Document(msgspec.Struct, rename="pascal"):

@@ -1,4 +1,4 @@
-"""What jobs do: each function is one work, by its name, in a process of its own (:mod:`bulle.api.jobs`). Their arguments came as JSON."""
+"""What jobs do: each function is one work, by its name, in a process of its own (:mod:`bulle.api.job_process`). Their arguments came as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bulle.engine import filters as chosen
 from bulle.errors import Conflict
 
 if TYPE_CHECKING:
-    from bulle.api.jobs import Desk
+    from bulle.api.job_process import Desk
     from bulle.engine import Engine
 
 Filters = Mapping[str, Sequence[str]]

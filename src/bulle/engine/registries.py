@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from bulle.registry.progress import ProgressCallback
     from bulle.registry.transport import Credentials, SourceConfiguration
@@ -58,11 +58,16 @@ def network_configuration(
 
 def login_for(server: str, username: str, password: str) -> FindCredentials:
     """A login that somebody gives along, for one registry alone (``""`` is Docker's own). Raises InvalidInput."""
+    return logins_for({server: (username, password)})
+
+
+def logins_for(logins: Mapping[str, tuple[str, str]]) -> FindCredentials:
+    """Logins that somebody gives along: user name and password by registry. Raises InvalidInput."""
     from bulle.registry import credentials
     from bulle.registry.transport import Credentials
 
-    host, given = credentials.server_name(server), Credentials(username, password)
-    return lambda asked: given if asked == host else None
+    given = {credentials.server_name(server): Credentials(*login) for server, login in logins.items()}
+    return given.get
 
 
 class Registries:
