@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
 import tarfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +157,17 @@ def test_a_build_ends_with_its_client(api: Served, box: Machine) -> None:
     with api.send(f"POST /build?networkmode=none HTTP/1.1\nHost: x\nContent-Length: {len(context)}\n\n") as connection:
         connection.sendall(context)
         wait_for(lambda: box.engine.containers.list(), "the step runs")
+    wait_for(lambda: not box.engine.containers.list(all=True), "the step is ended and removed")
+
+
+def test_a_build_ends_with_a_killed_server(box: Machine, tmp_path: Path) -> None:
+    context = small_tar(Dockerfile="FROM busybox\nRUN sleep 1000\n")
+    with pytest.raises(AssertionError), serving(box.home, path=tmp_path / "killed.sock") as served:
+        connection = served.send(f"POST /build?networkmode=none HTTP/1.1\nHost: x\nContent-Length: {len(context)}\n\n")
+        connection.sendall(context)
+        wait_for(lambda: box.engine.containers.list(), "the step runs")
+        os.kill(served.pid, signal.SIGKILL)
+    connection.close()
     wait_for(lambda: not box.engine.containers.list(all=True), "the step is ended and removed")
 
 
