@@ -88,7 +88,6 @@ def test_nonsense_is_answered_with_a_sentence(server: Served, box: Machine, seed
                 chosen = known if chance.random.random() < 0.6 else chance.text() or "x"
                 filled = filled.replace(f"{{{name}}}", quote(chosen, safe=chance.random.choice(["", "/"])))
             query = [(one["name"], chance.text()) for one in operation["parameters"] if one["in"] == "query" and chance.random.random() < 0.5]
-            query += [("filters", chance.text())] if chance.random.random() < 0.3 else []
             body: object = None
             if "requestBody" in operation:
                 body = chance.value(operation["requestBody"]["content"]["application/json"]["schema"])

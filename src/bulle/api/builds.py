@@ -92,7 +92,7 @@ async def no_buildkit(service: Service, call: Call) -> None:
 
 ROUTES = (
     Route("POST", "/build", build, BuildQuery),
-    Route("POST", "/build/prune", prune, PruneQuery),
+    Route("POST", "/build/prune", prune, PruneQuery, filters=True),
     Route("POST", "/session", no_buildkit),
     Route("POST", "/grpc", no_buildkit),
 )

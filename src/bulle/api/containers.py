@@ -287,9 +287,9 @@ async def prune(service: Service, call: Call) -> None:
 
 
 ROUTES = (
-    Route("GET", "/containers/json", list_containers, ListQuery),
+    Route("GET", "/containers/json", list_containers, ListQuery, filters=True),
     Route("POST", "/containers/create", create, CreateQuery, CreateRequest),
-    Route("POST", "/containers/prune", prune),
+    Route("POST", "/containers/prune", prune, filters=True),
     Route("GET", "/containers/{name}/json", inspect, InspectQuery),
     Route("POST", "/containers/{name}/start", start),
     Route("POST", "/containers/{name}/stop", stop, EndQuery),

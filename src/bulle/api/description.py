@@ -60,8 +60,9 @@ def _of_path(route: Route) -> list[dict[str, Any]]:
 
 
 def _of_query(route: Route) -> list[dict[str, Any]]:
+    filters = [{"name": "filters", "in": "query", "required": False, "schema": {"type": "string"}}] if route.filters else []
     if route.query is None:
-        return []
+        return filters
     (_reference,), components = msgspec.json.schema_components([route.query], ref_template=_REFERENCE)
     fields: dict[str, Any] = components[route.query.__name__]["properties"]
-    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
+    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()] + filters

@@ -269,12 +269,12 @@ async def search(service: Service, call: Call) -> None:
 
 
 ROUTES = (
-    Route("GET", "/images/json", list_images, ListQuery),
+    Route("GET", "/images/json", list_images, ListQuery, filters=True),
     Route("GET", "/images/search", search, SearchQuery),
     Route("GET", "/images/get", save, SaveQuery),
     Route("POST", "/images/create", pull, PullQuery),
     Route("POST", "/images/load", load),
-    Route("POST", "/images/prune", prune),
+    Route("POST", "/images/prune", prune, filters=True),
     Route("GET", "/images/{name...}/json", inspect),
     Route("GET", "/images/{name...}/history", history),
     Route("GET", "/images/{name...}/get", save_one),

@@ -160,9 +160,9 @@ async def prune(service: Service, call: Call) -> None:
 
 
 ROUTES = (
-    Route("GET", "/networks", list_networks),
+    Route("GET", "/networks", list_networks, filters=True),
     Route("POST", "/networks/create", create, None, CreateRequest),
-    Route("POST", "/networks/prune", prune),
+    Route("POST", "/networks/prune", prune, filters=True),
     Route("GET", "/networks/{name}", inspect),
     Route("DELETE", "/networks/{name}", remove),
     Route("POST", "/networks/{name}/connect", connect, None, ConnectRequest),

@@ -29,7 +29,7 @@ def shown(version: tuple[int, int]) -> str:
 class Route:
     """One path: ``{name}`` stands for a part of it, ``{name...}`` also for several. ``query`` and ``body`` are structs, for the description.
 
-    ``plain`` are paths beside Docker's, which have no version.
+    ``plain`` are paths beside Docker's, which have no version; ``filters`` says that the query may have some.
     """
 
     method: str
@@ -38,6 +38,7 @@ class Route:
     query: type[Any] | None = None
     body: type[Any] | None = None
     plain: bool = False
+    filters: bool = False
 
     @property
     def pattern(self) -> str:

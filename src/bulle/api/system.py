@@ -152,7 +152,7 @@ ROUTES = (
     Route("HEAD", "/_ping", ping),
     Route("GET", "/version", version),
     Route("GET", "/info", info),
-    Route("GET", "/events", events, EventsQuery),
+    Route("GET", "/events", events, EventsQuery, filters=True),
     *(Route(method, f"/{kind}", no_swarm) for kind in _SWARM for method in ("GET", "POST")),
     *(Route(method, f"/{kind}/{{path...}}", no_swarm) for kind in _SWARM for method in ("GET", "POST", "DELETE")),
     Route("GET", "/plugins", no_plugins),

@@ -65,7 +65,17 @@ class Threads:
                 self._tasks.append(task)
                 return
             self.count += 1
-        threading.Thread(target=self._live, args=(task,), name="engine call", daemon=True).start()
+        try:
+            threading.Thread(target=self._live, args=(task,), name="engine call", daemon=True).start()
+        except RuntimeError:  # the machine has no more threads: one of those that are here does it
+            with self._lock:
+                self.count -= 1
+                if self._idle:
+                    self._idle.pop().put(task)
+                elif self.count:
+                    self._tasks.append(task)
+                else:
+                    raise
 
     def _live(self, task: _Task | None) -> None:
         mine: queue.SimpleQueue[_Task] = queue.SimpleQueue()

@@ -139,9 +139,9 @@ def _steps(found: Usage) -> list[dict[str, object]]:
 
 
 ROUTES = (
-    Route("GET", "/volumes", list_volumes),
+    Route("GET", "/volumes", list_volumes, filters=True),
     Route("POST", "/volumes/create", create, None, CreateRequest),
-    Route("POST", "/volumes/prune", prune),
+    Route("POST", "/volumes/prune", prune, filters=True),
     Route("GET", "/volumes/{name}", inspect),
     Route("PUT", "/volumes/{name}", no_cluster),
     Route("DELETE", "/volumes/{name}", remove, RemoveQuery),
