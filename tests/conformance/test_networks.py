@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bulle.isolation.driver import Feature
 from bulle_testing.networking import IMAGE, Networked, ip, networked, other_machine
-from bulle_testing.running import Level, Machine, wait_for
+from bulle_testing.running import Level, Machine, usable, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
 ARCHIVE = "python_archive"
@@ -45,8 +46,11 @@ def test_levels_without_networks_say_so(place: Machine, level: Level) -> None:
             return
         assert list(interfaces(net.run(*level.flags, "--", "ip", "address"))) == ["lo", "eth0"]
         assert list(interfaces(net.run(*level.flags, "--network", "none", "--", "ip", "address"))) == ["lo"]
-        mine = os.stat("/proc/self/ns/net").st_ino
-        assert net.run(*level.flags, "--network", "host", "--", "readlink", "/proc/self/ns/net") == f"net:[{mine}]"
+        if Feature.HOST_NETWORK in usable(level, place.home):
+            mine = os.stat("/proc/self/ns/net").st_ino
+            assert net.run(*level.flags, "--network", "host", "--", "readlink", "/proc/self/ns/net") == f"net:[{mine}]"
+        else:
+            assert "has no way onto the host's network" in net.refused("run", *level.flags, "--network", "host", IMAGE, "true", code=125)
         net.start("server", *level.flags)
         assert net.ask_from("server", "server").startswith("server 10.")
 

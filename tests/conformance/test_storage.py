@@ -18,7 +18,8 @@ import pytest
 import bulle
 from bulle.errors import InvalidInput, Unavailable, Unsupported
 from bulle.isolation.driver import Feature
-from bulle_testing.running import Level, Machine, follow, usable, wait_for
+from bulle.linux import mount
+from bulle_testing.running import Level, Machine, follow, machine, usable, wait_for
 
 SIZE = 64 << 20
 
@@ -302,3 +303,38 @@ def test_without_what_makes_file_systems_it_says_what_to_install(place: Machine,
         place.create(level, "true", storage_bytes=SIZE)
     assert place.engine.containers.list(all=True) == []
     assert os.listdir(place.home / "containers") == []
+
+
+# A full disk
+
+
+@pytest.mark.root
+def test_a_full_disk(level: Level, run_directory: Path, busybox_image: Path) -> None:
+    """Whoever fills the disk that all is on can still be seen, stopped and removed; then there is space again."""
+    small = run_directory / f"small-{level.name}"
+    small.mkdir()
+    mount.mount("tmpfs", small, "tmpfs", 0, "size=120m,mode=0755")
+    try:
+        with machine(small, "home") as place:
+            usable(level, place.home)
+            place.engine.images.load(busybox_image)
+            script = "head -c 300000000 /dev/zero > /big; sync; sleep 1000"
+            with place.running(level, "sh", "-c", script, name="full") as container:
+                wait_for(lambda: _free(small) < 2 << 20, "the disk is full", 60)
+                assert place.command("exec", "full", "echo", "lives").stdout == "lives\n"
+                assert "Up " in place.command("ps").stdout
+                assert place.command("stop", "-t", "1", "full").returncode == 0
+                assert container.state().status == "exited"
+                assert "was ended by `bulle stop`" in place.command("why", "full").stdout
+                done = place.command("rm", "full")
+                assert (done.returncode, done.stderr) == (0, "")
+            assert _free(small) > 32 << 20
+            assert place.run(level, "echo", "again").stdout == b"again\n"
+    finally:
+        mount.umount(small)
+        small.rmdir()
+
+
+def _free(directory: Path) -> int:
+    state = os.statvfs(directory)
+    return state.f_bavail * state.f_frsize

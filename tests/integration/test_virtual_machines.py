@@ -201,3 +201,48 @@ def test_an_ordinary_user_has_them_too(installation: Path, home: Path, busybox_r
         bulle("rm", "-f", "web")
     finally:
         places.close_home(home / "bulle")
+
+
+def test_a_guest_that_hangs(box: Machine) -> None:
+    """It is said of it instead of waited for: exec is refused, stop ends it, `why` tells."""
+    run(box, "run", "-d", "--name", "hangs", *QUIET, IMAGE, "sleep", "1000")
+    [hypervisor] = processes(box, "hangs", "qemu")
+    os.kill(hypervisor, signal.SIGSTOP)
+    assert "the guest does not answer" in run(box, "exec", "hangs", "true", code=1)
+    assert box.engine.containers.get("hangs").state().status == "running"
+    run(box, "stop", "-t", "1", "hangs")
+    said = cause(box, "hangs")
+    assert "by `bulle stop`" in said and said.endswith("its guest did not answer when its command was killed, and was switched off")
+    assert box.engine.containers.get("hangs").state().exit_code == 137
+    run(box, "rm", "hangs")
+
+
+def test_what_was_written_outlives_a_kill(box: Machine) -> None:
+    """The guest had it in memory only; SIGKILL ends a process, and is no power cut."""
+    script = "head -c 20000000 /dev/urandom > /large; md5sum < /large > /sum; echo written; sleep 1000"
+    run(box, "run", "-d", "--name", "killed", *QUIET, IMAGE, "sh", "-c", f"test -e /sum || {{ {script}; }}; md5sum < /large | cmp - /sum")
+    wait_for(lambda: run(box, "logs", "killed") == "written\n", "it has written", 60)
+    run(box, "kill", "killed")
+    assert box.engine.containers.get("killed").state().exit_code == 137
+    assert run(box, "start", "-a", "killed") == ""
+    run(box, "rm", "killed")
+
+
+def test_a_busy_host(box: Machine) -> None:
+    """Ten processes that want all of the processors make a start slow, and never fail."""
+    load = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(10)]
+    try:
+        for number in range(3):
+            assert run(box, "run", "--rm", *QUIET, IMAGE, "echo", str(number), timeout_s=300) == f"{number}\n"
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+
+
+def test_little_memory(box: Machine) -> None:
+    """The limit is the command's, whatever the guest's kernel needs besides; who exceeds it is told so."""
+    assert run(box, "run", "--rm", *QUIET, "--memory", "8m", IMAGE, "cat", "/sys/fs/cgroup/memory.max") == f"{8 << 20}\n"
+    run(box, "run", "--name", "small", *QUIET, "--memory", "16m", IMAGE, "sh", "-c", "x=a; while :; do x=$x$x; done", code=137)
+    assert cause(box, "small") == "small was killed by the kernel because it had used up its memory"
+    run(box, "rm", "small")

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from bulle.engine.why import Explanation
 
 _STOP_MARGIN_S = 10.0
+_KILL_MARGIN_S = 45.0  # a virtual machine writes what it has in memory
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
 
 
@@ -177,7 +178,7 @@ class Container:
             return
         with closing(self.attach(output=False)) as watch:
             self._send_signal(number)
-            _ended(watch, _STOP_MARGIN_S)
+            _ended(watch, _KILL_MARGIN_S)
 
     def stop(self, timeout_s: int | None = None, signal: str = "", *, verb: str = "stop") -> None:
         """Ask it to end by its stop signal, and kill it after a while: ``timeout_s``, by default its own; -1 waits for ever.
@@ -230,15 +231,17 @@ class Container:
             with closing(self.attach(output=False)) as watch:
                 number = planning.signal_number(name)
                 with suppress(Conflict):  # it has just ended: that is recorded now, and waited for
-                    self._send_signal(number)
+                    self._send_signal(number, kept=verb != "rm")
                     if number != SIGKILL:
                         if _ended(watch, patience if patience >= 0 else None):
                             return
                         self._send_signal(SIGKILL)
-                if not _ended(watch, _STOP_MARGIN_S):
+                if not _ended(watch, _KILL_MARGIN_S):
                     raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
-        except Conflict:
-            return  # it ended by itself meanwhile
+        except Conflict:  # it ended by itself meanwhile; or, on a full disk, nobody could be started to watch its end
+            if verb == "rm":
+                with suppress(Conflict):
+                    self._send_signal(SIGKILL, kept=False)
 
     def _wait_while_restarting(self) -> None:
         """Have a monitor that waits before it starts the container again look for an intent, and wait for what it makes of it."""
@@ -248,11 +251,14 @@ class Container:
                 waiting.close()
             time.sleep(0.005)
 
-    def _send_signal(self, number: int) -> None:
+    def _send_signal(self, number: int, *, kept: bool = True) -> None:
         pidfd = self._pidfd()
         publish_container(self.directory, "kill", signal=str(number))
         try:
-            process.pidfd_send_signal(pidfd, number)
+            if number == SIGKILL and kept:
+                driver_for(self.plan.isolation, self._home).kill(self.plan, pidfd)
+            else:
+                process.pidfd_send_signal(pidfd, number)
         except ProcessLookupError as error:
             raise Conflict(f"container {self.name} is not running", "it has just ended", "") from error
         finally:
@@ -268,8 +274,7 @@ class Container:
                 raise Conflict(f"container {self.name} is {'paused' if self.is_paused() else state.status}", "", mend)
             self._end(0, "KILL", "rm")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
-        removal.forget(self._database, self.plan, volumes=volumes or self.options.auto_remove)
-        removal.remove_directory(self.plan)
+        removal.remove(self._database, self.plan, volumes=volumes or self.options.auto_remove)
         removal.collect(self._home, self._database)
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Iterator[LogEntry]:

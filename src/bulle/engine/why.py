@@ -77,6 +77,8 @@ def _wanted(end: End) -> str:
     assert intent is not None
     number = os.WTERMSIG(end.status) if end.status >= 0 and os.WIFSIGNALED(end.status) else 0
     sentence = f"was ended by `bulle {intent.verb}` of user {_user(intent.uid)}"
+    if end.machine:
+        return f"{sentence}: {end.machine}"
     if number == signal.SIGKILL and intent.signal not in ("SIGKILL", "9"):
         return f"{sentence}: it did not end on {intent.signal} within {(end.finished_at_ns - intent.at_ns) / 1e9:.2g} s, so it was killed"
     if number:

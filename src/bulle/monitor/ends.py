@@ -6,6 +6,7 @@ a new start takes it away. The ends are appended by the monitor and read by ``bu
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import suppress
@@ -25,8 +26,11 @@ def intend(directory: str, verb: str, signal: str) -> None:
     """Say that the end of the container with this host directory is wanted, with the signal that follows ("" for none)."""
     uid = os.environ.get("SUDO_UID", "") if os.getuid() == 0 else ""
     said = Intent(verb, signal, int(uid) if uid.isdecimal() else os.getuid(), time.time_ns())
-    with suppress(FileNotFoundError):  # removed meanwhile
+    try:
         _replace(f"{directory}/{_INTENT}", msgspec.json.encode(said))
+    except OSError as error:  # removed meanwhile; or on a full disk, where what runs must still be ended
+        if error.errno not in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def read_intent(directory: str) -> Intent | None:

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bulle.errors import BulleError, StorageFull, Unavailable
@@ -174,6 +174,8 @@ SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 
+_RESERVED_BYTES = 1 << 20
+_RESERVE_ONLY_WITH_BYTES = 64 << 20  # free on the disk
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
@@ -196,6 +198,19 @@ class Database:
         return connection
 
     def _open(self) -> sqlite3.Connection:
+        reserve = Path(f"{self.path}-reserve")
+        try:
+            connection = self._open_once()
+        except BulleError as error:
+            if not _is_for_want_of_space(error.__cause__) or not _give_way(reserve):
+                raise
+            connection = self._open_once()
+        else:
+            if not reserve.exists():
+                _reserve(reserve)
+        return connection
+
+    def _open_once(self) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             connection.execute("PRAGMA foreign_keys = ON")
@@ -246,6 +261,8 @@ class Database:
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            if _is_for_want_of_space(error):
+                _give_way(Path(f"{self.path}-reserve"))  # for the next: a full disk is emptied by commands that write here
             raise _explained(error, self.path) from error
 
     def close_unless_in_transaction(self) -> None:
@@ -285,9 +302,42 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
         time.sleep(0.002)
 
 
+def _reserve(path: Path) -> None:
+    """Take some space that is given up when the disk is full, so that containers can still be listed, ended and removed then."""
+    with suppress(OSError):
+        state = os.statvfs(path.parent)
+        if state.f_bavail * state.f_frsize < _RESERVE_ONLY_WITH_BYTES:
+            return
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _RESERVED_BYTES)
+        finally:
+            os.close(descriptor)
+
+
+def _give_way(reserve: Path) -> bool:
+    """Give the reserved space up; whether there was any."""
+    try:
+        reserve.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _is_full(directory: Path) -> bool:
+    with suppress(OSError):
+        return os.statvfs(directory).f_bavail == 0
+    return False
+
+
+def _is_for_want_of_space(error: BaseException | None) -> bool:
+    """Also failures of input and output: that is how SQLite says it of its shared memory."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR"))
+
+
 def _explained(error: sqlite3.Error, path: Path) -> BulleError:
     name = getattr(error, "sqlite_errorname", "")
-    if name == "SQLITE_FULL" or ("disk" in str(error) and "full" in str(error)):
+    if name == "SQLITE_FULL" or ("disk" in str(error) and "full" in str(error)) or (name.startswith("SQLITE_IOERR") and _is_full(path.parent)):
         return StorageFull(
             f"the database {path} could not be written", "no space left on the device", "free some space, for example with `bulle rmi`"
         )

@@ -24,7 +24,7 @@ from bulle.isolation.microvm.cable import Cable
 from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
 from bulle.isolation.microvm.qemu import arguments
 from bulle.isolation.microvm.setup import Setup
-from bulle.linux import process
+from bulle.linux import kernel_log, process
 from bulle.model.run_plan import Mount, Process, RunPlan
 
 _BOOT_PROCESSOR_NS = 120 * 10**9
@@ -35,6 +35,7 @@ _CONSOLE_BYTES = 65536
 _MOST_BYTES = 4 << 20
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
 _KEY = "52:54:00"
+_MOST_CALLS = 10
 
 
 @dataclass
@@ -78,6 +79,12 @@ class Booted:
             while data := os.read(self.console, _CONSOLE_BYTES):
                 self.said += data
                 del self.said[:-_CONSOLE_BYTES]
+
+    def refused_calls(self) -> tuple[str, ...]:
+        """System calls that a filter did not let pass, as the guest's kernel printed on the console, each once."""
+        self.listen_to_console()
+        lines = self.said.decode(errors="replace").splitlines()
+        return tuple(dict.fromkeys(one.call for one in kernel_log.refusals(0, lambda _pid, _uid: True, lines)))[:_MOST_CALLS]
 
     def cause_of_end(self) -> str:
         """Why there is no guest any more, in a sentence's part."""

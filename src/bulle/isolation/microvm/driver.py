@@ -124,6 +124,25 @@ class MicroVmDriver(GroupedDriver):
             return None
         return processes.listing(GuestFiles(plan.state_host_path), arguments)
 
+    def processor_ns(self, plan: RunPlan, pid: int) -> int | None:
+        """As the guest's kernel counts it: what the hypervisor and that kernel use besides is no work of the container's."""
+        with suppress(OSError, BulleError, ValueError):
+            for line in GuestFiles(plan.state_host_path).read(f"{GROUP}/cpu.stat", own_root=True).splitlines():
+                if line.startswith(b"usage_usec "):
+                    return int(line.split()[1]) * 1000
+        return None
+
+    def refused_calls(self, plan: RunPlan) -> tuple[str, ...] | None:
+        """As the guest's kernel printed them, until the shepherd ended."""
+        return read_record(plan.state_host_path).refused
+
+    def kill(self, plan: RunPlan, pidfd: int) -> None:
+        """Have the shepherd kill the command and switch the guest off, which writes what it has in memory first; where none listens, a power cut."""
+        try:
+            sessions.end(plan.state_host_path)
+        except OSError:
+            super().kill(plan, pidfd)
+
     def end_of(self, plan: RunPlan, status: int) -> tuple[int, str]:
         """As the shepherd wrote it down, who got the command's own status from the guest."""
         record = read_record(plan.state_host_path)

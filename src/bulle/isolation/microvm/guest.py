@@ -93,6 +93,8 @@ def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, 
         steps.append(("?write", f"{GROUP}/memory.low", str(plan.resources.memory_reservation_bytes)))
     if plan.resources.pids_limit:
         steps.append(("write", f"{GROUP}/pids.max", str(plan.resources.pids_limit)))
+    # Notices reach the console: what a filter refused is one.
+    steps.append(("?write", "/proc/sys/kernel/printk", "6"))
     # In a machine of its own every user may listen on any port and send echo requests, as in a container with a network of its own.
     for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
         steps.append(("?write", f"/proc/sys/net/ipv4/{name}", value))

@@ -106,7 +106,8 @@ def _disks(machine: Machine) -> list[str]:
         line += ["-device", _device(machine, "virtio-scsi", id="disks")]
     for number, disk in enumerate(machine.disks):
         line += ["-blockdev", json.dumps(_block_node(f"disk{number}", disk))]
-        properties: dict[str, str | int] = {"drive": f"disk{number}", "serial": disk.serial}
+        # Where the host has no space left, the guest is told: QEMU's own way is to stop it without a word.
+        properties: dict[str, str | int] = {"drive": f"disk{number}", "serial": disk.serial, "werror": "report", "rerror": "report"}
         if machine.disks_on_scsi:
             given = [f"{name}={value}" for name, value in {"bus": "disks.0", "scsi-id": 0, "lun": number, **properties}.items()]
             line += ["-device", ",".join(["scsi-hd", *given])]
