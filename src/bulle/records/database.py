@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bulle.errors import BulleError, StorageFull, Unavailable
+from bulle.records import reserve
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -174,8 +175,6 @@ SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 
-_RESERVED_BYTES = 1 << 20
-_RESERVE_ONLY_WITH_BYTES = 64 << 20  # free on the disk
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
@@ -198,16 +197,13 @@ class Database:
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        reserve = Path(f"{self.path}-reserve")
         try:
             connection = self._open_once()
         except BulleError as error:
-            if not _is_for_want_of_space(error.__cause__) or not _give_way(reserve):
+            if not _is_for_want_of_space(error.__cause__) or not reserve.give_way(self.path.parent):
                 raise
-            connection = self._open_once()
-        else:
-            if not reserve.exists():
-                _reserve(reserve)
+            return self._open_once()
+        reserve.hold_back(self.path.parent)
         return connection
 
     def _open_once(self) -> sqlite3.Connection:
@@ -262,7 +258,7 @@ class Database:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             if _is_for_want_of_space(error):
-                _give_way(Path(f"{self.path}-reserve"))  # for the next: a full disk is emptied by commands that write here
+                reserve.give_way(self.path.parent)  # for the next: a full disk is emptied by commands that write here
             raise _explained(error, self.path) from error
 
     def close_unless_in_transaction(self) -> None:
@@ -300,28 +296,6 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
             if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY") or time.monotonic() > deadline:
                 raise
         time.sleep(0.002)
-
-
-def _reserve(path: Path) -> None:
-    """Take some space that is given up when the disk is full, so that containers can still be listed, ended and removed then."""
-    with suppress(OSError):
-        state = os.statvfs(path.parent)
-        if state.f_bavail * state.f_frsize < _RESERVE_ONLY_WITH_BYTES:
-            return
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, _RESERVED_BYTES)
-        finally:
-            os.close(descriptor)
-
-
-def _give_way(reserve: Path) -> bool:
-    """Give the reserved space up; whether there was any."""
-    try:
-        reserve.unlink()
-    except OSError:
-        return False
-    return True
 
 
 def _is_full(directory: Path) -> bool:
