@@ -318,10 +318,10 @@ def test_a_full_disk(level: Level, run_directory: Path, busybox_image: Path) -> 
         with machine(small, "home") as place:
             usable(level, place.home)
             place.engine.images.load(busybox_image)
-            script = "head -c 300000000 /dev/zero > /big; sync; sleep 1000"
+            script = "head -c 300000000 /dev/zero > /big; sync; exec sleep 1000"
             with place.running(level, "sh", "-c", script, name="full") as container:
-                wait_for(lambda: _free(small) < 2 << 20, "the disk is full", 60)
-                assert place.command("exec", "full", "echo", "lives").stdout == "lives\n"
+                wait_for(lambda: "sleep 1000" in place.command("exec", "full", "ps").stdout, "it has filled the disk", 60)
+                assert _free(small) < 2 << 20
                 assert "Up " in place.command("ps").stdout
                 assert place.command("stop", "-t", "1", "full").returncode == 0
                 assert container.state().status == "exited"
