@@ -331,7 +331,7 @@ def test_a_full_disk(level: Level, run_directory: Path, busybox_image: Path) -> 
             assert _free(small) > 32 << 20
             assert place.run(level, "echo", "again").stdout == b"again\n"
     finally:
-        mount.umount(small)
+        mount.umount(small, mount.MNT_DETACH)
         small.rmdir()
 
 
