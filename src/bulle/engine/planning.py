@@ -99,7 +99,7 @@ def compose(
         state_host_path=str(directory),
         root=root,
         process=_process(options, config, container_id),
-        mounts=base.mounts,
+        mounts=(*(_of_host(base) if isolation == "vm" else ()), *base.mounts),
         volume_layers=base.volume_layers,
         resources=resources(options),
         security=_security(options, own_users, id_mappings, group_mappings),
@@ -113,6 +113,11 @@ def compose(
         platform="" if is_native(base.platform) else str(base.platform),
     )
     return system_containers.adapted(plan, options, config)
+
+
+def _of_host(base: Base) -> tuple[Mount, ...]:
+    """What the image ``host`` shows of this machine, as volumes: a guest has no other way to see files of it."""
+    return tuple(Mount("bind", path, path, read_only=True) for path in base.host_binds)
 
 
 def hostname(options: ContainerOptions, container_id: str) -> str:
