@@ -45,7 +45,7 @@ class Plain:
     lost: int = 0
 
     def run(self, *, measured: bool) -> None:
-        """One boot that succeeds. QEMU 7.2 emulates an instruction of this kernel's allocator wrongly now and then: such boots are told, not timed."""
+        """One boot that succeeds. QEMU 7.2 gets an instruction of this kernel's allocator wrong now and then: such boots are told, not timed."""
         for _ in range(5):
             begin = time.perf_counter_ns()
             command = [str(tiers.program("qemu-system-x86_64")), "-M", "q35", "-kernel", str(self.kernel), "-initrd", str(self.ramdisk)]
@@ -97,7 +97,8 @@ def machines(contestants: Field, options: argparse.Namespace) -> tuple[Rows, lis
     for what, words in (("", ()), (", with a volume", ("-v", f"{contestants.directory}/shared:/shared"))):
         (contestants.directory / "shared").mkdir(exist_ok=True)
         own, said = _own_memory(contestants, guest, words)
-        rows.append((f"memory of an idle machine beside its guest's own{what}", f"{own:.1f} MiB", f"at most {MOST_OWN_MIB:.0f} MiB", own / MOST_OWN_MIB, 1.0))
+        figure = f"memory of an idle machine beside its guest's own{what}"
+        rows.append((figure, f"{own:.1f} MiB", f"at most {MOST_OWN_MIB:.0f} MiB", own / MOST_OWN_MIB, 1.0))
         details.append(f"machines, memory{what}: {said}")
     return rows, details
 
@@ -129,14 +130,15 @@ def _starts(contestants: Field, guest: tuple[str, ...], plain: Plain, rounds: in
         (what, f"{own.median:.0f} ms", f"q35, until init: {plain.reached.median:.0f} ms", own.median / plain.reached.median, MOST_OF_BOOT),
         (what, f"{own.median:.0f} ms", f"q35, until it is off: {plain.ended.median:.0f} ms", own.median / plain.ended.median, None),
     ]
-    lost = f"; {plain.lost} boots that panicked or hung are not counted" if plain.lost else ""
-    return rows, [f"cold start, bulle: {own}", f"cold start, q35 until init: {plain.reached}", f"cold start, q35 until it is off: {plain.ended}{lost}"]
+    said = [f"cold start, bulle: {own}", f"cold start, q35 until init: {plain.reached}", f"cold start, q35 until it is off: {plain.ended}"]
+    return rows, [*said, *([f"cold start, q35: {plain.lost} boots that panicked or hung are not counted"] if plain.lost else [])]
 
 
 def _commands(contestants: Field, guest: tuple[str, ...], rounds: int) -> tuple[Rows, list[str]]:
     """What ``exec`` of a command takes beyond what the guest takes for it: a shell in the guest starts the same command and waits for it."""
     bulle = contestants.bulle
-    loop = f"i=0; while [ $i -lt {COMMANDS} ]; do /bin/true; i=$((i+1)); done"
+    now = "cut -d' ' -f1 /proc/uptime"
+    loop = f"{now}; i=0; while [ $i -lt {COMMANDS} ]; do /bin/true; i=$((i+1)); done; {now}"
     exec_, container, inside = Result(), Result(), Result()
     with _machine(contestants, guest), ExitStack() as stack:
         bulle("run", "-d", "--name", "beside", "--network", "none", IMAGE, "sleep", "100000")
@@ -149,11 +151,12 @@ def _commands(contestants: Field, guest: tuple[str, ...], rounds: int) -> tuple[
                 if number >= 0:
                     result.samples.append(took)
         for _ in range(5):
-            before, after = (float(line) for line in bulle("exec", NAME, "sh", "-c", f"cut -d' ' -f1 /proc/uptime; {loop}; cut -d' ' -f1 /proc/uptime").split())
+            before, after = map(float, bulle("exec", NAME, "sh", "-c", loop).split())
             inside.samples.append((after - before) * 1000 / COMMANDS)
     assert exec_.median and inside.median
     beyond = exec_.median - inside.median
-    rows: Rows = [("`exec` in a machine, beyond the command itself", f"{beyond:.1f} ms", f"at most {MOST_EXEC_MS:.0f} ms", beyond / MOST_EXEC_MS, 1.0)]
+    figure = "`exec` in a machine, beyond the command itself"
+    rows: Rows = [(figure, f"{beyond:.1f} ms", f"at most {MOST_EXEC_MS:.0f} ms", beyond / MOST_EXEC_MS, 1.0)]
     return rows, [f"exec in a machine: {exec_}", f"the same command by a shell in the guest: {inside}", f"exec in a container: {container}"]
 
 

@@ -68,7 +68,7 @@ def run(image: str) -> str:
 
 
 def machine(image: str) -> str:
-    """The same image with a kernel of its own: start it, look at whose kernel that is, and at what it was obtained from; returns words for the end."""
+    """The same image with a kernel of its own: start it, look at its kernel, and at what it runs on; returns words for the end, or nothing."""
     name = f"demo-{os.getpid()}"
     begun = time.monotonic()
     try:
