@@ -109,7 +109,7 @@ def compose(
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
         lifecycle=lifecycle(options, config),
         oom_score_adj=_oom_score(options),
-        guest=guest_of(options, base.platform) if isolation == "vm" else None,
+        guest=guest_of(options, base.platform, isolation),
         platform="" if is_native(base.platform) else str(base.platform),
     )
     return system_containers.adapted(plan, options, config)
