@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bulle.errors import Unavailable
+from bulle.errors import Unavailable, Unsupported
 from bulle.model.container import ContainerOptions
 from bulle.model.image import Platform
 from bulle.model.platform import this_platform
@@ -22,8 +22,16 @@ DISK_BYTES = 10 << 30
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "riscv64": "riscv64"}
 
 
-def guest_of(options: ContainerOptions, platform: Platform) -> Guest:
-    """The guest of a container at the level ``vm``, for an image's platform. Raises Unavailable for a processor that no guest can have."""
+def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> Guest | None:
+    """The guest of a container at the level ``vm``, for an image's platform; None at the others.
+
+    Raises Unavailable for a processor that no guest can have, Unsupported where a level without a guest is told how to make one.
+    """
+    if isolation != "vm":
+        for flag, asked in (("--accel", options.accelerator), ("--kernel", options.kernel), ("--trace", options.trace)):
+            if asked:
+                raise Unsupported(flag, isolation, "use --isolation vm, or leave it out")
+        return None
     architecture = "" if platform.architecture in ("", this_platform().architecture) else _MACHINES.get(platform.architecture)
     if architecture is None:
         what = f"there are no virtual machines of {platform.architecture}"

@@ -17,6 +17,13 @@ _EMULATED_PROCESSOR = {
     "aarch64": "cortex-a53",
     "riscv64": "rv64",
 }
+_SKIPPED = ("jent_mod_init", "load_system_certificate_list", "trace_eval_init", "ftrace_check_for_weak_functions")
+"""Initial calls of the kernel that a guest does without: a source of randomness where there is a better one, certificates for signed modules, and
+names in formats of tracing. On an emulated processor they are a tenth of the boot; a kernel that has none of that name passes over it."""
+_SECURITY_MODULES = "landlock,yama"
+"""Those that programs use by themselves; the others wait for a policy that nobody gives a guest, and ask for it at each system call."""
+_TRANSLATED_MIB = 64
+"""How much translated code QEMU keeps at once. By itself it would be an eighth of the host's memory, and no limit on the machine's would hold."""
 _CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0", "riscv64": "ttyS0"}
 
 
@@ -25,7 +32,7 @@ def arguments(machine: Machine, program: str) -> list[str]:
     line = [program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", SANDBOX, "-name", "bulle"]
     if machine.bus == "device":
         line += ["-global", "virtio-mmio.force-legacy=false"]  # shared directories exist in the modern form only
-    line += [*_board(machine), "-accel", machine.accelerator, "-cpu", _processor(machine), "-smp", str(machine.processors)]
+    line += [*_board(machine), "-accel", _accelerator(machine), "-cpu", _processor(machine), "-smp", str(machine.processors)]
     line += ["-kernel", f"/proc/self/fd/{machine.kernel}", "-initrd", f"/proc/self/fd/{machine.initial_ramdisk}"]
     line += ["-append", " ".join(kernel_command_line(machine))]
     if machine.control >= 0:
@@ -48,7 +55,7 @@ def arguments(machine: Machine, program: str) -> list[str]:
 
 def kernel_command_line(machine: Machine) -> list[str]:
     """The words for the guest's kernel: what makes it quick and quiet, and ends it when it panics; the machine's own last."""
-    words = ["panic=-1", "cryptomgr.notests", "rdinit=/init"]
+    words = ["panic=-1", "cryptomgr.notests", f"initcall_blacklist={','.join(_SKIPPED)}", f"lsm={_SECURITY_MODULES}", "rdinit=/init"]
     if machine.console >= 0:
         words.append(f"console={_CONSOLES[machine.architecture]}")
     if not machine.verbose:
@@ -77,6 +84,10 @@ def _board(machine: Machine) -> list[str]:
         memory = ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_bytes},share=on"]
         return ["-machine", ",".join([*options, "memory-backend=memory"]), *memory, "-m", size]
     return ["-machine", ",".join(options), "-m", size]
+
+
+def _accelerator(machine: Machine) -> str:
+    return "kvm" if machine.accelerator == "kvm" else f"tcg,tb-size={_TRANSLATED_MIB}"
 
 
 def _processor(machine: Machine) -> str:

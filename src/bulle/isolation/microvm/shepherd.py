@@ -310,7 +310,7 @@ class Shepherd:
         client: socket.socket | None = None,
     ) -> Iterator[Condition]:
         """Have a command started: gives what has to be so before it can go on, and ends when the command runs. Raises BulleError."""
-        user = yield from self._with_files(lambda look: identity.resolve(wanted.user, look))
+        user = yield from self._with_files(lambda look: identity.resolve(wanted.user, look), ("/etc/passwd", "/etc/group"))
         environment = {"PATH": DEFAULT_PATH, "HOME": user.home} | ({"TERM": "xterm"} if wanted.terminal else {})
         environment |= dict(item.partition("=")[::2] for item in wanted.environment)
         if self._setup.architecture != platform.machine():
@@ -327,9 +327,12 @@ class Shepherd:
         if first:
             self._first = relay
 
-    def _with_files(self, function: Callable[[Callable[[str], bytes | None]], Result]) -> Generator[Condition, None, Result]:
-        """The result of a function that looks into files of the container, which are fetched when it asks for them."""
+    def _with_files(
+        self, function: Callable[[Callable[[str], bytes | None]], Result], ahead: Sequence[str] = ()
+    ) -> Generator[Condition, None, Result]:
+        """The result of a function that looks into files of the container, which are fetched when it asks for them; those ``ahead`` all at once."""
         known: dict[str, bytes | None] = {}
+        asked = {path: self._agent.read(path, _MOST_BYTES) for path in ahead}
 
         def look(path: str) -> bytes | None:
             if path not in known:
@@ -341,7 +344,7 @@ class Shepherd:
                 return function(look)
             except _WantedError as wanted:
                 path = wanted.args[0]
-            session = self._agent.read(path, _MOST_BYTES)
+            session = asked.pop(path, None) or self._agent.read(path, _MOST_BYTES)
             yield lambda session=session: session.final  # type: ignore[misc]
             for number, mount in enumerate(self._plan.mounts if session.error else ()):
                 # Before the first command runs, volumes are not in the container's root yet.
