@@ -23,6 +23,7 @@ _OPTIONS_OF_USERS = (("index", "off"),)
 # What says so: it knows no descriptors at all (before 6.5), not those of O_PATH, or not those of mounts that are attached nowhere.
 _WANT_PATHS = (errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 _LONGEST_VALUE = 255
+_NO_DESCRIPTOR = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def from_paths(kind: Kind, lowers: Sequence[str], writable: dict[str, str] | Non
         lowers = [_short(stack, path) for path in lowers]
         directories = {key: _short(stack, path) for key, path in (writable or {}).items()}
         context = _context(stack, kind)
+        if not _knows_descriptors(context):
+            return _all_at_once(stack, kind, lowers, directories)
         try:
             for lower in lowers:
                 mount.fsconfig_set_string(context, "lowerdir+", lower)
@@ -77,7 +80,6 @@ def from_paths(kind: Kind, lowers: Sequence[str], writable: dict[str, str] | Non
                 mount.fsconfig_set_string(context, key, path)
             mount.fsconfig_create(context)
         except OSError as error:
-            # An old kernel only says at the end that it knows no lowerdir+.
             if error.errno != errno.EINVAL:
                 raise
             return _all_at_once(stack, kind, lowers, directories)
@@ -93,6 +95,15 @@ def _context(stack: contextlib.ExitStack, kind: Kind) -> int:
     for key, value in kind.options:
         mount.fsconfig_set_string(context, key, value)
     return context
+
+
+def _knows_descriptors(context: int) -> bool:
+    """Whether overlay speaks fsconfig(2) itself, since 6.5; before, it takes any option, and complains of them in the kernel's log at the end."""
+    try:
+        mount.fsconfig_set_fd(context, "lowerdir+", _NO_DESCRIPTOR)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
 
 
 def _all_at_once(stack: contextlib.ExitStack, kind: Kind, lowers: Sequence[str], directories: dict[str, str]) -> int:
