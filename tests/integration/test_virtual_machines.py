@@ -106,6 +106,20 @@ def test_a_read_only_volume_is_so_on_the_host(box: Machine, tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_an_init_of_a_privileged_one_manages_control_groups(box: Machine) -> None:
+    """As systemd does it: every controller can be handed down, commands that join do not prevent that, top shows who is in groups below."""
+    script = """cd /sys/fs/cgroup && mkdir own && while test ! -e /joined; do sleep 0.1; done
+    echo 1 > own/cgroup.procs && echo "+cpu +cpuset +io +memory +pids" > cgroup.subtree_control
+    cat own/cgroup.controllers > /given; exec sleep 1000"""
+    run(box, "run", "-d", "--name", "init", *QUIET, "--privileged", "--memory", "200m", IMAGE, "sh", "-c", script)
+    said = run(box, "exec", "init", "sh", "-c", "touch /joined; while test ! -s /given; do sleep 0.1; done; cat /given")
+    assert {"cpu", "cpuset", "io", "memory", "pids"} <= {*said.split()}
+    assert run(box, "exec", "init", "cat", "/proc/self/cgroup", "/proc/1/cgroup") == "0::/bulle-exec\n0::/own\n"
+    assert "sleep 1000" in run(box, "top", "init", "-o", "pid,args")
+    assert "sleep 1000" in run(box, "top", "init")
+    run(box, "rm", "-f", "init")
+
+
 def test_a_guest_cannot_alter_its_image(box: Machine) -> None:
     """It writes to the very disks that its layers are: they are open for reading alone."""
     script = """

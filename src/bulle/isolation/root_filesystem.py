@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bulle.errors import BulleError, InvalidInput
-from bulle.isolation import host_mounts, sized_layer
+from bulle.isolation import host_mounts, overlay, sized_layer
 from bulle.linux import libc, mount, process
 from bulle.model.run_plan import RunPlan
 
@@ -138,38 +138,13 @@ def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], w
     for key, name in (("upperdir", "upper"), ("workdir", "work")):
         directories[key] = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=writable_fd)
         stack.callback(os.close, directories[key])
-    overlay = _overlay_context(stack, plan)
-    try:
-        for lower in lowers:
-            mount.fsconfig_set_fd(overlay, "lowerdir+", lower)
-        for key, directory in directories.items():
-            mount.fsconfig_set_fd(overlay, key, directory)
-        mount.fsconfig_create(overlay)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return _overlay_by_path(stack, plan, lowers, writable_fd)
-    return _checked(mount.fsmount(overlay, _root_attributes(plan)))
-
-
-def _overlay_by_path(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable_fd: int) -> int:
-    """The overlay for kernels before 6.15, which refuse detached layers: each is attached for a moment in this process's private mount namespace."""
-    with host_mounts.attached(plan, [*lowers, writable_fd]) as here:
-        overlay = _overlay_context(stack, plan)
-        # Short names through the directory's descriptor: 500 long paths would not fit into mount options.
-        stage = f"/proc/self/fd/{here}"
-        mount.fsconfig_set_string(overlay, "lowerdir", ":".join(f"{stage}/{number}" for number in range(len(lowers))))
-        mount.fsconfig_set_string(overlay, "upperdir", f"{stage}/{len(lowers)}/upper")
-        mount.fsconfig_set_string(overlay, "workdir", f"{stage}/{len(lowers)}/work")
-        mount.fsconfig_create(overlay)
-        return _checked(mount.fsmount(overlay, _root_attributes(plan)))
-
-
-def _overlay_context(stack: contextlib.ExitStack, plan: RunPlan) -> int:
-    overlay = host_mounts.overlay_context(stack)
-    if plan.root.volatile:
-        mount.fsconfig_set_flag(overlay, "volatile")
-    return overlay
+    kind = overlay.Kind(volatile=plan.root.volatile, attributes=_root_attributes(plan))
+    made = overlay.from_descriptors(kind, lowers, directories)
+    if made is None:
+        with host_mounts.attached(plan, [*lowers, writable_fd]) as here:
+            paths = [f"/proc/self/fd/{here}/{number}" for number in range(len(lowers) + 1)]
+            made = overlay.from_paths(kind, paths[:-1], {"upperdir": f"{paths[-1]}/upper", "workdir": f"{paths[-1]}/work"})
+    return _checked(made)
 
 
 def _root_attributes(plan: RunPlan) -> int:

@@ -97,9 +97,10 @@ class GuestFiles:
         """A file's content, at most so much; ``own_root``: below the agent's own root. Raises OSError as open(2) and read(2) do."""
         return self._content(FileRequest("read", path, FileFlags.OWN_ROOT if own_root else 0, most=most))
 
-    def names(self, path: str) -> list[str]:
-        """The names in a directory."""
-        return [os.fsdecode(name) for name in self._content(FileRequest("list", path)).split(b"\0") if name]
+    def names(self, path: str, *, own_root: bool = False) -> list[str]:
+        """The names in a directory; ``own_root``: below the agent's own root."""
+        flags = FileFlags.OWN_ROOT if own_root else 0
+        return [os.fsdecode(name) for name in self._content(FileRequest("list", path, flags)).split(b"\0") if name]
 
     def set(self, path: str, value: str) -> None:
         """Write a value into a setting of the guest's kernel, below the agent's own root."""

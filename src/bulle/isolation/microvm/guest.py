@@ -30,6 +30,9 @@ _TMPFS_FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec
 _TMPFS_CLEARS = {"rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC}
 GROUP = "/groups/container"
 JOIN_GROUP: Step = ("?cgroup", GROUP)
+_JOINED = f"{GROUP}/bulle-exec"
+"""Where commands join a container that may manage its group: once that hands controllers down, it can hold no processes itself. As for containers."""
+_MANAGED = ("cpu", "cpuset", "io", "hugetlb", "misc", "rdma")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, 
         ("?write", "/groups/cgroup.subtree_control", "+pids"),
         ("?write", "/groups/cgroup.subtree_control", "+memory"),
     ]
+    if plan.security.privileged:
+        steps += [("?write", "/groups/cgroup.subtree_control", f"+{name}") for name in _MANAGED]
     if plan.resources.memory_bytes:
         steps += [("write", f"{GROUP}/memory.max", str(plan.resources.memory_bytes)), ("?write", f"{GROUP}/memory.swap.max", "0")]
     if plan.resources.memory_reservation_bytes:
@@ -127,15 +132,21 @@ def network_steps(interfaces: Sequence[Interface], *, asks_host: bool) -> list[S
 
 
 def joining_steps(plan: RunPlan) -> list[Step]:
-    """What each command of the container does first."""
-    adjusted = [] if plan.oom_score_adj is None else [("write", "/proc/self/oom_score_adj", str(plan.oom_score_adj))]
-    return [JOIN_GROUP, *adjusted]
+    """What a command that joins the container does first."""
+    if plan.security.privileged:
+        return [("?mkdir", _JOINED, "755"), ("?cgroup", _JOINED), *_adjusted(plan)]
+    return [JOIN_GROUP, *_adjusted(plan)]
+
+
+def _adjusted(plan: RunPlan) -> list[Step]:
+    return [] if plan.oom_score_adj is None else [("write", "/proc/self/oom_score_adj", str(plan.oom_score_adj))]
 
 
 def container_steps(plan: RunPlan, files: Files) -> list[Step]:
     """In the container's own namespaces, before its root is entered: what every container has, and what the user asked for."""
     return [
-        *joining_steps(plan),
+        JOIN_GROUP,
+        *_adjusted(plan),
         ("hostname", plan.hostname),
         *_devices(plan),
         *_kernel_views(plan),
