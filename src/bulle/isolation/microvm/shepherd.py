@@ -112,8 +112,7 @@ class Shepherd:
         obtained = (setup.accelerator, setup.hypervisor, setup.kernel_release, setup.architecture)
         self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid)
         self._silence_s = 0.0
-        self._killed_for_s = -1.0
-        """How long ago the command was killed by request; negative: it was not."""
+        self._killed_for_s = -1.0  # by request; negative: it was not
 
     def begin(self, kit: ChildKit, terminal: int) -> None:
         """Start the container's own command. Raises what an exec of it on the host would."""
@@ -144,8 +143,7 @@ class Shepherd:
             self._record.refused = self._machine.refused_calls()
         code = sessions.exit_code(status) if known or killed else _ABNORMAL
         self._write_record()
-        hangs = self._killed_for_s >= _KILLED_S
-        self._machine.power_off(quickly=self._plan.root.volatile or hangs, patience_s=_POWER_OFF_S)
+        self._machine.power_off(quickly=self._plan.root.volatile or self._killed_for_s >= _KILLED_S, patience_s=_POWER_OFF_S)
         return code
 
     def _turn(self) -> None:
