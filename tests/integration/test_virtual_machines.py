@@ -260,3 +260,10 @@ def test_little_memory(box: Machine) -> None:
     run(box, "run", "--name", "small", *QUIET, "--memory", "16m", IMAGE, "sh", "-c", "x=a; while :; do x=$x$x; done", code=137)
     assert cause(box, "small") == "small was killed by the kernel because it had used up its memory"
     run(box, "rm", "small")
+
+
+def test_what_is_fetched_is_told(box: Machine) -> None:
+    done = box.command("create", "--name", "waits", *QUIET, "--kernel", "debian:bookworm", IMAGE)
+    assert (done.returncode, done.stderr) == (0, "the kernel of virtual machines (about 30 MB, from Debian bookworm) is fetched first, once\n")
+    assert box.command("create", "-q", "--name", "quiet", *QUIET, "--kernel", "debian:bookworm", IMAGE).stderr == ""
+    run(box, "rm", "waits", "quiet")

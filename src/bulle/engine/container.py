@@ -163,6 +163,10 @@ class Container:
 
         return wait_for(self, condition, lambda: ContainerRecords(self._database).exists(self.id))
 
+    def to_fetch(self) -> str:
+        """What its next start has to fetch first, such as a kernel for a virtual machine, in words; empty for nothing."""
+        return driver_for(self.plan.isolation, self._home).to_fetch(self.plan)
+
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to its first process; after SIGKILL its end is waited for."""
         stopping.kill(self._home, self, signal)

@@ -146,6 +146,10 @@ class Driver(ABC):
         """Names of the system calls that the filter refused to the ended workload; None where this machine's kernel is the one that knows."""
         return None
 
+    def to_fetch(self, plan: RunPlan) -> str:
+        """What the next start of the plan has to fetch first, in words for who waits; empty for nothing."""
+        return ""
+
     def kill(self, plan: RunPlan, pidfd: int) -> None:
         """End the workload behind a pidfd by force; what it has written stays written. Raises ProcessLookupError where it has just ended."""
         process.pidfd_send_signal(pidfd, SIGKILL)

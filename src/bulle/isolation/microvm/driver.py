@@ -28,6 +28,7 @@ from bulle.isolation.microvm import processes, sandbox, sessions, shepherd
 from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.files import GuestFiles
 from bulle.isolation.microvm.guest import GROUP
+from bulle.isolation.microvm.kernel import GuestKernels
 from bulle.isolation.microvm.record import read_record
 from bulle.isolation.microvm.setup import Setup, host_memory_bytes, prepare, usable_memory_bytes, why_unusable
 from bulle.isolation.namespaces.driver import SHELL_FLAGS, processes_in_namespaces
@@ -135,6 +136,11 @@ class MicroVmDriver(GroupedDriver):
     def refused_calls(self, plan: RunPlan) -> tuple[str, ...] | None:
         """As the guest's kernel printed them, until the shepherd ended."""
         return read_record(plan.state_host_path).refused
+
+    def to_fetch(self, plan: RunPlan) -> str:
+        """A kernel, once."""
+        assert plan.guest is not None and self.cache_directory is not None
+        return GuestKernels(self.cache_directory / "kernels").to_fetch(plan.guest.architecture or platform.machine(), plan.guest.kernel)
 
     def kill(self, plan: RunPlan, pidfd: int) -> None:
         """Have the shepherd kill the command and switch the guest off, which writes what it has in memory first; where none listens, a power cut."""
