@@ -323,9 +323,12 @@ class Container:
 
     def why(self) -> list[Explanation]:
         """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
+        from bulle.engine.guests import obtained
         from bulle.engine.why import explain
 
-        return [explain(self.name, self.plan, end) for end in reversed(ends.read(self.directory))]
+        machine = obtained(self.plan)  # that of the last run
+        remembered = enumerate(reversed(ends.read(self.directory)))
+        return [explain(self.name, self.plan, end, "" if before else machine) for before, end in remembered]
 
     def published_ports(self) -> tuple[PublishedPort, ...]:
         """The ports of the host that lead to it now; none unless it runs."""

@@ -34,11 +34,13 @@ class Explanation:
     finished_at_ns: int
 
 
-def explain(name: str, plan: RunPlan, end: End) -> Explanation:
-    """In words; ``name`` is the container's."""
+def explain(name: str, plan: RunPlan, end: End, machine: str = "") -> Explanation:
+    """In words; ``name`` is the container's, ``machine`` says what it ran in where that was a virtual machine."""
     evidence = [f"ended at {timestamp(end.finished_at_ns)}, after {(end.finished_at_ns - end.started_at_ns) / 1e9:.3g} s: {_status(end.status)}"]
     if end.reason == "start":
         evidence[0] = f"at {timestamp(end.finished_at_ns)}"
+    if machine:
+        evidence.append(f"it ran in {machine}")
     if end.out_of_memory:
         limit = plan.resources.memory_bytes
         evidence.append("the kernel killed one of its processes for memory" + (f"; its limit is {limit >> 20} MiB" if limit else ""))
