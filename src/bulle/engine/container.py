@@ -324,11 +324,9 @@ class Container:
     def why(self) -> list[Explanation]:
         """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
         from bulle.engine.guests import obtained
-        from bulle.engine.why import explain
+        from bulle.engine.why import explain_all
 
-        machine = obtained(self.plan)  # that of the last run
-        remembered = enumerate(reversed(ends.read(self.directory)))
-        return [explain(self.name, self.plan, end, "" if before else machine) for before, end in remembered]
+        return explain_all(self.name, self.plan, ends.read(self.directory), obtained(self.plan))
 
     def published_ports(self) -> tuple[PublishedPort, ...]:
         """The ports of the host that lead to it now; none unless it runs."""

@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bulle.model.lifecycle import End
@@ -32,6 +33,11 @@ class Explanation:
     sentence: str
     evidence: tuple[str, ...]
     finished_at_ns: int
+
+
+def explain_all(name: str, plan: RunPlan, ends: Sequence[End], machine: str) -> list[Explanation]:
+    """The ends that are remembered, given the first one first, told the last one first; ``machine`` is what it ran in that time."""
+    return [explain(name, plan, end, "" if before else machine) for before, end in enumerate(reversed(ends))]
 
 
 def explain(name: str, plan: RunPlan, end: End, machine: str = "") -> Explanation:
