@@ -323,10 +323,9 @@ class Container:
 
     def why(self) -> list[Explanation]:
         """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
-        from bulle.engine.guests import obtained
         from bulle.engine.why import explain_all
 
-        return explain_all(self.name, self.plan, ends.read(self.directory), obtained(self.plan))
+        return explain_all(self.name, self.plan, ends.read(self.directory))
 
     def published_ports(self) -> tuple[PublishedPort, ...]:
         """The ports of the host that lead to it now; none unless it runs."""

@@ -1,4 +1,4 @@
-"""``why``: the cause of a container's end in one sentence, and what shows it. Pure: from what its monitor recorded to words."""
+"""``why``: the cause of a container's end in one sentence, and what shows it: from what its monitor recorded to words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bulle.engine.guests import obtained
 from bulle.model.lifecycle import End
 from bulle.model.run_plan import RunPlan
 from bulle.monitor.logs import timestamp
@@ -35,8 +36,9 @@ class Explanation:
     finished_at_ns: int
 
 
-def explain_all(name: str, plan: RunPlan, ends: Sequence[End], machine: str) -> list[Explanation]:
-    """The ends that are remembered, given the first one first, told the last one first; ``machine`` is what it ran in that time."""
+def explain_all(name: str, plan: RunPlan, ends: Sequence[End]) -> list[Explanation]:
+    """The ends that are remembered, given the first one first, told the last one first, with the machine that it ran in that time."""
+    machine = obtained(plan)
     return [explain(name, plan, end, "" if before else machine) for before, end in enumerate(reversed(ends))]
 
 
