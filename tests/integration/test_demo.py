@@ -44,6 +44,7 @@ def test_ordinary_user_gets_a_real_run(installation: Path, run_directory: Path, 
     user = 54321
     shutil.copy(DEMO, home.parent / "demo.py")
     home.chmod(0o700)
+    shutil.rmtree(home / "cache", ignore_errors=True)  # the kernel there is root's
     os.chown(home, user, user)
     command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--"]
     command += [str(installation / "bin/python"), str(home.parent / "demo.py")]

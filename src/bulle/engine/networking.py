@@ -41,6 +41,8 @@ def network_of(options: ContainerOptions, config: ExecutionConfig) -> Network:
     mode = _wanted(options)
     if isolation == "chroot" and mode != "host":
         raise Unsupported(Feature.OWN_NETWORK.value, "chroot", "use --isolation container, or --network host")
+    if mode.startswith(_SHARED) and isolation == "vm":
+        raise Unsupported("way onto another container's network", "vm", "put both on one network, where they know each other by name")
     if mode.startswith(_SHARED):
         for field, flag in _NOT_SHARED.items():
             if getattr(options, field):
