@@ -181,7 +181,8 @@ def _own_memory(contestants: Field, guest: tuple[str, ...], words: tuple[str, ..
             monitor, shepherd = (int(str(state[name])) for name in ("MonitorPid", "Pid"))
             for pid in (monitor, shepherd, *_children(shepherd)):
                 name = {monitor: "monitor", shepherd: "shepherd"}.get(pid) or Path(f"/proc/{pid}/comm").read_text().strip()
-                parts.setdefault(name, []).append(_proportional_mib(pid, MEMORY_MIB << 20))
+                for kind, size in _proportional_mib(pid, MEMORY_MIB << 20).items():
+                    parts.setdefault(f"{name}{kind}", []).append(size)
     medians = {name: statistics.median(values) for name, values in parts.items()}
     return sum(medians.values()), ", ".join(f"{name} {value:.1f} MiB" for name, value in medians.items())
 
@@ -190,14 +191,16 @@ def _children(pid: int) -> list[int]:
     return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
 
 
-def _proportional_mib(pid: int, guest_bytes: int) -> float:
-    """Of shared pages its part; mappings as large as the guest's memory are that. proc_pid_smaps(5)"""
-    total, large = 0, False
+def _proportional_mib(pid: int, guest_bytes: int) -> dict[str, float]:
+    """Of shared pages its part, by kinds of mappings; those as large as the guest's memory are that, and left out. proc_pid_smaps(5)"""
+    found: dict[str, float] = {}
+    kind = ""
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         first, _, rest = line.partition(" ")
         if "-" in first and not first.endswith(":"):
             begin, end = (int(word, 16) for word in first.split("-"))
-            large = guest_bytes <= end - begin <= 2 * guest_bytes
-        elif first == "Pss:" and not large:
-            total += int(rest.split()[0])
-    return total / 1024
+            kind = ", the kernel's file" if "/kernels/images/" in rest else ", translated code" if rest.startswith("rwx") else ""
+            kind = "guest" if guest_bytes <= end - begin <= 2 * guest_bytes else kind
+        elif first == "Pss:" and kind != "guest":
+            found[kind] = found.get(kind, 0.0) + int(rest.split()[0]) / 1024
+    return found

@@ -53,6 +53,7 @@ def test_features_are_the_drivers(level: str, home: Path) -> None:
 def test_flags_are_taken_or_refused(flag: str, bulle: Bulle, busybox_image: Path) -> None:
     bulle("load", "-i", busybox_image, check=True)
     image = bulle("images", "--format", "{{.Repository}}:{{.Tag}}", check=True).stdout.split()[0]
+    bulle("create", "--name", "other", "--network", "none", image, check=True)
     for level, cell in FLAGS[flag].items():
         done = bulle("run", "--dry-run", "--isolation", level, *flag.split(), image, "true")
         if cell == "yes":

@@ -275,9 +275,9 @@ class Container:
 
     def why(self) -> list[Explanation]:
         """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
-        from bulle.engine.why import explain
+        from bulle.engine.why import explain_all
 
-        return [explain(self.name, self.plan, end) for end in reversed(ends.read(self.directory))]
+        return explain_all(self.name, self.plan, ends.read(self.directory))
 
     def published_ports(self) -> tuple[PublishedPort, ...]:
         """The ports of the host that lead to it now; none unless it runs."""

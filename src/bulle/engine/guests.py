@@ -8,7 +8,7 @@ from bulle.errors import Unavailable, Unsupported
 from bulle.model.container import ContainerOptions
 from bulle.model.image import Platform
 from bulle.model.platform import this_platform
-from bulle.model.run_plan import Guest
+from bulle.model.run_plan import Guest, RunPlan
 
 MEMORY_BYTES = 512 << 20
 """What a guest has when nothing is said. The host gives it page by page, as it is used."""
@@ -45,3 +45,14 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
         trace=options.trace,
         kernel=os.path.abspath(kernel) if "/" in kernel else kernel,
     )
+
+
+def obtained(plan: RunPlan) -> str:
+    """What the last machine of a container was, in words; empty where it has none, or never had it."""
+    if plan.guest is None:
+        return ""
+    from bulle.isolation.microvm.record import read_record
+
+    record = read_record(plan.state_host_path)
+    how = {"kvm": "run by KVM", "tcg": "emulated by QEMU"}.get(record.accelerator, "")
+    return how and f"a virtual machine, {how} ({record.accelerator}): {record.architecture}, Linux {record.kernel}"

@@ -163,8 +163,9 @@ class MicroVmDriver(GroupedDriver):
 
 def _grouped(plan: RunPlan) -> RunPlan:
     """With the limits of the group, which holds the hypervisor: its own memory comes to the guest's."""
-    memory = host_memory_bytes(plan)
-    swap = memory if plan.resources.memory_swap_bytes > 0 else plan.resources.memory_swap_bytes
+    controllers, _why = available()
+    memory = host_memory_bytes(plan) if "memory" in controllers else 0  # the guest's kernel keeps the container to it in any case
+    swap = memory if plan.resources.memory_swap_bytes > 0 or "memory" not in controllers else plan.resources.memory_swap_bytes
     limits = replace(plan.resources, memory_bytes=memory, memory_swap_bytes=swap, memory_reservation_bytes=0, pids_limit=0)
     return replace(plan, resources=limits)
 
