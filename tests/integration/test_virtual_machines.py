@@ -204,7 +204,7 @@ def test_an_ordinary_user_has_them_too(installation: Path, home: Path, busybox_r
         bulle("load", "-i", f"{home}/image.tar")
         assert bulle("run", "--rm", "--isolation", "vm", "busybox", "id", "-u") == "0\n"
         serve = "while true; do echo from the guest | nc -l -p 80; done"
-        bulle("run", "-d", "--name", "web", "--isolation", "vm", "-p", f"127.0.0.1:{port}:80", "busybox", "sh", "-c", serve)
+        bulle("run", "-d", "--name", "web", "--isolation", "vm", "-p", f"127.0.0.1:{port}:80", "-p", "81", "busybox", "sh", "-c", serve)
 
         def answer() -> str:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
@@ -212,7 +212,11 @@ def test_an_ordinary_user_has_them_too(installation: Path, home: Path, busybox_r
             return ""
 
         wait_for(lambda: answer() == "from the guest\n", "an answer through the port")
+        told = bulle("port", "web").split("\n")
+        assert f"80/tcp -> 127.0.0.1:{port}" in told and any(line.startswith("81/tcp -> 127.0.0.1:") for line in told)
+        assert bulle("stats", "--no-stream", "--format", "{{.NetIO}}", "web") == "0B / 0B\n", "what the host sends is not the machine's"
         bulle("rm", "-f", "web")
+        assert bulle("run", "--rm", "--isolation", "vm", "--memory", "100m", "busybox", "cat", "/proc/sys/kernel/ostype") == "Linux\n"
     finally:
         places.close_home(home / "bulle")
 
