@@ -117,6 +117,19 @@ def start_ticks(pid: int) -> int:
     return 0 if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def wanted_processor_ns(pid: int) -> int | None:
+    """The time that its threads ran or waited for a processor, in nanoseconds; None where that is not told. Kernel documentation, sched-stats"""
+    wanted = 0
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
+                ran, waited, _times = file.read().split()
+            wanted += int(ran) + int(waited)
+    except (OSError, ValueError):
+        return None
+    return wanted
+
+
 def processor_ns(pid: int) -> int:
     """The processor time that ``pid`` has used itself, in nanoseconds; 0 where it is gone."""
     fields = _stat(pid)

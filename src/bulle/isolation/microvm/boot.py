@@ -29,6 +29,7 @@ from bulle.model.run_plan import Mount, Process, RunPlan
 
 _BOOT_PROCESSOR_NS = 120 * 10**9
 _BOOT_WALL_S = 600.0
+_IDLE_WALL_S, _WORK_NS = 30.0, 6 * 10**9  # a guest that starts works all the time: one that wants less in so long hangs
 _LOOK_MS = 200
 _LAST_WORDS_S = 2.0
 _CONSOLE_BYTES = 65536
@@ -182,7 +183,8 @@ def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], 
 
 def wait(booted: Booted, ready: Callable[[], bool], *, starting: bool = False) -> None:
     """Exchange words with the agent until it is so. Raises BulleError where the guest ends first, or has had its time."""
-    deadline_s = time.monotonic() + _BOOT_WALL_S
+    worked_s, worked_ns = time.monotonic(), 0
+    deadline_s = worked_s + _BOOT_WALL_S
     booted.agent.flush()
     while not ready():
         try:
@@ -193,7 +195,11 @@ def wait(booted: Booted, ready: Callable[[], bool], *, starting: bool = False) -
             raise BulleError("the machine ended before the command ran", booted.cause_of_end() or str(error), "see `bulle doctor`") from error
         if booted.has_ended() and not ready():
             raise BulleError("the machine ended before the command ran", booted.cause_of_end(), "see `bulle doctor`")
-        if starting and (process.processor_ns(booted.pid) > _BOOT_PROCESSOR_NS or time.monotonic() > deadline_s):
+        now_s, wanted_ns = time.monotonic(), process.wanted_processor_ns(booted.pid) if starting else None
+        if wanted_ns is None or wanted_ns - worked_ns >= _WORK_NS:
+            worked_ns, worked_s = wanted_ns or 0, now_s
+        hangs = now_s > min(deadline_s, worked_s + _IDLE_WALL_S)
+        if starting and (hangs or process.processor_ns(booted.pid) > _BOOT_PROCESSOR_NS):
             booted.listen_to_console()
             last = booted.said.decode(errors="replace").strip().splitlines()
             raise BulleError("the guest does not start", last[-1][:200] if last else "its agent says nothing", "use another guest kernel")
