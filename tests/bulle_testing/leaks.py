@@ -21,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bulle.isolation import control_group_scope
+
 PR_SET_CHILD_SUBREAPER = 36
 
 # Directories of services that live for the whole session (a private dockerd): what names one of them is not the test's.
@@ -103,7 +105,8 @@ def _control_groups() -> list[str]:
     found = []
     for parent in ("/sys/fs/cgroup", *_directories("/sys/fs/cgroup")):
         found += _directories(f"{parent}/bulle")
-    return found
+    # Where systemd manages the machine: what it handed over, but for the leaf of our own processes.
+    return found + [group for group in _directories(control_group_scope.base("/sys/fs/cgroup")) if not group.endswith("/supervisor")]
 
 
 def _directories(path: str) -> list[str]:
