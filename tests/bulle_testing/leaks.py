@@ -29,7 +29,8 @@ PR_SET_CHILD_SUBREAPER = 36
 session_places: set[str] = set()
 # The names of the nftables tables that homes of this run may have.
 our_tables: set[str] = set()
-NETLINK_NETFILTER, NFT_GET_TABLE, NLM_F_REQUEST_DUMP, NLMSG_DONE = 12, 10 << 8 | 1, 0x301, 3  # linux/netlink.h, linux/netfilter/nf_tables.h
+# linux/netlink.h, linux/netfilter/nf_tables.h
+NETLINK_NETFILTER, NFT_GET_TABLE, NLM_F_REQUEST_DUMP, NLMSG_ERROR, NLMSG_DONE = 12, 10 << 8 | 1, 0x301, 2, 3
 
 
 def become_subreaper() -> None:
@@ -172,7 +173,7 @@ def _tables() -> set[str]:
         while True:
             answer = asker.recv(1 << 16)
             found |= {name for name in our_tables if name.encode() in answer}
-            if NLMSG_DONE in _message_kinds(answer):
+            if not {NLMSG_DONE, NLMSG_ERROR}.isdisjoint(_message_kinds(answer)):  # an ordinary user is refused
                 break
     return found
 
