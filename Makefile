@@ -1,5 +1,6 @@
 # make demo    the main job on this machine, from nothing          make check   ruff, mypy and the style tests
 # make test    every test that this machine can run                 make bench   the figures, with the peers that are installed
+# make test-guests    the container tests in guests of our own, with Debian's kernels, version 2 of control groups and systemd
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE
@@ -45,7 +46,7 @@ test: packages-test .venv/dev.stamp
 test-machines: packages-test .venv/dev.stamp
 	@$(PYTHON) -m pytest -m machines -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
-# One processor each, both at once: about twenty minutes.
+# Guests of one processor each, all at once.
 test-guests: packages-test .venv/dev.stamp
 	@$(PYTHON) tools/test_guests.py $(ARGUMENTS)
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs in a guest, as a service of its systemd: the tests of root, then those of an ordinary user in a session of hers. tools/test_guests.py calls it.
+# Runs in a guest, as a service of its systemd: the tests of an ordinary user in a session of hers, then those of root. tools/test_guests.py calls it.
 # The last line says the exit codes. usage: inside.sh REPOSITORY USER TESTS_OF_ROOT -- TESTS_OF_THE_USER
 set -u
 cd "$1" && user=$2 && shift 2
@@ -10,12 +10,6 @@ shift
 export CI=true BULLE_TEST_DIRECTORY=/disk/tests PYTHONDONTWRITEBYTECODE=
 options=(-m "not machines" -p no:cacheprovider -rfEs --tb=short --durations=10 --durations-min=5)
 
-echo "== root, $(uname -r)"
-start=$SECONDS
-.venv/bin/python -m pytest "${options[@]}" --basetemp=/disk/pytest "${root[@]}"
-of_root=$?
-echo "== root: $((SECONDS - start)) s"
-
 echo "== an ordinary user, $(uname -r)"
 start=$SECONDS
 id=$(id -u "$user")
@@ -25,4 +19,10 @@ setpriv --reuid="$user" --regid="$user" --init-groups env HOME="/home/$user" USE
     "$PWD/.venv/bin/python" -m pytest "${options[@]}" --basetemp=/disk/tests/pytest "$@"
 of_user=$?
 echo "== an ordinary user: $((SECONDS - start)) s"
+echo "== root, $(uname -r)"
+start=$SECONDS
+.venv/bin/python -m pytest "${options[@]}" --basetemp=/disk/pytest "${root[@]}"
+of_root=$?
+echo "== root: $((SECONDS - start)) s"
+
 echo "== ended with $of_root and $of_user"

@@ -95,38 +95,49 @@ def match_root(plan: RunPlan, upper: str) -> None:
 
 def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> int:
     """The detached overlay. Its upper directory falls back to memory where the file system under it cannot carry one."""
+    if not plan.root.lower_host_paths:
+        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+    try:
+        return _overlay_in_place(plan, user_namespace_fd)
+    except OSError as error:
+        # EINVAL: no idmap, no xattrs or no O_TMPFILE there (overlay on overlay, NFS, FUSE); a plain error is not hidden.
+        if not plan.root.size_bytes and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        first = error
+    try:
+        if plan.root.size_bytes:
+            return _overlay_in_place(plan, user_namespace_fd, full=True)
+        with contextlib.ExitStack() as stack:
+            memory = _memory_directory(stack)
+            with _acting_as_container_root(plan if user_namespace_fd is not None else None):
+                descriptor = _overlay_on(stack, plan, memory, user_namespace_fd)
+    except OSError:
+        raise BulleError("the root filesystem could not be mounted", str(first), "see `bulle doctor`") from first
+    notes.append(
+        "the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops"
+    )
+    return descriptor
+
+
+def _overlay_in_place(plan: RunPlan, user_namespace_fd: int | None, *, full: bool = False) -> int:
+    """With the writable layer where it belongs; where that is of a limited size and ``full``, overlay gets the room that is kept for it."""
     with contextlib.ExitStack() as stack:
-        lowers = [host_mounts.layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
-        if not lowers:
-            raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
         writable: str | int = plan.root.writable_host_path
         if plan.root.size_bytes:
             writable = sized_layer.detached(plan)
             stack.callback(os.close, writable)
         match_root(plan, f"/proc/self/fd/{writable}/upper" if isinstance(writable, int) else f"{writable}/upper")
         with _acting_as_container_root(plan if user_namespace_fd is not None else None):
-            try:
-                return _overlay_on(stack, plan, lowers, writable, user_namespace_fd)
-            except OSError as error:
-                if plan.root.size_bytes:
-                    raise BulleError("the root filesystem could not be mounted", str(error), "see `bulle doctor`") from error
-                # EINVAL: no idmap, no xattrs or no O_TMPFILE there (overlay on overlay, NFS, FUSE); a plain error is not hidden.
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                    raise
-                first = error
-        try:
-            memory = _memory_directory(stack)
-            with _acting_as_container_root(plan if user_namespace_fd is not None else None):
-                descriptor = _overlay_on(stack, plan, lowers, memory, user_namespace_fd)
-        except OSError:
-            raise BulleError("the root filesystem could not be mounted", str(first), "see `bulle doctor`") from first
-        notes.append(
-            "the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops"
-        )
-        return descriptor
+            if not full:
+                return _overlay_on(stack, plan, writable, user_namespace_fd)
+            assert isinstance(writable, int)
+            with sized_layer.room_for_work(writable):
+                return _overlay_on(stack, plan, writable, user_namespace_fd)
 
 
-def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable: str | int, user_namespace_fd: int | None) -> int:
+def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, writable: str | int, user_namespace_fd: int | None) -> int:
+    # Each time anew: kernels before 6.15 attach a mount once only.
+    lowers = [host_mounts.layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
     if isinstance(writable, str):
         writable_fd = mount.open_tree(mount.AT_FDCWD, writable)
         stack.callback(os.close, writable_fd)

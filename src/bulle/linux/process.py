@@ -142,10 +142,20 @@ def has_executed(pid: int) -> bool:
     return fields is None or not int(fields[6]) & _PF_FORKNOEXEC
 
 
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2). Raises ProcessLookupError also for a process that is about to be forgotten, which old kernels call an invalid argument."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+
+
 def open_process(pid: int, ticks: int) -> int | None:
     """A pidfd for the process that had ``pid`` and started at ``ticks``, or None where it is gone. The caller closes it."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return None
     if start_ticks(pid) != ticks:
