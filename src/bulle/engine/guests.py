@@ -14,7 +14,7 @@ MEMORY_BYTES = 512 << 20
 """What a guest has when nothing is said. The host gives it page by page, as it is used."""
 
 KERNEL_SETTING = "BULLE_KERNEL"
-"""The variable that says what `--kernel` is where that is not given."""
+"""The variable that says what `--kernel` is where that is not given, for guests with this machine's own processor."""
 
 DISK_BYTES = 10 << 30
 
@@ -36,7 +36,7 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
     if architecture is None:
         what = f"there are no virtual machines of {platform.architecture}"
         raise Unavailable(what, "", f"these can be had: {', '.join(_MACHINES)}; or use --isolation container")
-    kernel = options.kernel or os.environ.get(KERNEL_SETTING, "")
+    kernel = options.kernel or ("" if architecture else os.environ.get(KERNEL_SETTING, ""))
     return Guest(
         memory_bytes=MEMORY_BYTES,
         disk_bytes=options.storage_bytes or DISK_BYTES,

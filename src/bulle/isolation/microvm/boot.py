@@ -252,6 +252,12 @@ def explain(
         return InvalidInput(f"a tmpfs has an option that the guest's kernel refuses ({failure.text})", "", "see tmpfs(5)")
     if failure.text.startswith(("mount ", "target ")) and (misplaced := _misplaced(failure.text, mounts)) is not None:
         return misplaced
+    if failure.text in ("mkdir dev", "mkdir proc", "mkdir sys") and failure.error == errno.ENOTDIR:
+        place = failure.text.removeprefix("mkdir ")
+        return InvalidInput(f"the image's /{place} is not a directory", "a link there could redirect a mount", "do not run this image")
+    if failure.text == f"mkdir {wanted.working_directory.strip('/')}":
+        what = f"the working directory {wanted.working_directory} cannot be entered"
+        return BulleError(what, os.strerror(failure.error), "choose another with -w")
     if failure.text != "exec":
         return BulleError("the command could not be started in the guest", f"{failure.text}: {os.strerror(failure.error)}", "check its options")
     if not name:

@@ -32,6 +32,7 @@ GROUP = "/groups/container"
 JOIN_GROUP: Step = ("?cgroup", GROUP)
 _JOINED = f"{GROUP}/bulle-exec"
 """Where commands join a container that may manage its group: once that hands controllers down, it can hold no processes itself. As for containers."""
+_RESERVE_BYTES = 32 << 10
 _MANAGED = ("cpu", "cpuset", "io", "hugetlb", "misc", "rdma")
 
 
@@ -76,7 +77,13 @@ def root_steps(plan: RunPlan, disks: Disks) -> list[Step]:
     ]
     options = f"lowerdir={lower},upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=off,metacopy=off,index=off"
     attributes = 0 if plan.security.privileged else MS_NODEV
-    return [*steps, ("mount", "overlay", "/root", "overlay", str(attributes), options + (",volatile" if plan.root.volatile else ""))]
+    return [
+        *steps,
+        # A full disk has no room for what overlay makes when it is mounted, and would be read-only from then on: some is kept, out of reach.
+        ("?write", "/scratch/reserve", "", "create"),
+        ("mount", "overlay", "/root", "overlay", str(attributes), options + (",volatile" if plan.root.volatile else "")),
+        ("?write", "/scratch/reserve", "0" * _RESERVE_BYTES, "create"),
+    ]
 
 
 def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, entropy: bytes) -> list[Step]:
@@ -194,7 +201,7 @@ def _limit_number(name: str) -> int:
 
 
 def _devices(plan: RunPlan) -> list[Step]:
-    steps: list[Step] = [("mkdir", "dev", "755"), ("mount", "tmpfs", "dev", "tmpfs", str(MS_NOSUID), "mode=755,size=65536k")]
+    steps: list[Step] = [("mkdir", "dev", "755", "itself"), ("mount", "tmpfs", "dev", "tmpfs", str(MS_NOSUID), "mode=755,size=65536k")]
     steps += [("mknod", f"dev/{name}", "666", "c", str(major), str(minor)) for name, (major, minor) in DEVICES.items()]
     if plan.process.terminal:
         steps.append(("file", "dev/console", "600"))  # the agent shows the terminal there
@@ -212,9 +219,9 @@ def _devices(plan: RunPlan) -> list[Step]:
 def _kernel_views(plan: RunPlan) -> list[Step]:
     read_only = 0 if plan.security.privileged else MS_RDONLY
     return [
-        ("mkdir", "proc", "755"),
+        ("mkdir", "proc", "755", "itself"),
         ("mount", "proc", "proc", "proc", str(_LOCKED), ""),
-        ("mkdir", "sys", "755"),
+        ("mkdir", "sys", "755", "itself"),
         ("mount", "sysfs", "sys", "sysfs", str(_LOCKED | read_only), ""),
         ("?mount", "cgroup2", "sys/fs/cgroup", "cgroup2", str(_LOCKED | read_only), ""),
     ]
