@@ -125,7 +125,8 @@ def _makes_devices(plan: RunPlan) -> bool:
 
 
 def _programs(plan: RunPlan, wanted: Process, cache_directory: Path | None) -> tuple[bytes | None, int]:
-    filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(wanted.capabilities), cache_directory)
+    machine = plan.guest.architecture if plan.guest is not None else ""
+    filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(wanted.capabilities), cache_directory, machine)
     return filter_program, program_to_go_through(wanted, plan.security.user_namespace == "own")
 
 
