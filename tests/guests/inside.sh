@@ -8,7 +8,7 @@ while [ "$1" != -- ]; do root+=("$1") && shift; done
 shift
 
 export CI=true BULLE_TEST_DIRECTORY=/disk/tests PYTHONDONTWRITEBYTECODE=
-options=(-m "not machines" -p no:cacheprovider -rfEs --tb=short --durations=10 --durations-min=5)
+options=(-m "not machines" -p no:cacheprovider -rfE --tb=short --durations=10 --durations-min=5)
 
 echo "== an ordinary user, $(uname -r)"
 start=$SECONDS

@@ -338,6 +338,16 @@ def test_containers_stand_beside_the_supervisor_in_the_scope(tmp_path: Path) -> 
     assert (tmp_path / "cgroup.subtree_control").read_text() == "cpu memory pids"
 
 
+def test_a_controller_that_was_not_handed_over_is_named(tmp_path: Path) -> None:
+    """As systemd keeps cpuset from ordinary users: the kernel says that there is no such file."""
+    make_files(tmp_path, cgroup__controllers="cpu memory pids", cgroup__subtree_control="cpu memory pids")
+    scope = tmp_path / "bulle.slice/bulle.scope"
+    make_files(scope, cgroup__controllers="cpu memory pids")
+    machine = layout_v2(tmp_path, base=str(scope), prepare=lambda root, base: "")
+    with pytest.raises(Unavailable, match=r"--cpuset-cpus cannot be applied: .* does not offer cpuset"):
+        ControlGroup.create("c1", Resources(memory_bytes=64 * MIB, cpuset_cpus="0"), machine=machine)
+
+
 def test_systemd_that_refuses_is_a_reason(tmp_path: Path) -> None:
     scope = tmp_path / "bulle.slice/bulle.scope"
     make_files(tmp_path, cgroup__controllers="cpu memory pids")
