@@ -66,7 +66,7 @@ def loops(place: Machine) -> list[str]:
     found = []
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):
-            if str(place.home) in (name := file.read_text().strip()):
+            if f"{place.home}/volumes/" in (name := file.read_text().strip()):  # layers may stand behind others
                 found.append(name)
     return found
 
