@@ -158,7 +158,8 @@ def _bind(host_path: str, name: str, root: int, attributes: int) -> None:
 def device_node(name: str) -> int:
     """A detached file system with a node of a device of the host that everybody may open who gets to see it; only the host's root can make one.
 
-    The host's own node belongs to groups that a hypervisor without privileges is in no longer. (Kernels before 6.15 bind nothing out of what is detached.)
+    The host's own node belongs to groups that a hypervisor without privileges is in no longer. It is shown as a whole: kernels before 6.15 bind
+    nothing out of what is detached.
     """
     memory = new_mount("tmpfs", {"mode": "755", "size": "16k"}, mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC)
     try:
