@@ -317,6 +317,8 @@ def test_without_what_makes_file_systems_it_says_what_to_install(place: Machine,
 @pytest.mark.root
 def test_a_full_disk(level: Level, run_directory: Path, busybox_image: Path) -> None:
     """Whoever fills the disk that all is on can still be seen, stopped and removed; then there is space again."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 3) and level.name != "chroot":
+        pytest.skip("before 6.3 the kernel maps no ids of a tmpfs, so no container has its home on one")
     small = run_directory / f"small-{level.name}"
     small.mkdir()
     mount.mount("tmpfs", small, "tmpfs", 0, "size=120m,mode=0755")
