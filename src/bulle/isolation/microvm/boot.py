@@ -264,6 +264,8 @@ def explain(
         return CommandNotFound("the command is empty", "", "name one")
     if failure.error in (errno.ENOENT, errno.ENOTDIR):
         return _not_found(name, environment, look)
+    if failure.error == errno.ELOOP:
+        return CommandNotExecutable(f"{name}: refused", "it leads through a link of /proc", "name the program itself")
     if failure.error == errno.ENOEXEC:
         return CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "")
     if failure.error == errno.EACCES:

@@ -76,14 +76,18 @@ def root_steps(plan: RunPlan, disks: Disks) -> list[Step]:
         ("mkdir", "/root", "755"),
     ]
     options = f"lowerdir={lower},upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=off,metacopy=off,index=off"
-    attributes = 0 if plan.security.privileged else MS_NODEV
     return [
         *steps,
         # A full disk has no room for what overlay makes when it is mounted, and would be read-only from then on: some is kept, out of reach.
         ("?write", "/scratch/reserve", "", "create"),
-        ("mount", "overlay", "/root", "overlay", str(attributes), options + (",volatile" if plan.root.volatile else "")),
+        ("mount", "overlay", "/root", "overlay", str(_attributes(plan)), options + (",volatile" if plan.root.volatile else "")),
         ("?write", "/scratch/reserve", "0" * _RESERVE_BYTES, "create"),
     ]
+
+
+def _attributes(plan: RunPlan) -> int:
+    """Of mounts that show what an image or the host brings: nodes of devices stay closed. mount(2)"""
+    return 0 if plan.security.privileged else MS_NODEV
 
 
 def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, entropy: bytes) -> list[Step]:
@@ -113,7 +117,7 @@ def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, 
     steps.append(("mkdir", "/files", "755"))
     steps += [("write", f"/files/{name}", content, "create") for name, content in files.contents.items()]
     if volumes:
-        steps += [("mkdir", "/volumes", "755"), ("mount", "volumes", "/volumes", "virtiofs", "0", "")]
+        steps += [("mkdir", "/volumes", "755"), ("mount", "volumes", "/volumes", "virtiofs", str(_attributes(plan)), "")]
     return [*steps, ("link", "lo", "up")]
 
 
