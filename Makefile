@@ -1,5 +1,6 @@
 # make demo    the main job on this machine, from nothing          make check   ruff, mypy and the style tests
 # make test    every test that this machine can run                 make bench   the figures, with the peers that are installed
+# make test-guests    the container tests in guests of our own, with Debian's kernels, version 2 of control groups and systemd
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 unexport PYTHONDONTWRITEBYTECODE
@@ -10,7 +11,7 @@ ARGUMENTS ?=
 # A test module runs in one of so many processes.
 PROCESSES ?= 2
 
-.PHONY: help demo test test-machines test-unit check bench bench-write reference packages packages-bench packages-demo packages-test clean
+.PHONY: help demo test test-machines test-guests test-unit check bench bench-write reference packages packages-bench packages-demo packages-test clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -40,10 +41,14 @@ demo: packages-demo .venv/demo.stamp
 	@$(PYTHON) demo/demo.py
 
 test: packages-test .venv/dev.stamp
-	@$(PYTHON) -m pytest -m "not machines" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
+	@$(PYTHON) -m pytest -m "not machines and not guests" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
 test-machines: packages-test .venv/dev.stamp
 	@$(PYTHON) -m pytest -m machines -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
+
+# Guests of one processor each, all at once.
+test-guests: packages-test .venv/dev.stamp
+	@$(PYTHON) tools/test_guests.py $(ARGUMENTS)
 
 test-unit: .venv/dev.stamp
 	@$(PYTHON) -m pytest tests/unit tests/style $(ARGUMENTS)

@@ -46,6 +46,12 @@ def architecture() -> str:
     return ARCHITECTURES.get(os.environ.get("BULLE_BUILD_ARCHITECTURE") or platform.machine().lower(), "")
 
 
+def foreign() -> list[tuple[str, str, str]]:
+    """The programs that are there for several processors: what each is called, its source, its processor."""
+    agents = [(f"bulle-agent-{machine}", "bulle-agent", machine) for machine in AGENTS]
+    return [*agents, *((f"bulle-gauge-{machine}", "bulle-gauge", machine) for machine in AGENTS if machine != architecture())]
+
+
 def host_compiler() -> list[str]:
     """The host's compiler, if it compiles for the wheel's architecture."""
     if ARCHITECTURES.get(platform.machine().lower()) != architecture():
@@ -65,16 +71,16 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def dependencies(self) -> list[str]:
         """zig only where it is needed."""
         asked = os.environ.get("BULLE_BUILD_COMPILER", "")
-        missing = not host_compiler() or any(self.is_old(machine) for machine in AGENTS)
+        missing = not host_compiler() or any(self.is_old(name) for name, _source, _machine in foreign())
         if architecture() and (asked == "zig" or (not asked and missing)):
             return ["ziglang>=0.13"]
         return []
 
-    def is_old(self, machine: str) -> bool:
-        """Whether the agent for a processor has to be compiled."""
-        agent = Path(self.root) / "src" / "bulle" / "_bin" / f"bulle-agent-{machine}"
+    def is_old(self, name: str) -> bool:
+        """Whether a program for a processor (``bulle-agent-aarch64``) has to be compiled."""
+        program = Path(self.root) / "src" / "bulle" / "_bin" / name
         sources = [*(Path(self.root) / "native").iterdir(), Path(__file__)]
-        return not agent.exists() or agent.stat().st_mtime <= max(source.stat().st_mtime for source in sources)
+        return not program.exists() or program.stat().st_mtime <= max(source.stat().st_mtime for source in sources)
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile and say what goes where."""
@@ -98,22 +104,22 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             script.write_text(TWIN)
             script.chmod(0o755)
         build_data["shared_scripts"][str(script)] = "bulle"
-        self.compile_agents(root, binaries, build_data)
+        self.compile_foreign(root, binaries, build_data)
 
-    def compile_agents(self, root: Path, binaries: Path, build_data: dict[str, Any]) -> None:
-        """The agents that are missing or older than their source."""
+    def compile_foreign(self, root: Path, binaries: Path, build_data: dict[str, Any]) -> None:
+        """What runs on other processors, where it is missing or older than its source."""
         binaries.mkdir(exist_ok=True)
-        for machine in AGENTS:
-            target = binaries / f"bulle-agent-{machine}"
+        for name, source, machine in foreign():
+            target = binaries / name
             # Not over the one that is there: a virtual machine may be starting with it.
             fresh = root / "build" / "native" / target.name
-            if self.is_old(machine) and self.compile(root, fresh, "bulle-agent", machine):
+            if self.is_old(name) and self.compile(root, fresh, source, machine):
                 shutil.copy(fresh, f"{target}.part")
                 os.replace(f"{target}.part", target)
             if target.exists():
                 build_data["artifacts"].append(f"src/bulle/_bin/{target.name}")
             else:
-                self.app.display_warning(f"no compiler for {machine}: virtual machines with this processor cannot be used")
+                self.app.display_warning(f"no compiler for {machine}: {name} is missing, and virtual machines or comparisons with this processor")
 
     def compile(self, root: Path, target: Path, name: str, machine: str = "") -> bool:
         """Compile one program, for the wheel's processor if no other is named; False where no compiler does."""

@@ -1,4 +1,4 @@
-"""The README's first minutes on this machine: a container from the machine's own /usr, then one from a real Debian image.
+"""The README's first minutes on this machine: a container from the machine's own /usr, one from a real Debian image, and a virtual machine.
 
 Run by ``make demo``. Each command is printed before it runs, so that a reader can repeat it. Where the machine refuses a level of isolation, the
 refusal and its reason are printed and the next weaker level is tried; the exit code is 0 only if something really ran.
@@ -67,6 +67,28 @@ def run(image: str) -> str:
     return ""
 
 
+def machine(image: str) -> str:
+    """The same image with a kernel of its own: start it, look at its kernel, and at what it runs on; returns words for the end, or nothing."""
+    name = f"demo-{os.getpid()}"
+    begun = time.monotonic()
+    try:
+        done = command("run", "-d", "--name", name, "--isolation", "vm", image, "sleep", "1000")
+        if done.returncode != 0:
+            say(f"  refused: a virtual machine: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]}")
+            return ""
+        say(f"  (it runs after {time.monotonic() - begun:.1f} s)")
+        command("exec", name, "uname", "-r")
+        say(f"  (and this machine's own kernel is {os.uname().release})")
+        command("inspect", "--format", "{{.State.Machine.Accelerator}}: {{.State.Machine.Hypervisor}}, {{.State.Machine.Memory}} bytes", name)
+        obtained = command("inspect", "--format", "{{.State.Machine.Accelerator}}", name, quiet=True).stdout.strip()
+        command("kill", name)
+        command("wait", name)
+        command("why", name)
+        return f"a virtual machine ({obtained})"
+    finally:
+        command("rm", "-f", name, quiet=True)
+
+
 def main() -> int:
     """The whole demonstration; returns the exit code."""
     started = time.monotonic()
@@ -87,6 +109,11 @@ def main() -> int:
             say(f"  refused: {(pulled.stderr.strip().splitlines() or ['no reason given'])[-1]}")
     if command("images", "-q", "deb:bookworm", quiet=True).stdout.strip() and (level := run("deb:bookworm")):
         ran.append(f"deb:bookworm: {level}")
+
+    say("\n3. The same image in a virtual machine: a kernel of its own, by the same verbs.\n")
+    image = "deb:bookworm" if any(text.startswith("deb:") for text in ran) else "host"
+    if level := machine(image):
+        ran.append(f"{image}: {level}")
 
     say(f"\nDone in {time.monotonic() - started:.1f} s.")
     if not ran:

@@ -6,7 +6,7 @@
 
 enum { TERMINAL = 1, STDIN_OPEN = 2, FIRST = 4, NO_NEW_PRIVILEGES = 8, INIT = 16, IDLE = 32, LOG_REFUSALS = 64, ALL_FLAGS = 127 };
 enum { AF_UNIX = 1, SOCK_SEQPACKET = 5, SOL_SOCKET = 1, SCM_RIGHTS = 1, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000, MSG_DONTWAIT = 0x40 };
-enum { PR_SET_PDEATHSIG = 1, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38, SECCOMP_SET_MODE_FILTER = 1, SECCOMP_FILTER_FLAG_LOG = 2 };
+enum { PR_SET_PDEATHSIG = 1, PR_SET_DUMPABLE = 4, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38, SECCOMP_SET_MODE_FILTER = 1, SECCOMP_FILTER_FLAG_LOG = 2 };
 enum { TIOCSPTLCK = 0x40045431, TIOCGPTPEER = 0x5441, TIOCSWINSZ = 0x5414, TIOCSCTTY = 0x540E, TIOCSPGRP = 0x5410 };
 enum { WNOHANG = 1, SI_USER = 0, RLIMIT_NOFILE = 7, MOST_STRINGS = 32768, EXECUTION_HEADER = 52 };
 enum { REPORT_FAILED = 1, REPORT_TERMINAL = 2 };
@@ -250,6 +250,34 @@ static void drop_privileges(struct execution *wanted)
         must(install_filter(wanted), "seccomp");
 }
 
+/* Links of /proc such as /proc/self/exe lead to what this process has open, which is the agent's: neither a command nor the interpreters that first lines
+ * name may lead through one. */
+static i64 check_program(const char *path, int depth)
+{
+    struct open_how how = {O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0, RESOLVE_NO_MAGICLINKS};
+    char head[256], *at = head + 2, *end;
+    i64 size, program = CALL4(openat2, AT_FDCWD, path, &how, sizeof how);
+    if (program < 0)
+        return program == -ELOOP ? program : 0; /* execve(2) says it, or executes what cannot be read */
+    size = CALL3(read, program, head, sizeof head - 1);
+    CALL1(close, program);
+    if (size < 3 || head[0] != '#' || head[1] != '!' || !depth)
+        return 0;
+    head[size] = 0;
+    while (*at == ' ' || *at == '\t')
+        at++;
+    for (end = at; *end && *end != ' ' && *end != '\t' && *end != '\n'; end++)
+        ;
+    *end = 0;
+    return *at ? check_program(at, depth - 1) : 0;
+}
+
+static i64 execute_file(const char *path, struct execution *wanted)
+{
+    i64 result = check_program(path, 5);
+    return result < 0 ? result : CALL3(execve, path, wanted->arguments, wanted->environment);
+}
+
 static i64 execute(struct execution *wanted)
 {
     static char path[2 * PATH_SIZE];
@@ -257,7 +285,7 @@ static i64 execute(struct execution *wanted)
     i64 result, worst = -ENOENT;
     for (const char *c = name; *c; c++)
         if (*c == '/') {
-            result = CALL3(execve, name, wanted->arguments, wanted->environment);
+            result = execute_file(name, wanted);
             return result == -ENOTDIR ? -ENOENT : result;
         }
     if (!directories)
@@ -274,7 +302,7 @@ static i64 execute(struct execution *wanted)
         at = append(append(at == path ? append(path, end, ".") : at, end, "/"), end, name);
         if (!at)
             continue;
-        result = CALL3(execve, path, wanted->arguments, wanted->environment);
+        result = execute_file(path, wanted);
         if (result != -ENOENT && result != -ENOTDIR)
             worst = result;
         if (worst != -ENOENT && worst != -EACCES)

@@ -665,10 +665,16 @@ static i64 extract_file(i64 parent, const char *name, const struct entry *entry,
 {
     u64 left = entry->size;
     i64 result, file = make_place(parent, name);
+    int nameless = 0;
     if (file == -EBUSY) /* something is mounted there, and gets the content */
         file = CALL4(openat, parent, name, O_WRONLY | O_TRUNC | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0);
-    else if (file >= 0)
-        file = CALL4(openat, parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    else if (file >= 0) {
+        /* Without a name until it is whole: this process may be killed. Naming it so takes a right that a machine's agent has. open(2) O_TMPFILE */
+        file = dies_with_agent ? -EOPNOTSUPP : CALL4(openat, parent, ".", O_WRONLY | O_TMPFILE | O_CLOEXEC, 0600);
+        nameless = file >= 0;
+        if (!nameless)
+            file = CALL4(openat, parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    }
     if (file < 0)
         return file;
     while (left) {
@@ -690,6 +696,8 @@ static i64 extract_file(i64 parent, const char *name, const struct entry *entry,
     if (result >= 0) {
         set_attributes(file, flags);
         set_times(file, 0, entry);
+        if (nameless)
+            result = CALL(linkat, file, "", parent, name, AT_EMPTY_PATH, 0);
     }
     CALL1(close, file);
     return result;
@@ -728,7 +736,7 @@ static i64 extract_other(i64 target, i64 parent, const char *name, const struct 
     return result;
 }
 
-/* Parents are resolved from the target's descriptor; links lead where they lead in the container, whose root is the root of this child, and never out. */
+/* Parents are resolved from the target's descriptor, and no link on the way is followed: who made it in the container does not say where files go. */
 static void tar_in(u32 flags, const char *path)
 {
     struct entry entry;
@@ -738,7 +746,7 @@ static void tar_in(u32 flags, const char *path)
     must(target, "tar");
     prepare_memory();
     CALL1(umask, 0);
-    resolve_scope = 0;
+    resolve_scope = RESOLVE_NO_SYMLINKS;
     while (next_entry(&entry)) {
         const char *name;
         int plain = entry.type == '0' || !entry.type || entry.type == '7';

@@ -241,6 +241,17 @@ static i64 step_make(int count, char **words)
     u64 mode = 0, major = 0, minor = 0;
     i64 result, parent;
     if (same(kind, "mkdir")) {
+        if (count == 4) { /* no link to one either: what is mounted there would be mounted elsewhere */
+            parent = open_parent(words[1], &name);
+            if (parent < 0)
+                return parent;
+            result = CALL4(openat, parent, name, O_PATH | O_NOFOLLOW | O_DIRECTORY | O_CLOEXEC, 0);
+            CALL1(close, parent);
+            if (result >= 0)
+                CALL1(close, result);
+            if (result != -ENOENT)
+                return result < 0 ? -ENOTDIR : 0;
+        }
         if (!number_of(words[2], 8, &mode) || (parent = open_root_of(words[1])) < 0)
             return -EINVAL;
         result = make_directories_below(parent, words[1], mode & 07777);
@@ -321,6 +332,8 @@ static i64 one_step(int count, char **words)
     if (count == 6 && same(name, "mount"))
         return step_mount(words + 1);
     if (count == 3 && (same(name, "mkdir") || same(name, "file") || same(name, "symlink")))
+        return step_make(count, words);
+    if (count == 4 && same(name, "mkdir") && same(words[3], "itself"))
         return step_make(count, words);
     if (count == 6 && same(name, "mknod"))
         return step_make(count, words);

@@ -12,6 +12,11 @@ demo=(
     uidmap:newuidmap              # id ranges for an ordinary user
     nftables:nft                  # networks and published ports
 )
+case $(uname -m) in               # virtual machines, and their volumes
+    x86_64) demo+=(qemu-system-x86:@qemu) ;;
+    aarch64) demo+=(qemu-system-arm:@qemu) ;;
+    riscv64) demo+=(qemu-system-misc:@qemu) ;;
+esac
 tests=(
     busybox-static:@busybox umoci:umoci skopeo:skopeo docker-registry:docker-registry crun:crun runc:runc podman:podman
     docker.io:dockerd containerd:containerd bubblewrap:bwrap gcc:gcc libc6-dev:/usr/include/stdio.h strace:strace jq:jq iptables:iptables
@@ -38,6 +43,7 @@ present() {
     case $1 in
         # Debian's python3 has ensurepip only with python3-venv; a .venv that is there already needs neither.
         @venv) [ -x .venv/bin/pip ] || { find_python && "$python" -c 'import ensurepip, venv' 2>/dev/null; } ;;
+        @qemu) command -v "qemu-system-$(uname -m)" >/dev/null 2>&1 ;;
         @busybox) busybox=$(command -v busybox) && ! grep -q -m1 -a '/ld-linux' "$busybox" ;;
         /*) [ -e "$1" ] ;;
         *) command -v "$1" >/dev/null 2>&1 ;;

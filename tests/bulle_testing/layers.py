@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bulle.isolation import overlay
 from bulle.linux import mount
 from bulle.linux.namespaces import CLONE_NEWNS, unshare
 from bulle.model.digest import Digest
@@ -158,17 +159,8 @@ def show_merged(store: Store, image: Image, target: Path) -> None:
     bottom = target.parent / f"{target.name}-empty"
     bottom.mkdir()
     target.mkdir()
-    context = mount.fsopen("overlay")
-    try:
-        for layer in reversed(layers):
-            mount.fsconfig_set_string(context, "lowerdir+", layer.host_path)
-        mount.fsconfig_set_string(context, "lowerdir+", bottom)
-        for key in ("redirect_dir", "metacopy", "index"):
-            mount.fsconfig_set_string(context, key, "off")
-        mount.fsconfig_create(context)
-        detached = mount.fsmount(context)
-    finally:
-        os.close(context)
+    lowers = [*(layer.host_path for layer in reversed(layers)), str(bottom)]
+    detached = overlay.from_paths(overlay.Kind(), lowers)
     mount.attach_mount(detached, target)
     os.close(detached)
 

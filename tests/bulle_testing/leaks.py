@@ -21,13 +21,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bulle.isolation import control_group_scope
+
 PR_SET_CHILD_SUBREAPER = 36
 
 # Directories of services that live for the whole session (a private dockerd): what names one of them is not the test's.
 session_places: set[str] = set()
 # The names of the nftables tables that homes of this run may have.
 our_tables: set[str] = set()
-NETLINK_NETFILTER, NFT_GET_TABLE, NLM_F_REQUEST_DUMP, NLMSG_DONE = 12, 10 << 8 | 1, 0x301, 3  # linux/netlink.h, linux/netfilter/nf_tables.h
+# linux/netlink.h, linux/netfilter/nf_tables.h
+NETLINK_NETFILTER, NFT_GET_TABLE, NLM_F_REQUEST_DUMP, NLMSG_ERROR, NLMSG_DONE = 12, 10 << 8 | 1, 0x301, 2, 3
 
 
 def become_subreaper() -> None:
@@ -103,7 +106,8 @@ def _control_groups() -> list[str]:
     found = []
     for parent in ("/sys/fs/cgroup", *_directories("/sys/fs/cgroup")):
         found += _directories(f"{parent}/bulle")
-    return found
+    # Where systemd manages the machine: what it handed over, but for the leaf of our own processes.
+    return found + [group for group in _directories(control_group_scope.base("/sys/fs/cgroup")) if not group.endswith("/supervisor")]
 
 
 def _directories(path: str) -> list[str]:
@@ -169,7 +173,7 @@ def _tables() -> set[str]:
         while True:
             answer = asker.recv(1 << 16)
             found |= {name for name in our_tables if name.encode() in answer}
-            if NLMSG_DONE in _message_kinds(answer):
+            if not {NLMSG_DONE, NLMSG_ERROR}.isdisjoint(_message_kinds(answer)):  # an ordinary user is refused
                 break
     return found
 

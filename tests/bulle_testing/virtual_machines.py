@@ -46,6 +46,16 @@ def debian_kernel(architecture: str, suite: str = "") -> GuestKernel:
     return kernels().find(architecture, f"debian:{suite}" if suite else "debian")
 
 
+def lend_kernel(architecture: str, home: Path) -> None:
+    """Let a home have Debian's kernel for a processor as if it had fetched it."""
+    debian_kernel(architecture)
+    name = f"kernels/debian-trixie-{architecture}"
+    place = home / "cache" / name
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(places.cache_directory() / name)
+
+
 def boot(
     machine: Machine,
     kernel: GuestKernel,

@@ -78,9 +78,9 @@ def test_network_ls(both: tuple[Say, Say]) -> None:
 
 
 def test_network_inspect(both: tuple[Say, Say]) -> None:
-    flags = ("--subnet", "10.213.1.0/24", "--gateway", "10.213.1.9", "--ip-range", "10.213.1.128/25", "--label", "a=b")
+    flags = ("--subnet", "10.113.1.0/24", "--gateway", "10.113.1.9", "--ip-range", "10.113.1.128/25", "--label", "a=b")
     said_by_both(both, "network", "create", *flags, "shop")
-    said_by_both(both, "run", "-d", "--name", "web", "--network", "shop", "--ip", "10.213.1.7", IMAGE, "sleep", "1000")
+    said_by_both(both, "run", "-d", "--name", "web", "--network", "shop", "--ip", "10.113.1.7", IMAGE, "sleep", "1000")
     theirs, ours = (json.loads(text)[0] for text in said_by_both(both, "network", "inspect", "shop"))
     for key in ("Name", "Scope", "Driver", "EnableIPv6", "Internal", "Ingress", "Options", "Labels"):
         assert ours[key] == theirs[key], key
@@ -151,7 +151,7 @@ REFUSED = (
     ("network", "create"),
     ("network", "create", "shop"),
     ("network", "create", "--subnet", "nonsense", "other"),
-    ("network", "create", "--subnet", "10.213.1.0/25", "other"),
+    ("network", "create", "--subnet", "10.113.1.0/25", "other"),
     ("network", "create", "host"),
     ("network", "rm", "nowhere"),
     ("network", "rm", "bridge"),
@@ -170,7 +170,7 @@ REFUSED = (
 
 
 def test_exit_codes_of_what_is_refused(both: tuple[Say, Say]) -> None:
-    said_by_both(both, "network", "create", "--subnet", "10.213.1.0/24", "shop")
+    said_by_both(both, "network", "create", "--subnet", "10.113.1.0/24", "shop")
     said_by_both(both, "run", "-d", "--name", "web", "--network", "shop", IMAGE, "sleep", "1000")
     differ = {}
     for arguments in REFUSED:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import bulle
-from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, Conflict, InvalidInput, NotFound, Unsupported
+from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, Conflict, InvalidInput, NotFound, Unavailable, Unsupported
+from bulle.isolation.control_group import available
 from bulle.isolation.driver import Feature
 from bulle_testing.running import Level, Machine, Terminal, follow, need_several_ids, usable, wait_for
 
@@ -526,6 +527,10 @@ def test_processor_limits(place: Machine, level: Level, features: frozenset[Feat
         used_s = sum(ticks) / os.sysconf("SC_CLK_TCK")
     assert used_s > 0.05, "too little work to be held up"
     assert end - start > 3 * used_s
+    if os.geteuid() != 0 and "cpuset" not in available().controllers:  # systemd hands it over to no ordinary user
+        with pytest.raises(Unavailable, match="does not offer cpuset"):
+            place.run(level, "true", cpuset_cpus="0")
+        return
     done = place.run(level, "sh", "-c", "grep Cpus_allowed_list /proc/self/status", cpuset_cpus="0")
     assert done.stdout.split() == [b"Cpus_allowed_list:", b"0"]
 

@@ -17,7 +17,8 @@ import pytest
 from bulle.errors import BulleError
 from bulle.model.image import OCI_MANIFEST, ImageConfig
 from bulle.store import Store, layers
-from bulle.store.backends import BACKENDS
+from bulle.store.backend import LayerBackend
+from bulle.store.backends import BACKENDS, _make_trial
 from bulle_testing import places, tiers
 from bulle_testing.layers import LayerTar, census, differences, documents, in_mount_namespace, open_store, put_image, show_merged, write_layout
 
@@ -35,7 +36,20 @@ def store(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.Monkey
     backend = BACKENDS[request.param]
     monkeypatch.setattr(layers, "choose_backend", lambda home, workspace: backend)
     with open_store(home) as store:
+        if reason := why_not(home, backend):
+            tiers.give_up(backend.kind, reason)
         yield store
+
+
+def why_not(home: Path, backend: LayerBackend) -> str:
+    """Why this kernel cannot show layers in that way; empty where it can."""
+    trial = home / "trial"
+    trial.mkdir()
+    try:
+        probe = backend.probe(_make_trial(trial))
+    finally:
+        shutil.rmtree(trial)
+    return "" if probe.usable else probe.reason
 
 
 def everything() -> list[bytes]:

@@ -270,7 +270,7 @@ def test_the_limit_is_kept_by_another_monitor(place: Machine, level: Level) -> N
 
 
 def test_it_is_asked_before_it_is_killed(place: Machine, level: Level) -> None:
-    with place.running(level, "sh", "-c", "trap 'echo asked; exit 4' TERM; while :; do sleep 0.05; done", timeout_s=0.7) as container:
+    with place.running(level, "sh", "-c", "trap 'echo asked; exit 4' TERM; while :; do sleep 0.05; done", timeout_s=3) as container:
         assert container.wait() == 4
         assert words(container) == ["asked"]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bulle.isolation.driver import Feature
 from bulle_testing.networking import IMAGE, Networked, ip, networked, other_machine
-from bulle_testing.running import Level, Machine, wait_for
+from bulle_testing.running import Level, Machine, usable, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.programs("nft", "ip", "unshare", "nsenter")]
 ARCHIVE = "python_archive"
@@ -45,8 +46,11 @@ def test_levels_without_networks_say_so(place: Machine, level: Level) -> None:
             return
         assert list(interfaces(net.run(*level.flags, "--", "ip", "address"))) == ["lo", "eth0"]
         assert list(interfaces(net.run(*level.flags, "--network", "none", "--", "ip", "address"))) == ["lo"]
-        mine = os.stat("/proc/self/ns/net").st_ino
-        assert net.run(*level.flags, "--network", "host", "--", "readlink", "/proc/self/ns/net") == f"net:[{mine}]"
+        if Feature.HOST_NETWORK in usable(level, place.home):
+            mine = os.stat("/proc/self/ns/net").st_ino
+            assert net.run(*level.flags, "--network", "host", "--", "readlink", "/proc/self/ns/net") == f"net:[{mine}]"
+        else:
+            assert "has no way onto the host's network" in net.refused("run", *level.flags, "--network", "host", IMAGE, "true", code=125)
         net.start("server", *level.flags)
         assert net.ask_from("server", "server").startswith("server 10.")
 
@@ -94,20 +98,20 @@ def test_addresses_last_for_the_container_s_life(net: Networked) -> None:
 
 
 def test_chosen_addresses(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.7.0/24", "--gateway", "10.213.7.254", "--ip-range", "10.213.7.128/25", "shop")
-    flags = ("--network", "shop", "--ip", "10.213.7.9", "--mac-address", "92:D0:C6:0a:29:33")
+    net("network", "create", "--subnet", "10.113.7.0/24", "--gateway", "10.113.7.254", "--ip-range", "10.113.7.128/25", "shop")
+    flags = ("--network", "shop", "--ip", "10.113.7.9", "--mac-address", "92:D0:C6:0a:29:33")
     text = net("run", "-d", "--name", "chosen", *flags, IMAGE, "sleep", "100") and net("exec", "chosen", "sh", "-c", "ip address; ip route")
-    assert interfaces(text)["eth0"] == ["10.213.7.9/24"] and "92:d0:c6:0a:29:33" in text and "default via 10.213.7.254" in text
+    assert interfaces(text)["eth0"] == ["10.113.7.9/24"] and "92:d0:c6:0a:29:33" in text and "default via 10.113.7.254" in text
     in_range = interfaces(net.run("--network", "shop", "--", "ip", "address"))["eth0"][0].partition("/")[0]
-    assert ip_address(in_range) in ip_network("10.213.7.128/25")
+    assert ip_address(in_range) in ip_network("10.113.7.128/25")
     refusals = {
-        "10.213.7.9": "10.213.7.9 is taken on network shop: container chosen has it",
-        "10.213.7.254": "is the gateway of network shop",
-        "10.99.0.1": "10.99.0.1 is not an address of network shop: its subnet is 10.213.7.0/24",
-        "10.213.7.256": "invalid IPv4 address",
+        "10.113.7.9": "10.113.7.9 is taken on network shop: container chosen has it",
+        "10.113.7.254": "is the gateway of network shop",
+        "10.99.0.1": "10.99.0.1 is not an address of network shop: its subnet is 10.113.7.0/24",
+        "10.113.7.256": "invalid IPv4 address",
         "::1": "invalid IPv4 address",
-        "10.213.7.0": "10.213.7.0",
-        "10.213.7.255": "10.213.7.255",
+        "10.113.7.0": "10.113.7.0",
+        "10.113.7.255": "10.113.7.255",
     }
     for address, words in refusals.items():
         assert words in net.refused("run", "--rm", "--network", "shop", "--ip", address, IMAGE, "true", code=125)
@@ -133,54 +137,54 @@ def test_ipv6(net: Networked) -> None:
 
 
 def test_several_networks_at_once(net: Networked) -> None:
-    for name, subnet in (("front", "10.213.1.0/24"), ("back", "10.213.2.0/24")):
+    for name, subnet in (("front", "10.113.1.0/24"), ("back", "10.113.2.0/24")):
         net("network", "create", "--subnet", subnet, name)
-    net.start("web", "--network", "front", "--network", "name=back,alias=store,ip=10.213.2.7")
-    assert interfaces(net("exec", "web", "ip", "address")) == {"lo": ["127.0.0.1/8", "::1/128"], "eth0": ["10.213.1.2/24"], "eth1": ["10.213.2.7/24"]}
-    assert "default via 10.213.1.1 dev eth0" in net("exec", "web", "ip", "route")
-    assert net.run("--network", "back", "--", "nslookup", "-type=a", "store").count("10.213.2.7") == 1
-    assert "10.213.1.2" in net.run("--network", "front", "--", "nslookup", "web")
-    assert "10.213.2.7" in net.run("--network", "back", "--", "nslookup", "web")
+    net.start("web", "--network", "front", "--network", "name=back,alias=store,ip=10.113.2.7")
+    assert interfaces(net("exec", "web", "ip", "address")) == {"lo": ["127.0.0.1/8", "::1/128"], "eth0": ["10.113.1.2/24"], "eth1": ["10.113.2.7/24"]}
+    assert "default via 10.113.1.1 dev eth0" in net("exec", "web", "ip", "route")
+    assert net.run("--network", "back", "--", "nslookup", "-type=a", "store").count("10.113.2.7") == 1
+    assert "10.113.1.2" in net.run("--network", "front", "--", "nslookup", "web")
+    assert "10.113.2.7" in net.run("--network", "back", "--", "nslookup", "web")
     assert net.bulle("run", "--rm", "--network", "front", IMAGE, "nslookup", "store").returncode != 0, "an alias is known on its network alone"
     assert "conflicting options" in net.refused("run", "--network", "front", "--network", "none", IMAGE, "true", code=125)
     assert "network nowhere not found" in net.refused("run", "--network", "nowhere", IMAGE, "true", code=125)
 
 
 def test_connect_and_disconnect_while_it_runs(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.3.0/24", "late")
+    net("network", "create", "--subnet", "10.113.3.0/24", "late")
     net.start("web")
     net.start("peer", "--network", "late")
     assert net.ask_from("web", "peer", patience_s=0.5) == "gaierror"
-    net("network", "connect", "--ip", "10.213.3.33", "--alias", "shop", "late", "web")
-    assert interfaces(net("exec", "web", "ip", "address"))["eth1"] == ["10.213.3.33/24"]
-    assert net.ask_from("web", "peer") == "peer 10.213.3.33" and net.ask_from("peer", "shop").startswith("web 10.213.3.")
-    assert "10.213.3.33" in net("exec", "web", "cat", "/etc/hosts")
-    assert net.network("late")["Containers"][net.inspect("web", ".Id")]["IPv4Address"] == "10.213.3.33/24"
+    net("network", "connect", "--ip", "10.113.3.33", "--alias", "shop", "late", "web")
+    assert interfaces(net("exec", "web", "ip", "address"))["eth1"] == ["10.113.3.33/24"]
+    assert net.ask_from("web", "peer") == "peer 10.113.3.33" and net.ask_from("peer", "shop").startswith("web 10.113.3.")
+    assert "10.113.3.33" in net("exec", "web", "cat", "/etc/hosts")
+    assert net.network("late")["Containers"][net.inspect("web", ".Id")]["IPv4Address"] == "10.113.3.33/24"
     assert "already on network late" in net.refused("network", "connect", "late", "web")
     net("network", "disconnect", "late", "web")
     assert list(interfaces(net("exec", "web", "ip", "address"))) == ["lo", "eth0"]
     assert net.ask_from("web", "peer", patience_s=0.5) == "gaierror" and net.ask_from("peer", "shop", patience_s=0.5) == "gaierror"
-    assert "10.213.3.33" not in net("exec", "web", "cat", "/etc/hosts")
+    assert "10.113.3.33" not in net("exec", "web", "cat", "/etc/hosts")
     assert "is not connected to network late" in net.refused("network", "disconnect", "late", "web")
     # Without any network it is alone, and comes back.
     net("network", "disconnect", "bridge", "web")
     assert list(interfaces(net("exec", "web", "ip", "address"))) == ["lo"]
     net("network", "connect", "late", "web")
-    assert net.ask_from("web", "peer").startswith("peer 10.213.3.")
-    assert "default via 10.213.3.1" in net("exec", "web", "ip", "route")
+    assert net.ask_from("web", "peer").startswith("peer 10.113.3.")
+    assert "default via 10.113.3.1" in net("exec", "web", "ip", "route")
 
 
 def test_connect_while_it_does_not_run(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.3.0/24", "late")
+    net("network", "create", "--subnet", "10.113.3.0/24", "late")
     net("create", "--name", "web", IMAGE, "sleep", "100")
-    net("network", "connect", "--ip", "10.213.3.33", "late", "web")
+    net("network", "connect", "--ip", "10.113.3.33", "late", "web")
     net("start", "web")
-    assert interfaces(net("exec", "web", "ip", "address"))["eth1"] == ["10.213.3.33/24"]
-    assert "10.213.3.33" in net("exec", "web", "cat", "/etc/hosts")
+    assert interfaces(net("exec", "web", "ip", "address"))["eth1"] == ["10.113.3.33/24"]
+    assert "10.113.3.33" in net("exec", "web", "cat", "/etc/hosts")
     net("stop", "-t", "0", "web")
     net("network", "disconnect", "bridge", "web")
     net("start", "web")
-    assert interfaces(net("exec", "web", "ip", "address")) == {"lo": ["127.0.0.1/8", "::1/128"], "eth1": ["10.213.3.33/24"]}
+    assert interfaces(net("exec", "web", "ip", "address")) == {"lo": ["127.0.0.1/8", "::1/128"], "eth1": ["10.113.3.33/24"]}
     for mode in ("none", "host"):
         net("create", "--name", f"alone-{mode}", "--network", mode, IMAGE, "true")
         assert f"cannot be connected to late: its network is {mode}" in net.refused("network", "connect", "late", f"alone-{mode}")
@@ -188,17 +192,17 @@ def test_connect_while_it_does_not_run(net: Networked) -> None:
 
 
 def test_what_was_connected_is_kept_over_a_restart_by_policy(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.3.0/24", "late")
+    net("network", "create", "--subnet", "10.113.3.0/24", "late")
     net("run", "-d", "--name", "web", "--restart", "always", IMAGE, "sh", "-c", "echo began; sleep 1000")
-    net("network", "connect", "--ip", "10.213.3.33", "--alias", "shop", "late", "web")
+    net("network", "connect", "--ip", "10.113.3.33", "--alias", "shop", "late", "web")
     net("network", "disconnect", "bridge", "web")
     os.kill(net.inspect("web", ".State.Pid"), signal.SIGKILL)
     wait_for(lambda: net("logs", "web").count("began") == 2, "the restart")
     wait_for(lambda: net("ps", "-q"), "that it runs")
-    assert interfaces(net("exec", "web", "ip", "address"))["eth1"] == ["10.213.3.33/24"]
+    assert interfaces(net("exec", "web", "ip", "address"))["eth1"] == ["10.113.3.33/24"]
     assert "eth0" not in net("exec", "web", "ip", "address")
-    assert "10.213.3.33" in net.run("--network", "late", "--", "nslookup", "shop")
-    assert "10.213.3.33" in net("exec", "web", "cat", "/etc/hosts")
+    assert "10.113.3.33" in net.run("--network", "late", "--", "nslookup", "shop")
+    assert "10.113.3.33" in net("exec", "web", "cat", "/etc/hosts")
 
 
 def test_the_network_of_another_container(net: Networked) -> None:
@@ -232,8 +236,8 @@ def test_any_network_can_be_shared(net: Networked) -> None:
 
 
 def test_networks_do_not_reach_each_other(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.1.0/24", "--subnet", "fd77:1::/64", "--ipv6", "red")
-    net("network", "create", "--subnet", "10.213.2.0/24", "--subnet", "fd77:2::/64", "--ipv6", "blue")
+    net("network", "create", "--subnet", "10.113.1.0/24", "--subnet", "fd77:1::/64", "--ipv6", "red")
+    net("network", "create", "--subnet", "10.113.2.0/24", "--subnet", "fd77:2::/64", "--ipv6", "blue")
     net.start("one", "--network", "red")
     net.start("two", "--network", "blue")
     for target in (net.address("two", "blue"), net.address("two", "blue", 6)):
@@ -285,9 +289,9 @@ def test_hosts_and_resolver_files(net: Networked) -> None:
 
 
 def test_this_machine_is_reached_by_host_gateway(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.1.0/24", "shop")
+    net("network", "create", "--subnet", "10.113.1.0/24", "shop")
     net.start("web", "--network", "shop", "--add-host", "host.docker.internal:host-gateway")
-    script = "import socket; server = socket.create_server(('10.213.1.1', 18765)); server.accept()[0].sendall(b'this machine')"
+    script = "import socket; server = socket.create_server(('10.113.1.1', 18765)); server.accept()[0].sendall(b'this machine')"
     server = subprocess.Popen(["/usr/bin/python3", "-c", script])
     try:
         wait_for(lambda: net.ask_from("web", "host.docker.internal", 18765) == "this machine", "an answer of this machine")
@@ -303,16 +307,16 @@ def test_a_network_on_the_wire_of_a_device(net: Networked) -> None:
     try:
         for device in (parent, other):
             subprocess.run(["ip", "link", "set", device, "up"], check=True)
-        net("network", "create", "-d", "macvlan", "--subnet", "10.213.9.0/24", "-o", f"parent={parent}", "wire")
+        net("network", "create", "-d", "macvlan", "--subnet", "10.113.9.0/24", "-o", f"parent={parent}", "wire")
         net.start("web", "--network", "wire")
-        assert net.ask_from("web", "web").startswith("web 10.213.9.2")
+        assert net.ask_from("web", "web").startswith("web 10.113.9.2")
         assert net.run("--network", "wire", "--", "ping", "-c1", "-W2", "web")
         assert "egress cannot hold on network wire" in net.refused("run", "--egress", "none", "--network", "wire", IMAGE, "true", code=125)
         net("rm", "-f", "web")
         net("network", "rm", "wire")
     finally:
         subprocess.run(["ip", "link", "delete", parent], check=True)
-    net("network", "create", "-d", "macvlan", "--subnet", "10.213.9.0/24", "-o", "parent=nowhere0", "gone")
+    net("network", "create", "-d", "macvlan", "--subnet", "10.113.9.0/24", "-o", "parent=nowhere0", "gone")
     assert "no interface could be made for network gone" in net.refused("run", "--rm", "--network", "gone", IMAGE, "true", code=125)
     net("network", "rm", "gone")
 
@@ -357,16 +361,16 @@ def test_making_listing_and_removing(net: Networked) -> None:
 
 
 def test_what_cannot_be_made(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.1.0/24", "shop")
+    net("network", "create", "--subnet", "10.113.1.0/24", "shop")
     before = net("network", "ls")
     refusals = {
         ("shop",): "network with name shop already exists",
-        ("--subnet", "10.213.1.128/25", "other"): "overlaps 10.213.1.0/24 of network shop",
-        ("--subnet", "10.213.1.0", "other"): "10.213.1.0",
+        ("--subnet", "10.113.1.128/25", "other"): "overlaps 10.113.1.0/24 of network shop",
+        ("--subnet", "10.113.1.0", "other"): "10.113.1.0",
         ("--subnet", "nonsense", "other"): "nonsense",
-        ("--subnet", "10.213.9.0/24", "--gateway", "10.213.8.1", "other"): "10.213.8.1",
-        ("--subnet", "10.213.9.0/24", "--ip-range", "10.213.8.0/25", "other"): "10.213.8.0/25",
-        ("--gateway", "10.213.8.1", "other"): "",
+        ("--subnet", "10.113.9.0/24", "--gateway", "10.113.8.1", "other"): "10.113.8.1",
+        ("--subnet", "10.113.9.0/24", "--ip-range", "10.113.8.0/25", "other"): "10.113.8.0/25",
+        ("--gateway", "10.113.8.1", "other"): "",
         ("-d", "overlay", "other"): "there is no network driver 'overlay'",
         ("-d", "macvlan", "other"): "needs a device of this host",
         ("-d", "host", "other"): "only one instance",
@@ -388,21 +392,21 @@ def test_what_cannot_be_made(net: Networked) -> None:
 
 def test_a_subnet_that_somebody_else_has(net: Networked) -> None:
     """It is refused in words, before anything of this machine is mixed up with it."""
-    net("network", "create", "--subnet", "10.213.1.0/24", "shop")
+    net("network", "create", "--subnet", "10.113.1.0/24", "shop")
     with other_machine(4) as outside:
-        ip("route", "add", "10.213.1.0/25", "via", outside.address)
+        ip("route", "add", "10.113.1.0/25", "via", outside.address)
         words = net.refused("run", "--rm", "--network", "shop", IMAGE, "true", code=125)
-    assert "network shop cannot stand: something else on this machine has 10.213.1.0/25 of its subnet 10.213.1.0/24" in words
+    assert "network shop cannot stand: something else on this machine has 10.113.1.0/25 of its subnet 10.113.1.0/24" in words
     net.run("--network", "shop", "--", "true")
 
 
 def test_what_can_be_read_of_a_container(net: Networked) -> None:
-    net("network", "create", "--ipv6", "--subnet", "10.213.1.0/24", "--subnet", "fd77:1::/64", "shop")
-    net.start("web", "--network", "shop", "--network-alias", "www", "--ip", "10.213.1.7", "--ip6", "fd77:1::7", "--mac-address", "92:d0:c6:0a:29:33")
+    net("network", "create", "--ipv6", "--subnet", "10.113.1.0/24", "--subnet", "fd77:1::/64", "shop")
+    net.start("web", "--network", "shop", "--network-alias", "www", "--ip", "10.113.1.7", "--ip6", "fd77:1::7", "--mac-address", "92:d0:c6:0a:29:33")
     settings = net.inspect("web", ".NetworkSettings")
     endpoint = settings["Networks"]["shop"]
     wanted = {
-        "IPAddress": "10.213.1.7", "IPPrefixLen": 24, "Gateway": "10.213.1.1", "GlobalIPv6Address": "fd77:1::7", "GlobalIPv6PrefixLen": 64,
+        "IPAddress": "10.113.1.7", "IPPrefixLen": 24, "Gateway": "10.113.1.1", "GlobalIPv6Address": "fd77:1::7", "GlobalIPv6PrefixLen": 64,
         "MacAddress": "92:d0:c6:0a:29:33", "NetworkID": net.network("shop")["Id"],
     }  # fmt: skip
     assert {key: endpoint[key] for key in wanted} == wanted

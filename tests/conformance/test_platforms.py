@@ -13,7 +13,7 @@ from bulle.errors import CommandNotExecutable, CommandNotFound, Unavailable, Uns
 from bulle.isolation.driver import Feature
 from bulle.linux import binary_formats
 from bulle.model.container import VolumeOption
-from bulle_testing import peers
+from bulle_testing import peers, virtual_machines
 from bulle_testing.running import LEVELS, Level, Machine, follow, usable, wait_for
 
 ARCHIVE = "arm64_image"
@@ -33,6 +33,8 @@ def emulated(place: Machine, level: Level) -> Iterator[None]:
         with pytest.raises(Unsupported, match="programs of other processors"):
             place.run(level, "true", image="arm64")
         pytest.skip(f"the level {level.name} has no emulation here")
+    if Feature.OWN_KERNEL in usable(level, place.home):
+        virtual_machines.lend_kernel("aarch64", place.home)
     yield
     assert sorted(entry.name for entry in binary_formats.entries()) == before, "the machine's own table is as it was"
 
@@ -128,6 +130,10 @@ def test_a_program_of_a_third_processor(place: Machine, level: Level) -> None:
     """Said in words: whose program it is. This machine's own still run."""
     native = Path(peers.static_busybox())
     mine = (VolumeOption(str(native), "/mine/busybox", True),)
+    if Feature.OWN_KERNEL in usable(level, place.home):
+        with pytest.raises(CommandNotExecutable, match="exec format error: it is no program for this processor"):
+            place.run(level, "/mine/busybox", "true", image="arm64", volumes=mine)
+        return
     assert place.run(level, "/mine/busybox", "true", image="arm64", volumes=mine).exit_code == 0
     foreign = place.home / "third"
     head = bytearray(native.read_bytes()[:4096])

@@ -19,7 +19,7 @@ import pytest
 from bulle.engine.drivers import LEVELS, driver_for
 from bulle.isolation.driver import Feature
 from bulle.model.comparison import Comparison, Level
-from bulle_testing import places
+from bulle_testing import foreign, places
 from bulle_testing.running import PATIENCE_S, Machine, Terminal, wait_for
 
 COMPARE_S = 550
@@ -329,3 +329,16 @@ def test_the_network_is_measured_against_the_host(box: Machine) -> None:
         level = level_of(found, name)
         assert (level.network, level.cost_reasons) == ("bridge", {}), level
         assert level.costs.keys() >= OF_NETWORK
+
+
+@pytest.mark.root
+@pytest.mark.programs("qemu-aarch64-static")
+def test_an_image_for_another_processor(box: Machine, tmp_path: Path) -> None:
+    """The program that measures is there for its processor too, and says what it sees."""
+    box.engine.images.load(foreign.archive(tmp_path, "arm64", "arm64:latest"))
+    found = compared(box, "--levels", "container", "--platform", "linux/arm64", "arm64:latest")
+    level = level_of(found, "container")
+    assert level.usable and level.seen is not None and level.seen.machine == "aarch64", level
+    cost = level.costs["processor"]
+    assert cost.times_host is not None and cost.times_host > 1.2, "nothing was emulated"
+    assert found.environment.accelerator.partition(":")[0] in ("kvm", "tcg")

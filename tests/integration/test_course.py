@@ -81,9 +81,10 @@ def path_with_bulle() -> str:
 
 @pytest.mark.slow
 @pytest.mark.root
+@pytest.mark.machines
 @pytest.mark.debian_mirror
 @pytest.mark.timeout(600)
-@pytest.mark.programs("mmdebstrap", "bash", "tar", "diff")
+@pytest.mark.programs("mmdebstrap", "bash", "tar", "diff", "qemu-system-x86_64")
 def test_commands_print_what_is_shown(home: Path, tmp_path: Path) -> None:
     environment = places.environment(home) | {"PATH": path_with_bulle(), "LANG": "C.UTF-8"}
     del environment["BULLE_NETWORK"]  # as a reader has it

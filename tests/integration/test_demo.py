@@ -21,7 +21,8 @@ DEMO = places.SOURCE / "demo/demo.py"
 @pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.debian_mirror
-@pytest.mark.programs("mmdebstrap")
+@pytest.mark.machines
+@pytest.mark.programs("mmdebstrap", "qemu-system-x86_64")
 def test_root_gets_containers_with_limits(installation: Path, home: Path) -> None:
     done = subprocess.run([str(installation / "bin/python"), str(DEMO)], env=places.environment(home), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,12 +30,16 @@ def test_root_gets_containers_with_limits(installation: Path, home: Path) -> Non
     assert "deb:bookworm: a container with a memory limit\n" in done.stdout
     for line in ("my process id:   1\n", "my hostname:     bubble\n", "my memory limit: 268435456\n", "my network:      lo"):
         assert done.stdout.count(line) == 2
+    assert "deb:bookworm: a virtual machine (" in done.stdout.partition("What ran:")[2], done.stdout
+    assert "it ran in a virtual machine, " in done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.user_namespaces
-@pytest.mark.programs("setpriv")
+@pytest.mark.debian_mirror
+@pytest.mark.machines
+@pytest.mark.programs("setpriv", "qemu-system-x86_64")
 def test_ordinary_user_gets_a_real_run(installation: Path, run_directory: Path, home: Path) -> None:
     user = 54321
     shutil.copy(DEMO, home.parent / "demo.py")
@@ -43,9 +48,11 @@ def test_ordinary_user_gets_a_real_run(installation: Path, run_directory: Path, 
     command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--"]
     command += [str(installation / "bin/python"), str(home.parent / "demo.py")]
     settings = places.environment(home) | {"HOME": str(home), "XDG_RUNTIME_DIR": ""}
+    settings.pop("BULLE_KERNEL", None)  # which is in a cache of root's
     done = subprocess.run(command, env=settings, cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "host: " in done.stdout.partition("What ran:")[2]
+    assert "host: a virtual machine (tcg)" in done.stdout.partition("What ran:")[2], done.stdout
     assert "refused: a container with a memory limit: " in done.stdout
 
 
@@ -74,4 +81,5 @@ def test_nothing_ran_is_a_failure(home: Path, tmp_path: Path) -> None:
     done = subprocess.run([tiers.program("python3") or "python3", "-c", program], env=places.environment(home), capture_output=True, text=True)
     assert done.returncode == 1
     assert "refused: a private root (chroot): bulle: this machine refuses" in done.stdout
+    assert "refused: a virtual machine: bulle: this machine refuses" in done.stdout
     assert "Nothing could run on this machine" in done.stdout

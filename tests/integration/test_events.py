@@ -303,12 +303,12 @@ def test_ps_shows_sizes(place: Machine, level: Level) -> None:
     with place.running(level, "sh", "-c", "head -c 3000000 /dev/zero > /large; sleep 1000", name="writer") as container:
         wait_for(lambda: container.sizes()[0] >= 3_000_000, "what it writes")
         own, whole = container.sizes()
-        assert 3_000_000 <= own < 3_100_000 < whole
+        assert 3_000_000 <= own < 3_500_000 < whole, "on a disk of its own with what a file system adds"
         line = place.command("ps", "-s", "--format", "table {{.Names}}\\t{{.Size}}").stdout.splitlines()[1]
-        assert re.fullmatch(r"writer\s+3MB \(virtual [\d.]+MB\)", line.strip())
+        assert re.fullmatch(r"writer\s+3(\.[0-4]\d*)?MB \(virtual [\d.]+MB\)", line.strip())
         table = place.command("ps", "-s").stdout.splitlines()
         assert table[0].split()[-1] == "SIZE"
-        assert place.command("ps", "--format", "{{.Size}}").stdout.startswith("3MB (virtual")
+        assert re.match(r"3(\.[0-4]\d*)?MB \(virtual", place.command("ps", "--format", "{{.Size}}").stdout)
         assert "SIZE" not in place.command("ps").stdout
 
 

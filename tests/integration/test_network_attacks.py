@@ -306,15 +306,15 @@ def test_a_taken_address_is_of_no_use(net: Networked, outside: OtherMachine) -> 
 
 
 def test_other_networks_by_a_made_up_route(net: Networked) -> None:
-    net("network", "create", "--subnet", "10.213.1.0/24", "red")
-    net("network", "create", "--subnet", "10.213.2.0/24", "blue")
+    net("network", "create", "--subnet", "10.113.1.0/24", "red")
+    net("network", "create", "--subnet", "10.113.2.0/24", "blue")
     net.start("victim", "--network", "blue", "-p", "80")
     net.start("intruder", "--network", "red", *STRONG)
-    net("exec", "intruder", "ip", "route", "add", "10.213.2.0/24", "via", "10.213.1.1")
+    net("exec", "intruder", "ip", "route", "add", "10.113.2.0/24", "via", "10.113.1.1")
     with heard(net.inspect("victim", ".State.Pid")) as found:
         sender = ("eth0", mac_of(net, "intruder", "red"), bridge_mac(net, "red"), net.address("intruder", "red"))
-        net.python("intruder", RAW, *sender, "10.213.2.2", "17,6,253", "80")
-        assert "victim" not in net.ask_from("intruder", "10.213.2.2", 80, patience_s=PATIENCE_S)
+        net.python("intruder", RAW, *sender, "10.113.2.2", "17,6,253", "80")
+        assert "victim" not in net.ask_from("intruder", "10.113.2.2", 80, patience_s=PATIENCE_S)
     assert found == []
 
 

@@ -1,4 +1,4 @@
-"""The overlay of kernels before 6.15, which refuse layers that are mounted nowhere: the same root, by the other way."""
+"""The overlay of kernels before 6.15, which refuse layers that are mounted nowhere, and before 6.7, which take no single ones: the same root."""
 
 from __future__ import annotations
 
@@ -16,8 +16,26 @@ pytestmark = pytest.mark.root
 MAPPING = (IdMapping(0, 1 << 24, 65536),)
 
 
-def refuse(_fs_fd: int, key: str, _value_fd: int) -> None:
-    raise OSError(errno.EINVAL, "fsconfig", key)
+def pretend(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    """Refuse what such a kernel refuses, with its error."""
+    number = {"6.14": errno.EINVAL, "6.12": errno.EBADF, "6.1": errno.EOPNOTSUPP}[kernel]
+    real_set_string = mount.fsconfig_set_string
+
+    def set_descriptor(_context: int, key: str, _value: int) -> None:
+        raise OSError(number, "fsconfig", key)
+
+    def set_string(context: int, key: str, value: mount.Path) -> None:
+        if key == "lowerdir+":
+            raise OSError(errno.EINVAL, "fsconfig", key)
+        real_set_string(context, key, value)
+
+    monkeypatch.setattr(mount, "fsconfig_set_fd", set_descriptor)
+    monkeypatch.setattr(mount, "open_tree", only_attached)
+    if kernel == "6.1":
+        monkeypatch.setattr(mount, "fsconfig_set_string", set_string)
+
+
+KERNELS = pytest.mark.parametrize("kernel", ["6.14", "6.12", "6.1"])
 
 
 def in_a_user_namespace() -> tuple[int, int]:
@@ -39,19 +57,22 @@ def in_a_user_namespace() -> tuple[int, int]:
     return pid, ending
 
 
+@KERNELS
 @pytest.mark.parametrize("own_users", [True, False])
-def test_layers_are_attached_for_a_moment(own_users: bool, place_on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_attached_for_a_moment(own_users: bool, kernel: str, place_on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = place_on_disk
-    for name in ("lower/one", "upper/root/upper", "upper/root/work"):
+    many = range(40)  # their paths are longer than one option of fsconfig(2) may be, and mean something in options
+    for name in (*(f"lower,a:b/{number}" for number in many), "upper/root/upper", "upper/root/work"):
         (home / name).mkdir(parents=True)
-    (home / "lower/one/file").write_text("from below")
-    layers = (LayerMount("directory", "x", str(home / "lower/one")),)
+    for number in many:
+        (home / f"lower,a:b/{number}/{number}").write_text("from below")
+        (home / f"lower,a:b/{number}/file").write_text(f"from {number}")
+    layers = tuple(LayerMount("directory", "x", str(home / f"lower,a:b/{number}")) for number in many)
     root = RootFilesystem(layers, str(home / "upper/root"))
     security = Security(id_mappings=MAPPING if own_users else ())
     plan = RunPlan("0" * 64, "container", "x", str(home / "upper"), root, Process(("true",)), security=security)
     helper, ending = in_a_user_namespace()
-    monkeypatch.setattr(mount, "fsconfig_set_fd", refuse)
-    monkeypatch.setattr(mount, "open_tree", only_attached)
+    pretend(monkeypatch, kernel)
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -62,7 +83,12 @@ def test_layers_are_attached_for_a_moment(own_users: bool, place_on_disk: Path, 
             mounts = root_filesystem.detached_mounts(plan_without_files(plan), users)
             assert mount.filesystem_type(mounts.root) == mount.OVERLAYFS_SUPER_MAGIC
             found = os.open("file", os.O_RDONLY, dir_fd=mounts.root)
-            assert os.read(found, 20) == b"from below"
+            assert os.read(found, 20) == b"from 39"
+            descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=mounts.root)
+            assert {*os.listdir(descriptor)} == {"file", *map(str, many)}
+            if not own_users:
+                os.mkdir("made", dir_fd=descriptor)
+                assert (home / "upper/root/upper/made").is_dir()
             assert os.fstat(found).st_uid == (1 << 24 if own_users else 0)
             with open("/proc/self/mountinfo") as file:
                 assert "/stage/" not in file.read()
@@ -87,8 +113,9 @@ def only_attached(dirfd: int, path: mount.Path, flags: int = mount.OPEN_TREE_CLO
 real_open_tree = mount.open_tree
 
 
+@KERNELS
 @pytest.mark.parametrize("own_users", [True, False])
-def test_parts_of_images_are_found_where_they_are_attached(own_users: bool, place_on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_images_are_found_where_attached(own_users: bool, kernel: str, place_on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = place_on_disk
     for name in ("one/part", "two/part"):
         (home / name).mkdir(parents=True)
@@ -96,8 +123,7 @@ def test_parts_of_images_are_found_where_they_are_attached(own_users: bool, plac
     image = Mount("image", "/v", image="x", layer_host_paths=(str(home / "one"), str(home / "two")), read_only=True, subpath="/part")
     plan = RunPlan("0" * 64, "container", "x", str(home), RootFilesystem((), str(home)), Process(("true",)))
     helper, ending = in_a_user_namespace()
-    monkeypatch.setattr(mount, "fsconfig_set_fd", refuse)
-    monkeypatch.setattr(mount, "open_tree", only_attached)
+    pretend(monkeypatch, kernel)
     pid = os.fork()
     if pid == 0:
         code = 1

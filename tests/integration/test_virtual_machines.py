@@ -106,6 +106,20 @@ def test_a_read_only_volume_is_so_on_the_host(box: Machine, tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_an_init_of_a_privileged_one_manages_control_groups(box: Machine) -> None:
+    """As systemd does it: every controller can be handed down, commands that join do not prevent that, top shows who is in groups below."""
+    script = """cd /sys/fs/cgroup && mkdir own && while test ! -e /joined; do sleep 0.1; done
+    echo 1 > own/cgroup.procs && echo "+cpu +cpuset +io +memory +pids" > cgroup.subtree_control
+    cat own/cgroup.controllers > /given; exec sleep 1000"""
+    run(box, "run", "-d", "--name", "init", *QUIET, "--privileged", "--memory", "200m", IMAGE, "sh", "-c", script)
+    said = run(box, "exec", "init", "sh", "-c", "touch /joined; while test ! -s /given; do sleep 0.1; done; cat /given")
+    assert {"cpu", "cpuset", "io", "memory", "pids"} <= {*said.split()}
+    assert run(box, "exec", "init", "cat", "/proc/self/cgroup", "/proc/1/cgroup") == "0::/bulle-exec\n0::/own\n"
+    assert "sleep 1000" in run(box, "top", "init", "-o", "pid,args")
+    assert "sleep 1000" in run(box, "top", "init")
+    run(box, "rm", "-f", "init")
+
+
 def test_a_guest_cannot_alter_its_image(box: Machine) -> None:
     """It writes to the very disks that its layers are: they are open for reading alone."""
     script = """
@@ -190,7 +204,7 @@ def test_an_ordinary_user_has_them_too(installation: Path, home: Path, busybox_r
         bulle("load", "-i", f"{home}/image.tar")
         assert bulle("run", "--rm", "--isolation", "vm", "busybox", "id", "-u") == "0\n"
         serve = "while true; do echo from the guest | nc -l -p 80; done"
-        bulle("run", "-d", "--name", "web", "--isolation", "vm", "-p", f"127.0.0.1:{port}:80", "busybox", "sh", "-c", serve)
+        bulle("run", "-d", "--name", "web", "--isolation", "vm", "-p", f"127.0.0.1:{port}:80", "-p", "81", "busybox", "sh", "-c", serve)
 
         def answer() -> str:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
@@ -198,6 +212,78 @@ def test_an_ordinary_user_has_them_too(installation: Path, home: Path, busybox_r
             return ""
 
         wait_for(lambda: answer() == "from the guest\n", "an answer through the port")
+        told = bulle("port", "web").split("\n")
+        assert f"80/tcp -> 127.0.0.1:{port}" in told and any(line.startswith("81/tcp -> 127.0.0.1:") for line in told)
+        assert bulle("stats", "--no-stream", "--format", "{{.NetIO}}", "web") == "0B / 0B\n", "what the host sends is not the machine's"
         bulle("rm", "-f", "web")
+        assert bulle("run", "--rm", "--isolation", "vm", "--memory", "100m", "busybox", "cat", "/proc/sys/kernel/ostype") == "Linux\n"
     finally:
         places.close_home(home / "bulle")
+
+
+def test_a_guest_that_hangs(box: Machine) -> None:
+    """It is said of it instead of waited for: exec is refused, stop ends it, `why` tells."""
+    run(box, "run", "-d", "--name", "hangs", *QUIET, IMAGE, "sleep", "1000")
+    [hypervisor] = processes(box, "hangs", "qemu")
+    os.kill(hypervisor, signal.SIGSTOP)
+    assert "the guest does not answer" in run(box, "exec", "hangs", "true", code=1)
+    assert box.engine.containers.get("hangs").state().status == "running"
+    run(box, "stop", "-t", "1", "hangs")
+    said = cause(box, "hangs")
+    assert "by `bulle stop`" in said and said.endswith("its guest did not answer when its command was killed, and was switched off")
+    assert box.engine.containers.get("hangs").state().exit_code == 137
+    run(box, "rm", "hangs")
+
+
+def test_what_was_written_outlives_a_kill(box: Machine) -> None:
+    """The guest had it in memory only; SIGKILL ends a process, and is no power cut."""
+    script = "head -c 20000000 /dev/urandom > /large; md5sum < /large > /sum; echo written; sleep 1000"
+    run(box, "run", "-d", "--name", "killed", *QUIET, IMAGE, "sh", "-c", f"test -e /sum || {{ {script}; }}; md5sum < /large | cmp - /sum")
+    wait_for(lambda: run(box, "logs", "killed") == "written\n", "it has written", 60)
+    run(box, "kill", "killed")
+    assert box.engine.containers.get("killed").state().exit_code == 137
+    assert run(box, "start", "-a", "killed") == ""
+    run(box, "rm", "killed")
+
+
+def test_a_busy_host(box: Machine) -> None:
+    """Ten processes that want all of the processors make a start slow, and never fail."""
+    load = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(10)]
+    try:
+        for number in range(3):
+            assert run(box, "run", "--rm", *QUIET, IMAGE, "echo", str(number), timeout_s=300) == f"{number}\n"
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+
+
+def test_little_memory(box: Machine) -> None:
+    """The limit is the command's, whatever the guest's kernel needs besides; who exceeds it is told so."""
+    assert run(box, "run", "--rm", *QUIET, "--memory", "8m", IMAGE, "cat", "/sys/fs/cgroup/memory.max") == f"{8 << 20}\n"
+    run(box, "run", "--name", "small", *QUIET, "--memory", "16m", IMAGE, "sh", "-c", "x=a; while :; do x=$x$x; done", code=137)
+    assert cause(box, "small") == "small was killed by the kernel because it had used up its memory"
+    run(box, "rm", "small")
+
+
+def test_what_is_fetched_is_told(box: Machine) -> None:
+    done = box.command("create", "--name", "waits", *QUIET, "--kernel", "debian:bookworm", IMAGE)
+    assert (done.returncode, done.stderr) == (0, "the kernel of virtual machines (about 30 MB, from Debian bookworm) is fetched first, once\n")
+    assert box.command("create", "-q", "--name", "quiet", *QUIET, "--kernel", "debian:bookworm", IMAGE).stderr == ""
+    run(box, "rm", "waits", "quiet")
+
+
+def test_a_machine_that_runs_gets_no_other_network(box: Machine) -> None:
+    """It would have no interface for it: refused, and its networks are as they were."""
+    for name in ("early", "late"):
+        run(box, "network", "create", name)
+    run(box, "run", "-d", "--name", "one", "--isolation", "vm", "--network", "early", IMAGE, "sleep", "1000")
+    said = run(box, "network", "connect", "late", "one", code=1)
+    assert "isolation level 'vm' has no way to get one more network while it runs; stop it" in said
+    assert run(box, "inspect", "one", "--format", "{{json .NetworkSettings.Networks}}").count('"NetworkID"') == 1
+    run(box, "stop", "-t", "0", "one")
+    run(box, "network", "connect", "late", "one")
+    run(box, "start", "one")
+    assert sorted(run(box, "exec", "one", "ls", "/sys/class/net").split()) == ["eth0", "eth1", "lo"]
+    run(box, "rm", "-f", "one")
+    run(box, "network", "rm", "early", "late")

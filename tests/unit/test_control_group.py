@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -267,15 +268,26 @@ class FakeSystemd:
     """Answers busctl's calls on a directory as systemd would on the real tree."""
 
     def __init__(self, scope: Path, status: int = 0) -> None:
-        self.scope, self.status, self.calls = scope, status, list[list[str]]()
+        self.scope, self.status, self.calls, self.gone_ahead = scope, status, list[list[str]](), ""
 
     def __call__(self, arguments: Sequence[str]) -> tuple[int, str]:
         self.calls.append(list(arguments))
         if self.status:
             return self.status, "Access denied"
         make_files(self.scope, cgroup__controllers="cpu memory pids", cgroup__procs="")
+        if "AttachProcessesToUnit" in arguments:
+            assert (self.scope / "supervisor").is_dir()
+            make_files(self.scope / "supervisor", cgroup__procs=arguments[-1])
+            return 0, ""
         make_files(self.scope / "supervisor", cgroup__procs="")
+        self.job = threading.Timer(0.05, self.move, [arguments[-2]])
+        self.job.start()
         return 0, ""
+
+    def move(self, pid: str) -> None:
+        """What the job that was asked for does a moment after the directory is there."""
+        self.gone_ahead = (self.scope / "supervisor/cgroup.procs").read_text()
+        (self.scope / "cgroup.procs").write_text(f"{pid}\n")
 
 
 def test_systemd_is_asked_for_a_delegated_scope_once(tmp_path: Path) -> None:
@@ -287,6 +299,8 @@ def test_systemd_is_asked_for_a_delegated_scope_once(tmp_path: Path) -> None:
     assert call[call.index("StartTransientUnit") + 2] == "bulle.scope"
     assert call[-6:] == ["true", "PIDs", "au", "1", "4242", "0"]
     assert (scope / "supervisor/cgroup.procs").read_text() == "4242"
+    systemd.job.join()
+    assert systemd.gone_ahead == "", "systemd would have moved it back"
     assert control_group_scope.prepare(str(tmp_path), str(scope), run=systemd, pid=4242) == ""
     assert len(systemd.calls) == 1
 
@@ -322,6 +336,16 @@ def test_containers_stand_beside_the_supervisor_in_the_scope(tmp_path: Path) -> 
     ControlGroup.create("c2", Resources(pids_limit=9), machine=machine).close()
     assert (scope / "cgroup.subtree_control").read_text() == "+pids"
     assert (tmp_path / "cgroup.subtree_control").read_text() == "cpu memory pids"
+
+
+def test_a_controller_that_was_not_handed_over_is_named(tmp_path: Path) -> None:
+    """As systemd keeps cpuset from ordinary users: the kernel says that there is no such file."""
+    make_files(tmp_path, cgroup__controllers="cpu memory pids", cgroup__subtree_control="cpu memory pids")
+    scope = tmp_path / "bulle.slice/bulle.scope"
+    make_files(scope, cgroup__controllers="cpu memory pids")
+    machine = layout_v2(tmp_path, base=str(scope), prepare=lambda root, base: "")
+    with pytest.raises(Unavailable, match=r"--cpuset-cpus cannot be applied: .* does not offer cpuset"):
+        ControlGroup.create("c1", Resources(memory_bytes=64 * MIB, cpuset_cpus="0"), machine=machine)
 
 
 def test_systemd_that_refuses_is_a_reason(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def _create(session: Session, options: ContainerOptions, cidfile: str | None, *,
             os.write(descriptor, container.id.encode())
     if container.plan.platform and not options.platform:
         _warn_of_platform(container.plan.platform)
+    if container.plan.guest is not None and not quiet and (wanted := container.to_fetch()):
+        note(f"{wanted} is fetched first, once")
     return container
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bulle.engine.system import operating_system
+from bulle.isolation.microvm.accelerator import choose
 from bulle.linux import process_usage
 from bulle.model.comparison import Environment
 from bulle.version import VERSION
@@ -33,7 +34,7 @@ def environment(engine: Engine, begun_s: float, load: tuple[float, float], cache
         processors=os.cpu_count() or 1,
         memory_bytes=process_usage.machine_memory_bytes(),
         available_bytes=process_usage.available_bytes(),
-        accelerator=_accelerator(),
+        accelerator=_accelerator(engine.home / "cache"),
         file_system=_file_system(engine.home),
         layers=engine.layer_backend(),
         root=os.geteuid() == 0,
@@ -53,10 +54,10 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _accelerator() -> str:
-    if not os.path.exists("/dev/kvm"):
-        return "none: /dev/kvm is not there"
-    return "kvm" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "none: /dev/kvm is not open to this user"
+def _accelerator(cache: Path) -> str:
+    """What a virtual machine gets here, and why it is not KVM."""
+    found = choose(platform.machine(), "", cache)
+    return f"{found.name}: {found.reason}" if found.reason else found.name
 
 
 def _file_system(home: Path) -> str:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bulle.engine.container import Container
     from bulle.engine.engine import Engine
     from bulle.model.digest import Digest
+    from bulle.model.run_plan import RunPlan
     from bulle.monitor import Attachment
 
 ON_THE_HOST = "127.0.0.1"
@@ -194,11 +195,17 @@ class Isolated(Subject):
 
         def look() -> tuple[int, int, int]:
             state = container.state()
-            used = self._driver.statistics([(container.plan, state.pid)])[0].memory_bytes or 0
+            used = self._used_bytes(container.plan, state.pid)
             disk = _allocated(Path(container.directory)) + _allocated(Path(container.plan.root.writable_host_path).parent)
             return used, process_usage.private_bytes(state.monitor_pid), disk
 
         return look
+
+    def _used_bytes(self, plan: RunPlan, pid: int) -> int:
+        """As statistics tell it; where a hypervisor runs it, they tell what the guest uses, and the machine gives what that has of it."""
+        if self.probe().hypervisor:
+            return sum(process_usage.usage_of(one).memory_bytes for one in self._driver.processes(plan, pid))
+        return self._driver.statistics([(plan, pid)])[0].memory_bytes or 0
 
     def conversation(self, stack: ExitStack) -> Conversation:
         """In a container that ends with ``stack``, and is not one of ``--rm``: what such a one writes is never brought to the disk."""

@@ -5,18 +5,16 @@ The verbs compose what the rooms below offer and keep nothing in memory: any pro
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from signal import SIGKILL
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import further_commands, pausing, planning, removal, supervisor
+from bulle.engine import further_commands, pausing, planning, removal, stopping, supervisor
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
@@ -24,7 +22,6 @@ from bulle.engine.inspection import container_document
 from bulle.engine.network_inspection import standing_ports
 from bulle.engine.starting import Order
 from bulle.errors import BulleError, Conflict
-from bulle.linux import process
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.lifecycle import Lifecycle
 from bulle.model.network import PublishedPort
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
     from bulle.engine.waiting import Condition
     from bulle.engine.why import Explanation
 
-_STOP_MARGIN_S = 10.0
 _RECORDING_PATIENCE_S = 4.0  # longer than a new monitor asks for an exit code that others know
 
 
@@ -166,18 +162,13 @@ class Container:
 
         return wait_for(self, condition, lambda: ContainerRecords(self._database).exists(self.id))
 
+    def to_fetch(self) -> str:
+        """What its next start has to fetch first, such as a kernel for a virtual machine, in words; empty for nothing."""
+        return driver_for(self.plan.isolation, self._home).to_fetch(self.plan)
+
     def kill(self, signal: str = "KILL") -> None:
         """Send a signal to its first process; after SIGKILL its end is waited for."""
-        name = planning.signal_name(signal)
-        number = planning.signal_number(name)
-        if number == SIGKILL or name == self.plan.stop_signal:
-            ends.intend(self.directory, "kill", name)
-        if number != SIGKILL:
-            self._send_signal(number)
-            return
-        with closing(self.attach(output=False)) as watch:
-            self._send_signal(number)
-            _ended(watch, _STOP_MARGIN_S)
+        stopping.kill(self._home, self, signal)
 
     def stop(self, timeout_s: int | None = None, signal: str = "", *, verb: str = "stop") -> None:
         """Ask it to end by its stop signal, and kill it after a while: ``timeout_s``, by default its own; -1 waits for ever.
@@ -186,7 +177,7 @@ class Container:
         """
         if self.state().active:
             known = container_attributes(self.directory)  # it may be removed with its end
-            self._end(timeout_s, signal, verb)
+            stopping.end(self._home, self, timeout_s, signal, verb)
             if known is not None:
                 publish(self._home, "container", "stop", self.id, known)
 
@@ -220,45 +211,6 @@ class Container:
 
         rename(self._home, self._database, self, name)
 
-    def _end(self, timeout_s: int | None, signal: str, verb: str) -> None:
-        name = planning.signal_name(signal or self.plan.stop_signal)
-        with suppress(FileNotFoundError):  # somebody else removes it
-            ends.intend(self.directory, verb, name)
-        patience = self.plan.stop_timeout_s if timeout_s is None else timeout_s
-        try:
-            self._wait_while_restarting()
-            with closing(self.attach(output=False)) as watch:
-                number = planning.signal_number(name)
-                with suppress(Conflict):  # it has just ended: that is recorded now, and waited for
-                    self._send_signal(number)
-                    if number != SIGKILL:
-                        if _ended(watch, patience if patience >= 0 else None):
-                            return
-                        self._send_signal(SIGKILL)
-                if not _ended(watch, _STOP_MARGIN_S):
-                    raise BulleError(f"container {self.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
-        except Conflict:
-            return  # it ended by itself meanwhile
-
-    def _wait_while_restarting(self) -> None:
-        """Have a monitor that waits before it starts the container again look for an intent, and wait for what it makes of it."""
-        deadline = time.monotonic() + _STOP_MARGIN_S
-        while self.state().status == "restarting" and time.monotonic() < deadline:
-            if (waiting := Attachment.connect(self.directory, output=False, stdin=False)) is not None:
-                waiting.close()
-            time.sleep(0.005)
-
-    def _send_signal(self, number: int) -> None:
-        pidfd = self._pidfd()
-        publish_container(self.directory, "kill", signal=str(number))
-        try:
-            process.pidfd_send_signal(pidfd, number)
-        except ProcessLookupError as error:
-            raise Conflict(f"container {self.name} is not running", "it has just ended", "") from error
-        finally:
-            os.close(pidfd)
-        pausing.resume(self._home, self.plan)  # a signal wakes nobody who stands still
-
     def remove(self, *, force: bool = False, volumes: bool = False) -> None:
         """Remove it and all it wrote, with ``volumes`` also its anonymous volumes; a running one only by ``force``."""
         state = self.state()
@@ -266,10 +218,9 @@ class Container:
             if not force:
                 mend = f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
                 raise Conflict(f"container {self.name} is {'paused' if self.is_paused() else state.status}", "", mend)
-            self._end(0, "KILL", "rm")
+            stopping.end(self._home, self, 0, "KILL", "rm")
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
-        removal.forget(self._database, self.plan, volumes=volumes or self.options.auto_remove)
-        removal.remove_directory(self.plan)
+        removal.remove(self._database, self.plan, volumes=volumes or self.options.auto_remove)
         removal.collect(self._home, self._database)
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since_ns: int = 0, until_ns: int = 0) -> Iterator[LogEntry]:
@@ -315,9 +266,9 @@ class Container:
 
     def why(self) -> list[Explanation]:
         """Why it ended, for each end that is remembered, the last one first; empty where it never did."""
-        from bulle.engine.why import explain
+        from bulle.engine.why import explain_all
 
-        return [explain(self.name, self.plan, end) for end in reversed(ends.read(self.directory))]
+        return explain_all(self.name, self.plan, ends.read(self.directory))
 
     def published_ports(self) -> tuple[PublishedPort, ...]:
         """The ports of the host that lead to it now; none unless it runs."""
@@ -335,13 +286,6 @@ class Container:
         from bulle.engine.usage import container_sizes
 
         return container_sizes(self._home, self._database, self.plan)
-
-    def _pidfd(self) -> int:
-        state = self.state()
-        pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.status == "running" else None
-        if pidfd is None:
-            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
-        return pidfd
 
     def _order(self, order: Order) -> Attachment:
         """Have a monitor forked and wait for its word; the error of a start is raised here."""
@@ -382,11 +326,3 @@ def submit(order: Order) -> Attachment:
             ours.close()
             raise
     return Attachment(ours)
-
-
-def _ended(watch: Attachment, patience_s: float | None) -> bool:
-    """Wait for the end on an attachment without output; False after the patience."""
-    with suppress(TimeoutError):
-        watch.wait_exit(patience_s)
-        return True
-    return False

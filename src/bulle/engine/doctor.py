@@ -117,9 +117,10 @@ def _networks(home: Path) -> Finding:
         return Finding("networks", False, "none and host: bridges need root", "run as root")
     try:
         nftables.run("list tables\n")
+        obstacles = Firewalls(table_name(home)).obstacles()
     except BulleError as error:
         return Finding("networks", False, str(error), "apt-get install nftables")
-    if obstacles := Firewalls(table_name(home)).obstacles():
+    if obstacles:
         return Finding("networks", False, "; ".join(obstacles), "tell that firewall to forward what goes over bulle*")
     return Finding("networks", True, "bridges, published ports and names")
 

@@ -102,7 +102,7 @@ def record_end(
         machine=machine,
     )
     if code != 0 and intent is None and error is None and not went_down:
-        end = _with_evidence(end, plan, state.pid)
+        end = _with_evidence(end, plan, state.pid, driver)
     ends.record(directory, end)
     ended = msgspec.structs.replace(
         state,
@@ -125,12 +125,13 @@ def record_end(
     return delay_s
 
 
-def _with_evidence(end: End, plan: RunPlan, pid: int) -> End:
+def _with_evidence(end: End, plan: RunPlan, pid: int, driver: Driver) -> End:
     """With what can still be found out of an end that nobody wanted."""
+    denied = driver.refused_calls(plan)
     return msgspec.structs.replace(
         end,
         last_words=evidence.last_words(plan.state_host_path),
-        denied=evidence.denied(plan, pid, end.started_at_ns, end.status),
+        denied=evidence.denied(plan, pid, end.started_at_ns, end.status) if denied is None else denied,
         out_of_memory=end.out_of_memory or evidence.killed_for_memory(end.status, pid),
     )
 

@@ -159,12 +159,11 @@ def reading(files: GuestFiles, path: str, follow: bool) -> Iterator[tuple[OutLin
     if not (is_directory or stat.S_ISREG(found.mode) or stat.S_ISLNK(found.mode) or stat.S_ISFIFO(found.mode)):
         raise InvalidInput(f"cannot copy {path}", "it is a device or a socket")
     last = posixpath.basename(path.rstrip("/"))
-    with ExitStack() as cleanup:
-        try:
+    try:
+        with ExitStack() as cleanup:
             yield OutLine(files, place, cleanup), is_directory, "." if last in ("", ".", "..") or path.endswith("/.") else last
-            cleanup.close()
-        except OSError as error:
-            raise _failed(path, error) from None
+    except OSError as error:
+        raise _failed(path, error) from None
 
 
 @contextmanager
@@ -217,4 +216,6 @@ def _failed(path: str, error: OSError) -> BulleError:
         return BulleError(f"cannot copy to {path}", "it is read-only in the container")
     if error.errno == errno.ENOSPC:
         return StorageFull(f"cannot copy to {path}", os.strerror(error.errno), "the machine's disk is full")
+    if error.errno == errno.ELOOP:
+        return BulleError(f"cannot copy {path}", "a symlink is in the way", "name the directory that it leads to")
     return BulleError(f"cannot copy {path}", os.strerror(error.errno or 0))

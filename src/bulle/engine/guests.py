@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
-from bulle.errors import Unavailable
+from bulle.errors import Unavailable, Unsupported
 from bulle.model.container import ContainerOptions
 from bulle.model.image import Platform
 from bulle.model.platform import this_platform
-from bulle.model.run_plan import Guest
+from bulle.model.run_plan import Guest, RunPlan
 
 MEMORY_BYTES = 512 << 20
 """What a guest has when nothing is said. The host gives it page by page, as it is used."""
 
 KERNEL_SETTING = "BULLE_KERNEL"
-"""The variable that says what `--kernel` is where that is not given."""
+"""The variable that says what `--kernel` is where that is not given, for guests with this machine's own processor."""
 
 DISK_BYTES = 10 << 30
 
@@ -22,13 +22,21 @@ DISK_BYTES = 10 << 30
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "riscv64": "riscv64"}
 
 
-def guest_of(options: ContainerOptions, platform: Platform) -> Guest:
-    """The guest of a container at the level ``vm``, for an image's platform. Raises Unavailable for a processor that no guest can have."""
+def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> Guest | None:
+    """The guest of a container at the level ``vm``, for an image's platform; None at the others.
+
+    Raises Unavailable for a processor that no guest can have, Unsupported where a level without a guest is told how to make one.
+    """
+    if isolation != "vm":
+        for flag, asked in (("--accel", options.accelerator), ("--kernel", options.kernel), ("--trace", options.trace)):
+            if asked:
+                raise Unsupported(flag, isolation, "use --isolation vm, or leave it out")
+        return None
     architecture = "" if platform.architecture in ("", this_platform().architecture) else _MACHINES.get(platform.architecture)
     if architecture is None:
         what = f"there are no virtual machines of {platform.architecture}"
         raise Unavailable(what, "", f"these can be had: {', '.join(_MACHINES)}; or use --isolation container")
-    kernel = options.kernel or os.environ.get(KERNEL_SETTING, "")
+    kernel = options.kernel or ("" if architecture else os.environ.get(KERNEL_SETTING, ""))
     return Guest(
         memory_bytes=MEMORY_BYTES,
         disk_bytes=options.storage_bytes or DISK_BYTES,
@@ -37,3 +45,14 @@ def guest_of(options: ContainerOptions, platform: Platform) -> Guest:
         trace=options.trace,
         kernel=os.path.abspath(kernel) if "/" in kernel else kernel,
     )
+
+
+def obtained(plan: RunPlan) -> str:
+    """What the last machine of a container was, in words; empty where it has none, or never had it."""
+    if plan.guest is None:
+        return ""
+    from bulle.isolation.microvm.record import read_record
+
+    record = read_record(plan.state_host_path)
+    how = {"kvm": "run by KVM", "tcg": "emulated by QEMU"}.get(record.accelerator, "")
+    return how and f"a virtual machine, {how} ({record.accelerator}): {record.architecture}, Linux {record.kernel}"

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 def standing_ports(record: ContainerRecord, state: ContainerState) -> tuple[PublishedPort, ...]:
     """The ports that a container publishes now: none unless it runs."""
     plan = record.plan
-    return published_ports(plan.state_host_path) if plan.network.ports and state.status == "running" else ()
+    if not plan.network.ports or state.status != "running":
+        return ()
+    if plan.network.mode == "user":  # the hypervisor holds them, and knows the older kind of addresses only
+        held = [(one, address) for one in plan.network.ports for address in one.host_addresses if ":" not in address]
+        return tuple(PublishedPort(address, one.host_port, one.container_port, one.protocol) for one, address in held)
+    return published_ports(plan.state_host_path)
 
 
 def network_mode(record: ContainerRecord) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,8 @@ def network_of(options: ContainerOptions, config: ExecutionConfig) -> Network:
     mode = _wanted(options)
     if isolation == "chroot" and mode != "host":
         raise Unsupported(Feature.OWN_NETWORK.value, "chroot", "use --isolation container, or --network host")
+    if mode.startswith(_SHARED) and isolation == "vm":
+        raise Unsupported("way onto another container's network", "vm", "put both on one network, where they know each other by name")
     if mode.startswith(_SHARED):
         for field, flag in _NOT_SHARED.items():
             if getattr(options, field):
@@ -56,6 +60,8 @@ def network_of(options: ContainerOptions, config: ExecutionConfig) -> Network:
         what = "ports cannot be published" if mode == "none" else f"network {mode} cannot be used"
         raise Unavailable(what, "bridges need root", "use --network host or none, or run it as root")
     ports = () if mode in ("none", "host") else _ports(options, config)  # as in Docker: the host's ports are open anyway
+    if mode == "user":
+        ports = tuple(map(_chosen, ports))
     return Network(
         mode if mode in ("none", "host", "user") else "own",  # type: ignore[arg-type]
         ports=ports,
@@ -104,6 +110,22 @@ def _ports(options: ContainerOptions, config: ExecutionConfig) -> tuple[PortMapp
             if (int(port), protocol or "tcp") not in known:
                 found.append(PortMapping(int(port), protocol or "tcp", addresses))  # type: ignore[arg-type]
     return tuple(found)
+
+
+def _chosen(mapping: PortMapping) -> PortMapping:
+    """With one port of the host: a hypervisor would take any that is free and tell nobody. Raises Unavailable."""
+    if mapping.host_port and not mapping.last_host_port:
+        return mapping
+    kind = socket.SOCK_DGRAM if mapping.protocol == "udp" else socket.SOCK_STREAM
+    addresses = [address for address in mapping.host_addresses if ":" not in address]
+    for port in range(mapping.host_port, (mapping.last_host_port or mapping.host_port) + 1):
+        with ExitStack() as stack, suppress(OSError):
+            for address in addresses:
+                tried = stack.enter_context(socket.socket(socket.AF_INET, kind))
+                tried.bind((address, port))
+                port = tried.getsockname()[1]
+            return replace(mapping, host_port=port, last_host_port=0)
+    raise Unavailable(f"port {mapping.container_port} cannot be published", "every port of the range is taken", "name another range")
 
 
 def with_addresses(mappings: Sequence[PortMapping], default: tuple[str, ...] = ()) -> tuple[PortMapping, ...]:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from bulle.engine import keeping, networking
 from bulle.engine.directories import write_hosts
-from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
+from bulle.errors import BulleError, Conflict, InvalidInput, NotFound, Unsupported
 from bulle.linux.netlink import random_mac
 from bulle.model.network import DEFAULT_NETWORK, NetworkConfig, NetworkOption, PortMapping, PublishedPort
 from bulle.model.run_plan import Network
@@ -123,8 +123,10 @@ class Networks:
         return Pruned(removed)
 
     def connect(self, network: str, container: Container, option: NetworkOption) -> None:
-        """Put a container on one more network, also while it runs. Raises Conflict, InvalidInput."""
+        """Put a container on one more network, also while it runs. Raises Conflict, InvalidInput, and Unsupported for a machine that runs."""
         plan = container.plan
+        if plan.guest is not None and current_state(container.directory).status == "running":
+            raise Unsupported("way to get one more network while it runs", plan.isolation, "stop it, connect it, and start it again")
         if plan.network.mode != "own":
             raise Conflict(
                 f"container {container.name} cannot be connected to {network}", f"its network is {plan.network.mode}", "make it on a network"

@@ -99,7 +99,7 @@ def compose(
         state_host_path=str(directory),
         root=root,
         process=_process(options, config, container_id),
-        mounts=base.mounts,
+        mounts=(*(_of_host(base) if isolation == "vm" else ()), *base.mounts),
         volume_layers=base.volume_layers,
         resources=resources(options),
         security=_security(options, own_users, id_mappings, group_mappings),
@@ -109,10 +109,15 @@ def compose(
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
         lifecycle=lifecycle(options, config),
         oom_score_adj=_oom_score(options),
-        guest=guest_of(options, base.platform) if isolation == "vm" else None,
+        guest=guest_of(options, base.platform, isolation),
         platform="" if is_native(base.platform) else str(base.platform),
     )
     return system_containers.adapted(plan, options, config)
+
+
+def _of_host(base: Base) -> tuple[Mount, ...]:
+    """What the image ``host`` shows of this machine, as volumes: a guest has no other way to see files of it."""
+    return tuple(Mount("bind", path, path, read_only=True) for path in base.host_binds)
 
 
 def hostname(options: ContainerOptions, container_id: str) -> str:

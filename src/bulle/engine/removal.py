@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bulle.engine.drivers import driver_for
 from bulle.engine.volumes import Volumes
+from bulle.errors import StorageFull
 from bulle.isolation.control_group import ControlGroup
 from bulle.linux import user_namespace
 from bulle.model.run_plan import RunPlan
@@ -30,6 +31,16 @@ def forget(database: Database, plan: RunPlan, *, volumes: bool = False) -> None:
     attributes = container_attributes(plan.state_host_path)  # its directory may be gone as soon as its row is
     if ContainerRecords(database).delete(plan.container_id, volumes=volumes) and attributes is not None:
         publish(database.path.parent, "container", "destroy", plan.container_id, attributes)
+
+
+def remove(database: Database, plan: RunPlan, *, volumes: bool = False) -> None:
+    """Forget an ended container and remove its host directory; on a full disk the other way round, for what it wrote is what fills it."""
+    try:
+        forget(database, plan, volumes=volumes)
+    except StorageFull:
+        remove_directory(plan)
+        forget(database, plan, volumes=volumes)
+    remove_directory(plan)
 
 
 def remove_directory(plan: RunPlan) -> None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 
 import msgspec
 
@@ -17,6 +18,7 @@ from bulle.engine import pausing, planning
 from bulle.engine.executing import execute
 from bulle.engine.starting import Order
 from bulle.isolation.driver import Driver
+from bulle.linux import process
 from bulle.linux.fork import fork
 from bulle.model.container import ExecOptions
 from bulle.model.lifecycle import Health
@@ -36,7 +38,14 @@ def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Seq
         return
     state = read_state(plan.state_host_path)
     number = planning.signal_number(plan.stop_signal)
-    ender = watch.ender = Ender(pidfd, number, plan.stop_timeout_s, lambda: pausing.resume(Path(order.home), plan))
+
+    def send(wanted: int) -> None:
+        if wanted == SIGKILL:
+            driver.kill(plan, pidfd)
+        else:
+            process.pidfd_send_signal(pidfd, wanted)
+
+    ender = watch.ender = Ender(send, number, plan.stop_timeout_s, lambda: pausing.resume(Path(order.home), plan))
     watch.watchdogs.append(ender)
     if lifecycle.timeout_s:
         watch.watchdogs.append(TimeLimit(ender, state.started_at_ns, lifecycle.timeout_s))

@@ -1,4 +1,4 @@
-"""``why``: the cause of a container's end in one sentence, and what shows it. Pure: from what its monitor recorded to words."""
+"""``why``: the cause of a container's end in one sentence, and what shows it: from what its monitor recorded to words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import pwd
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bulle.engine.guests import obtained
 from bulle.model.lifecycle import End
 from bulle.model.run_plan import RunPlan
 from bulle.monitor.logs import timestamp
@@ -34,11 +36,19 @@ class Explanation:
     finished_at_ns: int
 
 
-def explain(name: str, plan: RunPlan, end: End) -> Explanation:
-    """In words; ``name`` is the container's."""
+def explain_all(name: str, plan: RunPlan, ends: Sequence[End]) -> list[Explanation]:
+    """The ends that are remembered, given the first one first, told the last one first, with the machine that it ran in that time."""
+    machine = obtained(plan)
+    return [explain(name, plan, end, "" if before else machine) for before, end in enumerate(reversed(ends))]
+
+
+def explain(name: str, plan: RunPlan, end: End, machine: str = "") -> Explanation:
+    """In words; ``name`` is the container's, ``machine`` says what it ran in where that was a virtual machine."""
     evidence = [f"ended at {timestamp(end.finished_at_ns)}, after {(end.finished_at_ns - end.started_at_ns) / 1e9:.3g} s: {_status(end.status)}"]
     if end.reason == "start":
         evidence[0] = f"at {timestamp(end.finished_at_ns)}"
+    if machine:
+        evidence.append(f"it ran in {machine}")
     if end.out_of_memory:
         limit = plan.resources.memory_bytes
         evidence.append("the kernel killed one of its processes for memory" + (f"; its limit is {limit >> 20} MiB" if limit else ""))
@@ -77,6 +87,8 @@ def _wanted(end: End) -> str:
     assert intent is not None
     number = os.WTERMSIG(end.status) if end.status >= 0 and os.WIFSIGNALED(end.status) else 0
     sentence = f"was ended by `bulle {intent.verb}` of user {_user(intent.uid)}"
+    if end.machine:
+        return f"{sentence}: {end.machine}"
     if number == signal.SIGKILL and intent.signal not in ("SIGKILL", "9"):
         return f"{sentence}: it did not end on {intent.signal} within {(end.finished_at_ns - intent.at_ns) / 1e9:.2g} s, so it was killed"
     if number:

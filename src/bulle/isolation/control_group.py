@@ -87,10 +87,12 @@ class ControlGroup:
         except OSError as error:
             group.close()
             reason = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-            if machine is not None and not machine.available().controllers:
-                reason = machine.available().reason
+            offered = machine.available() if machine is not None else None
+            lacking = [setting for setting in settings if offered and setting.controller not in offered.controllers]
+            if offered and (lacking or not offered.controllers):
+                reason = offered.reason or reason
             if settings or restrict_devices:
-                what = settings[0].option if settings else "the list of allowed devices"
+                what = (lacking or settings)[0].option if settings else "the list of allowed devices"
                 raise Unavailable(f"{what} cannot be applied", reason, "see `bulle doctor`, or run without it") from error
             return group  # nothing was asked for that it would have done; doctor says that limits cannot be had
         try:

@@ -82,19 +82,21 @@ def prepare(root: str, scope: str, *, run: Run = busctl, pid: int | None = None,
     if own in kernel.processes(supervisor):
         return ""
     existed = os.path.isdir(scope)
+    if existed:
+        _make(supervisor)  # systemd attaches to what is there
     status, error = run(request(os.geteuid(), own, existed))
     if status and not existed and os.path.isdir(scope):
-        existed = True  # another was first
-        status, error = run(request(os.geteuid(), own, existed))
+        _make(supervisor)  # another was first
+        status, error = run(request(os.geteuid(), own, True))
     if status:
         return f"systemd gave no delegated scope: {error}"
     deadline = time.monotonic() + timeout_s
-    while not os.path.isdir(scope):
+    # Its directory is there a moment before systemd moves the process: whoever went on sooner would be moved back out of the leaf.
+    while own not in kernel.processes(scope):
         if time.monotonic() > deadline:
             return "systemd did not start the scope in time"
         time.sleep(0.005)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(supervisor, 0o755)
+    _make(supervisor)
     if own in kernel.processes(supervisor):
         return ""
     try:
@@ -102,3 +104,8 @@ def prepare(root: str, scope: str, *, run: Run = busctl, pid: int | None = None,
     except OSError as failure:
         return f"{supervisor}: {failure.strerror}"
     return ""
+
+
+def _make(supervisor: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(supervisor, 0o755)

@@ -97,8 +97,10 @@ class _Document(msgspec.Struct, rename="camel"):
     syscalls: list[_SystemCall] | None = None
 
 
-def parse(text: str, capabilities: frozenset[str]) -> SeccompProfile:
-    """The profile in ``text`` for a process that holds ``capabilities``. Raises InvalidInput, Unsupported for a profile that asks another process."""
+def parse(text: str, capabilities: frozenset[str], machine: str = "") -> SeccompProfile:
+    """The profile in ``text`` for a process that holds ``capabilities``, on ``machine`` (uname(2); this one by default).
+
+    Raises InvalidInput, Unsupported for a profile that asks another process."""
     try:
         document = msgspec.json.decode(text, type=_Document)
     except msgspec.DecodeError as error:
@@ -113,7 +115,7 @@ def parse(text: str, capabilities: frozenset[str]) -> SeccompProfile:
         names = tuple(call.names or ()) or ((call.name,) if call.name else ())
         if not names:
             raise InvalidInput("the seccomp profile cannot be used", "one of its rules names no system call")
-        if _applies(call, capabilities):
+        if _applies(call, capabilities, machine):
             action = _action(call.action, call.errno_ret)
             rules += [Rule(names, action, conditions) for conditions in _conditions(call.args or [])]
     permissive = default in (SECCOMP_RET_ALLOW, SECCOMP_RET_LOG)
@@ -121,7 +123,7 @@ def parse(text: str, capabilities: frozenset[str]) -> SeccompProfile:
         tuple(rules),
         default_action=default,
         unknown_action=default if permissive else errno_action(errno.ENOSYS),
-        abis=_abis(document),
+        abis=_abis(document, machine),
     )
 
 
@@ -152,9 +154,9 @@ def _condition(argument: _Argument) -> Condition:
     return Condition(argument.index, _OPERATORS[argument.op], argument.value)
 
 
-def _applies(call: _SystemCall, capabilities: frozenset[str]) -> bool:
+def _applies(call: _SystemCall, capabilities: frozenset[str], machine: str) -> bool:
     """Whether the rule is meant for this container on this machine."""
-    architecture = _GO_ARCHITECTURES.get(platform.machine(), "")
+    architecture = _GO_ARCHITECTURES.get(machine or platform.machine(), "")
     includes, excludes = call.includes or _Filter(), call.excludes or _Filter()
     if includes.arches and architecture not in includes.arches:
         return False
@@ -176,9 +178,9 @@ def _version(release: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _abis(document: _Document) -> tuple[str, ...]:
+def _abis(document: _Document, machine: str) -> tuple[str, ...]:
     """The ABIs that the profile covers; the native one is always in it."""
-    abis = machine_abis()
+    abis = machine_abis(machine)
     named = list(document.architectures or [])
     for entry in document.arch_map or []:
         if _ABIS.get(entry.architecture) == abis[0]:

@@ -11,9 +11,11 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from signal import SIGKILL
 
 from bulle.errors import Unavailable, Unsupported
 from bulle.isolation.statistics import Statistics
+from bulle.linux import process
 from bulle.model.run_plan import Process, Resources, RunPlan
 
 Connect = Callable[[int], Callable[[], Sequence[str]]]
@@ -139,6 +141,18 @@ class Driver(ABC):
         """How the command ended, from the wait status of the workload's first process (-1: unknown); and where it was not the command that ended but
         what it ran in, why, in a part of a sentence (else an empty text)."""
         return status, ""
+
+    def refused_calls(self, plan: RunPlan) -> tuple[str, ...] | None:
+        """Names of the system calls that the filter refused to the ended workload; None where this machine's kernel is the one that knows."""
+        return None
+
+    def to_fetch(self, plan: RunPlan) -> str:
+        """What the next start of the plan has to fetch first, in words for who waits; empty for nothing."""
+        return ""
+
+    def kill(self, plan: RunPlan, pidfd: int) -> None:
+        """End the workload behind a pidfd by force; what it has written stays written. Raises ProcessLookupError where it has just ended."""
+        process.pidfd_send_signal(pidfd, SIGKILL)
 
     @abstractmethod
     def pause(self, plan: RunPlan, pid: int) -> None:

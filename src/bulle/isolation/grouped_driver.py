@@ -103,7 +103,7 @@ class GroupedDriver(Driver):
         groups, pids = [group_statistics(plan.container_id) for plan, _ in workloads], [pid for _, pid in workloads]
         found = statistics.complete(groups, pids, self.find_processes_of)
         return [
-            one if plan.network.mode == "host" else _with_traffic(one, pid)  # what the host sends is not the container's
+            one if plan.network.mode in ("host", "user") else _with_traffic(one, pid)  # what the host sends is not the container's
             for one, (plan, pid) in zip(found, workloads, strict=True)
         ]
 

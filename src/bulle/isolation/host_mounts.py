@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from bulle.errors import InvalidInput, NotFound, Unavailable
-from bulle.isolation import sized_file_system
+from bulle.isolation import overlay, sized_file_system
 from bulle.linux import mount, process
 from bulle.model.run_plan import Mount, RunPlan
 
@@ -23,9 +23,6 @@ DATA = "_data"
 
 DISK = "disk"
 """The file beside it, where a volume is of a limited size."""
-
-# Decided once for ever: no feature whose state on disk a later commit or diff could misread.
-OVERLAY_OPTIONS = (("redirect_dir", "off"), ("metacopy", "off"), ("index", "off"))
 
 _HERE = mount.AT_EMPTY_PATH
 _ALL = mount.AT_EMPTY_PATH | mount.AT_RECURSIVE
@@ -86,20 +83,6 @@ def layer(stack: contextlib.ExitStack, host_path: str, user_namespace_fd: int | 
             ) from error
         raise
     return descriptor
-
-
-def overlay_context(stack: contextlib.ExitStack, unprivileged: bool = False) -> int:
-    """A configuration context for an overlay with the options that all of ours have."""
-    context = mount.fsopen("overlay")
-    stack.callback(os.close, context)
-    mount.fsconfig_set_string(context, "source", "overlay")
-    if unprivileged:
-        mount.fsconfig_set_flag(context, "userxattr")
-    for key, value in OVERLAY_OPTIONS:
-        # userxattr by itself means redirect_dir=nofollow and metacopy=off, and refuses to hear it differently.
-        if not unprivileged or key == "index":
-            mount.fsconfig_set_string(context, key, value)
-    return context
 
 
 @contextlib.contextmanager
@@ -251,22 +234,10 @@ def _image(stack: contextlib.ExitStack, plan: RunPlan, wanted: Mount, user_names
     if len(lowers) == 1:
         mount.mount_setattr(lowers[0], "", _HERE, attributes)
         return lowers[0]
-    try:
-        context = overlay_context(stack, unprivileged)
-        for lower in lowers:
-            mount.fsconfig_set_fd(context, "lowerdir+", lower)
-        mount.fsconfig_create(context)
-        made = mount.fsmount(context, attributes)
-        stack.callback(os.close, made)
-        return made
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    with attached(plan, lowers) as here:
-        context = overlay_context(stack, unprivileged)
-        # Short names through the directory's descriptor: 500 long paths would not fit into mount options.
-        mount.fsconfig_set_string(context, "lowerdir", ":".join(f"/proc/self/fd/{here}/{number}" for number in range(len(lowers))))
-        mount.fsconfig_create(context)
-        made = mount.fsmount(context, attributes)
-        stack.callback(os.close, made)
-        return made
+    kind = overlay.Kind(unprivileged=unprivileged, attributes=attributes)
+    made = overlay.from_descriptors(kind, lowers)
+    if made is None:
+        with attached(plan, lowers) as here:
+            made = overlay.from_paths(kind, [f"/proc/self/fd/{here}/{number}" for number in range(len(lowers))])
+    stack.callback(os.close, made)
+    return made

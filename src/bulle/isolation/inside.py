@@ -279,8 +279,8 @@ def _open_network(plan: RunPlan, proc: int) -> None:
 
 def _hide(plan: RunPlan, proc: int, sys: int) -> None:
     """Mask and write-protect the plan's paths of /proc and /sys, resolved below the very mounts that were just made (so it is real procfs)."""
-    null = mount.open_tree(mount.AT_FDCWD, "/dev/null")
-    empty = new_mount("tmpfs", {"size": "0k", "mode": "755"}, LOCKED_DOWN | MOUNT_ATTR_RDONLY)
+    null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
+    empty, empty_is_attached = new_mount("tmpfs", {"size": "0k", "mode": "755"}, LOCKED_DOWN | MOUNT_ATTR_RDONLY), False
     clone = mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC
     for path, masked in [*((path, False) for path in plan.security.read_only_paths), *((path, True) for path in plan.security.masked_paths)]:
         base, _, name = path.lstrip("/").partition("/")
@@ -291,7 +291,9 @@ def _hide(plan: RunPlan, proc: int, sys: int) -> None:
             target = process.openat2(proc if base == "proc" else sys, name, os.O_PATH | os.O_NOFOLLOW, flags)
         except FileNotFoundError:
             continue
-        if masked:
+        if masked and is_directory(target) and not empty_is_attached:
+            source, empty_is_attached = os.dup(empty), True  # kernels before 6.15 copy nothing that is attached nowhere
+        elif masked:
             source = mount.open_tree(empty if is_directory(target) else null, "", clone | mount.AT_EMPTY_PATH)
         else:
             source = mount.open_tree(target, "", clone | mount.AT_EMPTY_PATH | mount.AT_RECURSIVE)

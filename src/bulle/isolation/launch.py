@@ -25,6 +25,7 @@ from bulle.model.run_plan import Process, RunPlan
 if TYPE_CHECKING:
     from bulle.linux.emulators import Emulator
 
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _DEVICE_CAPABILITIES = frozenset({"CAP_MKNOD"})
 
@@ -125,7 +126,8 @@ def _makes_devices(plan: RunPlan) -> bool:
 
 
 def _programs(plan: RunPlan, wanted: Process, cache_directory: Path | None) -> tuple[bytes | None, int]:
-    filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(wanted.capabilities), cache_directory)
+    machine = plan.guest.architecture if plan.guest is not None else ""
+    filter_program = seccomp_profile.program_for(plan.security.seccomp, frozenset(wanted.capabilities), cache_directory, machine)
     return filter_program, program_to_go_through(wanted, plan.security.user_namespace == "own")
 
 
@@ -181,34 +183,39 @@ def hide() -> None:
 
 def fork(kit: Kit, flags: int, child: Callable[[Channel], None]) -> tuple[Workload, Channel]:
     """Run ``child`` in a new process, in new namespaces and the kit's control group."""
-    ours, theirs = Channel.pair()
-    pid, pidfd = namespaces.clone3(flags, kit.group.clone_into_fd)
-    if pid == 0:
-        with last_act(theirs):
-            ours.close()
-            begin_session()
-            kit.group.attach_self()
-            if kit.oom_score_adj is not None:
-                _set_oom_score(kit.oom_score_adj)
-            child(theirs)
+    with _oom_score(kit.oom_score_adj):
+        ours, theirs = Channel.pair()
+        pid, pidfd = namespaces.clone3(flags, kit.group.clone_into_fd)
+        if pid == 0:
+            with last_act(theirs):
+                ours.close()
+                begin_session()
+                kit.group.attach_self()
+                child(theirs)
     theirs.close()
     return Workload(pid, pidfd), ours
 
 
-def _set_oom_score(wanted: int) -> None:
-    """How willingly the kernel ends this process, and what it will start, when memory runs out. proc_pid_oom_score_adj(5)"""
-    descriptor = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+@contextmanager
+def _oom_score(wanted: int | None) -> Iterator[None]:
+    """How willingly the kernel ends what is forked in the block when memory runs out: inherited, for a child in a user namespace of its own may
+    not lower it, whoever its parent is. proc_pid_oom_score_adj(5)"""
+    if wanted is None:
+        yield
+        return
+    own = int(_OOM_SCORE.read_text())
     try:
-        own = int(os.read(descriptor, 16))
-        os.pwrite(descriptor, b"%d" % wanted, 0)
+        _OOM_SCORE.write_text(f"{wanted}")
     except PermissionError:
         raise Unavailable(
             f"--oom-score-adj {wanted} cannot be set",
             f"the engine's own is {own}, and less needs the capability CAP_SYS_RESOURCE, which it does not have",
             f"use a value from {own} to 1000",
         ) from None
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        _OOM_SCORE.write_text(f"{own}")
 
 
 @contextmanager

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from bulle.errors import BulleError, Unavailable
-from bulle.isolation import inside, rootless, sized_layer
-from bulle.isolation.host_mounts import OVERLAY_OPTIONS
+from bulle.isolation import inside, overlay, rootless, sized_layer
 from bulle.isolation.root_filesystem import detached_mounts
 from bulle.linux import mount, namespaces, process, user_namespace
 from bulle.linux.fork import fork
@@ -111,30 +110,16 @@ def merged_view(plan: RunPlan, mount_layers: Callable[[], None], *, rootless_use
 
 
 def view_of(directories: list[str], *, rootless_user: bool = False) -> int:
-    """A detached read-only overlay of directories (host paths), the lowest first."""
+    """A detached read-only overlay of directories (host paths), the lowest first; in a mount namespace of this process's own."""
     if len(directories) == 1:
         view = mount.open_tree(mount.AT_FDCWD, directories[0])
         mount.mount_setattr(view, "", mount.AT_EMPTY_PATH, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
         return view
-    context = mount.fsopen("overlay")
+    kind = overlay.Kind(unprivileged=rootless_user, attributes=mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV)
     try:
-        mount.fsconfig_set_string(context, "source", "overlay")
-        if rootless_user:
-            mount.fsconfig_set_flag(context, "userxattr")
-        else:
-            for key, value in OVERLAY_OPTIONS:
-                mount.fsconfig_set_string(context, key, value)
-        try:
-            for directory in reversed(directories):
-                mount.fsconfig_set_string(context, "lowerdir+", directory)
-        except OSError:  # kernels before 6.5
-            mount.fsconfig_set_string(context, "lowerdir", ":".join(path.replace(":", "\\:") for path in reversed(directories)))
-        mount.fsconfig_create(context)
-        return mount.fsmount(context, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV)
+        return overlay.from_paths(kind, directories[::-1])
     except OSError as error:
         raise Unavailable("the layers cannot be shown together", f"overlay: {os.strerror(error.errno or 0)}", "see `bulle doctor`") from error
-    finally:
-        os.close(context)
 
 
 def root_copy(plan: RunPlan) -> str | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bulle.errors import BulleError, InvalidInput
-from bulle.isolation import host_mounts, sized_layer
+from bulle.isolation import host_mounts, overlay, sized_layer
 from bulle.linux import libc, mount, process
 from bulle.model.run_plan import RunPlan
 
@@ -95,38 +95,49 @@ def match_root(plan: RunPlan, upper: str) -> None:
 
 def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> int:
     """The detached overlay. Its upper directory falls back to memory where the file system under it cannot carry one."""
+    if not plan.root.lower_host_paths:
+        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+    try:
+        return _overlay_in_place(plan, user_namespace_fd)
+    except OSError as error:
+        # EINVAL: no idmap, no xattrs or no O_TMPFILE there (overlay on overlay, NFS, FUSE); a plain error is not hidden.
+        if not plan.root.size_bytes and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        first = error
+    try:
+        if plan.root.size_bytes:
+            return _overlay_in_place(plan, user_namespace_fd, full=True)
+        with contextlib.ExitStack() as stack:
+            memory = _memory_directory(stack)
+            with _acting_as_container_root(plan if user_namespace_fd is not None else None):
+                descriptor = _overlay_on(stack, plan, memory, user_namespace_fd)
+    except OSError:
+        raise BulleError("the root filesystem could not be mounted", str(first), "see `bulle doctor`") from first
+    notes.append(
+        "the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops"
+    )
+    return descriptor
+
+
+def _overlay_in_place(plan: RunPlan, user_namespace_fd: int | None, *, full: bool = False) -> int:
+    """With the writable layer where it belongs; where that is of a limited size and ``full``, overlay gets the room that is kept for it."""
     with contextlib.ExitStack() as stack:
-        lowers = [host_mounts.layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
-        if not lowers:
-            raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
         writable: str | int = plan.root.writable_host_path
         if plan.root.size_bytes:
             writable = sized_layer.detached(plan)
             stack.callback(os.close, writable)
         match_root(plan, f"/proc/self/fd/{writable}/upper" if isinstance(writable, int) else f"{writable}/upper")
         with _acting_as_container_root(plan if user_namespace_fd is not None else None):
-            try:
-                return _overlay_on(stack, plan, lowers, writable, user_namespace_fd)
-            except OSError as error:
-                if plan.root.size_bytes:
-                    raise BulleError("the root filesystem could not be mounted", str(error), "see `bulle doctor`") from error
-                # EINVAL: no idmap, no xattrs or no O_TMPFILE there (overlay on overlay, NFS, FUSE); a plain error is not hidden.
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                    raise
-                first = error
-        try:
-            memory = _memory_directory(stack)
-            with _acting_as_container_root(plan if user_namespace_fd is not None else None):
-                descriptor = _overlay_on(stack, plan, lowers, memory, user_namespace_fd)
-        except OSError:
-            raise BulleError("the root filesystem could not be mounted", str(first), "see `bulle doctor`") from first
-        notes.append(
-            "the file system under BULLE_HOME cannot hold a container's writable layer, so it is kept in memory and lost when the container stops"
-        )
-        return descriptor
+            if not full:
+                return _overlay_on(stack, plan, writable, user_namespace_fd)
+            assert isinstance(writable, int)
+            with sized_layer.room_for_work(writable):
+                return _overlay_on(stack, plan, writable, user_namespace_fd)
 
 
-def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable: str | int, user_namespace_fd: int | None) -> int:
+def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, writable: str | int, user_namespace_fd: int | None) -> int:
+    # Each time anew: kernels before 6.15 attach a mount once only.
+    lowers = [host_mounts.layer(stack, host_path, user_namespace_fd) for host_path in plan.root.lower_host_paths]
     if isinstance(writable, str):
         writable_fd = mount.open_tree(mount.AT_FDCWD, writable)
         stack.callback(os.close, writable_fd)
@@ -138,38 +149,13 @@ def _overlay_on(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], w
     for key, name in (("upperdir", "upper"), ("workdir", "work")):
         directories[key] = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=writable_fd)
         stack.callback(os.close, directories[key])
-    overlay = _overlay_context(stack, plan)
-    try:
-        for lower in lowers:
-            mount.fsconfig_set_fd(overlay, "lowerdir+", lower)
-        for key, directory in directories.items():
-            mount.fsconfig_set_fd(overlay, key, directory)
-        mount.fsconfig_create(overlay)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return _overlay_by_path(stack, plan, lowers, writable_fd)
-    return _checked(mount.fsmount(overlay, _root_attributes(plan)))
-
-
-def _overlay_by_path(stack: contextlib.ExitStack, plan: RunPlan, lowers: list[int], writable_fd: int) -> int:
-    """The overlay for kernels before 6.15, which refuse detached layers: each is attached for a moment in this process's private mount namespace."""
-    with host_mounts.attached(plan, [*lowers, writable_fd]) as here:
-        overlay = _overlay_context(stack, plan)
-        # Short names through the directory's descriptor: 500 long paths would not fit into mount options.
-        stage = f"/proc/self/fd/{here}"
-        mount.fsconfig_set_string(overlay, "lowerdir", ":".join(f"{stage}/{number}" for number in range(len(lowers))))
-        mount.fsconfig_set_string(overlay, "upperdir", f"{stage}/{len(lowers)}/upper")
-        mount.fsconfig_set_string(overlay, "workdir", f"{stage}/{len(lowers)}/work")
-        mount.fsconfig_create(overlay)
-        return _checked(mount.fsmount(overlay, _root_attributes(plan)))
-
-
-def _overlay_context(stack: contextlib.ExitStack, plan: RunPlan) -> int:
-    overlay = host_mounts.overlay_context(stack)
-    if plan.root.volatile:
-        mount.fsconfig_set_flag(overlay, "volatile")
-    return overlay
+    kind = overlay.Kind(volatile=plan.root.volatile, attributes=_root_attributes(plan))
+    made = overlay.from_descriptors(kind, lowers, directories)
+    if made is None:
+        with host_mounts.attached(plan, [*lowers, writable_fd]) as here:
+            paths = [f"/proc/self/fd/{here}/{number}" for number in range(len(lowers) + 1)]
+            made = overlay.from_paths(kind, paths[:-1], {"upperdir": f"{paths[-1]}/upper", "workdir": f"{paths[-1]}/work"})
+    return _checked(made)
 
 
 def _root_attributes(plan: RunPlan) -> int:

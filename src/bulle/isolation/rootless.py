@@ -11,9 +11,8 @@ import os
 from contextlib import suppress
 
 from bulle.errors import InvalidInput, Unavailable
-from bulle.isolation import host_mounts
+from bulle.isolation import host_mounts, overlay
 from bulle.isolation.root_filesystem import DetachedMounts, identity_files, match_root
-from bulle.linux import mount
 from bulle.model.run_plan import RunPlan
 
 
@@ -35,26 +34,11 @@ def _overlay(plan: RunPlan) -> int:
         raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
     with suppress(PermissionError):  # an owner that is not mapped
         match_root(plan, f"{plan.root.writable_host_path}/upper")
-    context = mount.fsopen("overlay")
+    writable = plan.root.writable_host_path
     try:
-        mount.fsconfig_set_string(context, "source", "overlay")
-        # userxattr by itself means redirect_dir=nofollow and metacopy=off, and refuses to hear it differently.
-        mount.fsconfig_set_flag(context, "userxattr")
-        mount.fsconfig_set_string(context, "index", "off")
-        lowers = plan.root.lower_host_paths
-        upper, work = f"{plan.root.writable_host_path}/upper", f"{plan.root.writable_host_path}/work"
-        try:
-            for lower in lowers:
-                mount.fsconfig_set_string(context, "lowerdir+", lower)
-        except OSError:  # kernels before 6.7
-            mount.fsconfig_set_string(context, "lowerdir", ":".join(path.replace(":", "\\:") for path in lowers))
-        mount.fsconfig_set_string(context, "upperdir", upper)
-        mount.fsconfig_set_string(context, "workdir", work)
-        mount.fsconfig_create(context)
-        return mount.fsmount(context)
+        directories = {"upperdir": f"{writable}/upper", "workdir": f"{writable}/work"}
+        return overlay.from_paths(overlay.Kind(unprivileged=True), plan.root.lower_host_paths, directories)
     except OSError as error:
         raise Unavailable(
             "overlay cannot be mounted in a user namespace", os.strerror(error.errno or 0), "use --isolation chroot, or a kernel of 5.11 or newer"
         ) from error
-    finally:
-        os.close(context)

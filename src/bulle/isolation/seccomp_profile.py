@@ -125,50 +125,51 @@ def default_profile(capabilities: Iterable[str], *, socketcall: bool = False) ->
     return SeccompProfile(tuple(rules), default_action=refused, unknown_action=missing)
 
 
-def program_for(seccomp: str, capabilities: Iterable[str], cache_dir: Path | None) -> bytes | None:
+def program_for(seccomp: str, capabilities: Iterable[str], cache_dir: Path | None, machine: str = "") -> bytes | None:
     """The filter for a plan's ``security.seccomp`` and the capabilities that its process gets, ready to install; None for ``unconfined``.
 
+    ``machine`` is whose calls they are, as uname(2) says it: this machine's, or a guest's.
     ``cache_dir`` is a directory of the host, made when missing, where programs are kept under the digest of all that they depend on; None keeps them
     in this process only. Raises InvalidInput for a text that is no profile, Unavailable on a machine whose calls are not known.
     """
-    return _program_for(seccomp, frozenset(capabilities), cache_dir)
+    return _program_for(seccomp, frozenset(capabilities), cache_dir, machine or platform.machine())
 
 
 @functools.lru_cache(maxsize=64)
-def _program_for(seccomp: str, capabilities: frozenset[str], cache_dir: Path | None) -> bytes | None:
+def _program_for(seccomp: str, capabilities: frozenset[str], cache_dir: Path | None, machine: str) -> bytes | None:
     if seccomp == UNCONFINED:
         return None
-    if not machine_abis():
+    if not machine_abis(machine):
         raise Unavailable(
             "system calls cannot be filtered",
-            f"the calls of {platform.machine()} are not known to Bulle",
+            f"the calls of {machine} are not known to Bulle",
             "run with --security-opt seccomp=unconfined",
         )
     if cache_dir is None:
-        return compile_profile(_profile(seccomp, capabilities))
-    path = cache_dir / f"seccomp-{_key(seccomp, capabilities)}"
+        return compile_profile(_profile(seccomp, capabilities, machine), machine)
+    path = cache_dir / f"seccomp-{_key(seccomp, capabilities, machine)}"
     program = _read(path)
     if program is None:
-        program = compile_profile(_profile(seccomp, capabilities))
+        program = compile_profile(_profile(seccomp, capabilities, machine), machine)
         _write(path, program)
     return program
 
 
-def _profile(seccomp: str, capabilities: frozenset[str]) -> SeccompProfile:
+def _profile(seccomp: str, capabilities: frozenset[str], machine: str) -> SeccompProfile:
     if seccomp in (DEFAULT, DEFAULT_WITH_SOCKETCALL):
         return default_profile(capabilities, socketcall=seccomp == DEFAULT_WITH_SOCKETCALL)
     from bulle.isolation.docker_seccomp import parse  # rarely needed, and costs the building of its decoder
 
-    return parse(seccomp, capabilities)
+    return parse(seccomp, capabilities, machine)
 
 
-def _key(seccomp: str, capabilities: frozenset[str]) -> str:
+def _key(seccomp: str, capabilities: frozenset[str], machine: str) -> str:
     """The digest of everything that the program depends on, so that a new version of Bulle never finds an old one's program."""
     import hashlib
 
     built_in = repr((_FILES, _WAITING, _MEMORY, _PROCESSES, _IDENTITY, _TIME, _COMMUNICATION, _BY_CAPABILITY, _PERSONALITIES, _NEW_NAMESPACES))
     kernel = "" if seccomp.startswith(DEFAULT) else os.uname().release
-    parts = (COMPILER_REVISION, PROFILE_REVISION, TABLE_REVISION, platform.machine(), kernel, sorted(capabilities), seccomp, built_in)
+    parts = (COMPILER_REVISION, PROFILE_REVISION, TABLE_REVISION, machine, kernel, sorted(capabilities), seccomp, built_in)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

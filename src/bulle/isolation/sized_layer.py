@@ -16,6 +16,8 @@ from bulle.isolation.sized_file_system import SMALLEST_BYTES, available
 from bulle.linux import mount
 from bulle.model.run_plan import RunPlan
 
+_RESERVE = "reserve"
+_RESERVE_BYTES = 64 << 10
 _ONLY_LOOK = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC
 
 
@@ -27,7 +29,9 @@ def disk(plan: RunPlan) -> str:
 def make(plan: RunPlan) -> None:
     """Make the file and the file system in it, and mount it once, so that what is missing here is known now. Raises Unavailable, StorageFull."""
     sized_file_system.make(disk(plan), plan.root.size_bytes, "the writable layer", "leave out --storage-opt")
-    os.close(detached(plan))
+    layer = detached(plan)
+    _keep_room(layer)
+    os.close(layer)
 
 
 def detached(plan: RunPlan, attributes: int = 0) -> int:
@@ -44,6 +48,25 @@ def detached(plan: RunPlan, attributes: int = 0) -> int:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+@contextmanager
+def room_for_work(layer: int) -> Iterator[None]:
+    """While the block lasts, overlay finds room to make its own directory in the layer (a descriptor), which is full.
+
+    Some is kept from the beginning, out of the container's reach, and kept again afterwards. Newer kernels manage without.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(_RESERVE, dir_fd=layer)
+    try:
+        yield
+    finally:
+        _keep_room(layer)
+
+
+def _keep_room(layer: int) -> None:
+    with suppress(OSError), open(os.open(_RESERVE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=layer), "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
 
 
 @contextmanager
@@ -68,4 +91,4 @@ def attach(plan: RunPlan) -> None:
         os.close(descriptor)
 
 
-__all__ = ["SMALLEST_BYTES", "attach", "available", "detached", "disk", "make", "upper"]
+__all__ = ["SMALLEST_BYTES", "attach", "available", "detached", "disk", "make", "room_for_work", "upper"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -32,10 +32,10 @@ class Refusal:
     call: str
 
 
-def refusals(since_ns: int, concerns: Callable[[int, int], bool]) -> list[Refusal]:
-    """Those from then on of processes that ``concerns`` (pid, uid) picks, oldest first."""
+def refusals(since_ns: int, concerns: Callable[[int, int], bool], lines: Iterable[str] | None = None) -> list[Refusal]:
+    """Those from then on of processes that ``concerns`` (pid, uid) picks, oldest first; ``lines`` are of another kernel's log than this machine's."""
     found = []
-    for line in _lines():
+    for line in _lines() if lines is None else lines:
         if (match := _REFUSED.search(line)) is None:
             continue
         at_ns = int(match[1]) * 1_000_000_000 + int(match[2]) * 1_000_000

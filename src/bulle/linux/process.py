@@ -117,6 +117,19 @@ def start_ticks(pid: int) -> int:
     return 0 if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def wanted_processor_ns(pid: int) -> int | None:
+    """The time that its threads ran or waited for a processor, in nanoseconds; None where that is not told. Kernel documentation, sched-stats"""
+    wanted = 0
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
+                ran, waited, _times = file.read().split()
+            wanted += int(ran) + int(waited)
+    except (OSError, ValueError):
+        return None
+    return wanted
+
+
 def processor_ns(pid: int) -> int:
     """The processor time that ``pid`` has used itself, in nanoseconds; 0 where it is gone."""
     fields = _stat(pid)
@@ -129,10 +142,20 @@ def has_executed(pid: int) -> bool:
     return fields is None or not int(fields[6]) & _PF_FORKNOEXEC
 
 
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2). Raises ProcessLookupError also for a process that is about to be forgotten, which old kernels call an invalid argument."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+
+
 def open_process(pid: int, ticks: int) -> int | None:
     """A pidfd for the process that had ``pid`` and started at ``ticks``, or None where it is gone. The caller closes it."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return None
     if start_ticks(pid) != ticks:

@@ -6,13 +6,16 @@ a new start takes it away. The ends are appended by the monitor and read by ``bu
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
 from bulle.model.lifecycle import End, Intent
+from bulle.records import reserve
 
 _INTENT, _ENDS = "intent.json", "ends.jsonl"
 _KEPT = 20
@@ -25,8 +28,11 @@ def intend(directory: str, verb: str, signal: str) -> None:
     """Say that the end of the container with this host directory is wanted, with the signal that follows ("" for none)."""
     uid = os.environ.get("SUDO_UID", "") if os.getuid() == 0 else ""
     said = Intent(verb, signal, int(uid) if uid.isdecimal() else os.getuid(), time.time_ns())
-    with suppress(FileNotFoundError):  # removed meanwhile
-        _replace(f"{directory}/{_INTENT}", msgspec.json.encode(said))
+    try:
+        reserve.replace_file(_home(directory), f"{directory}/{_INTENT}", msgspec.json.encode(said))
+    except OSError as error:  # removed meanwhile; or on a full disk, where what runs must still be ended
+        if error.errno not in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def read_intent(directory: str) -> Intent | None:
@@ -48,14 +54,9 @@ def record(directory: str, end: End) -> None:
     """Add how a run ended."""
     path = f"{directory}/{_ENDS}"
     with suppress(OSError):  # a full disk, or removed by force meanwhile
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, msgspec.json.encode(end) + b"\n")
-            grown = os.fstat(descriptor).st_size > _MOST_BYTES
-        finally:
-            os.close(descriptor)
-        if grown:
-            _replace(path, b"".join(msgspec.json.encode(one) + b"\n" for one in read(directory)))
+        reserve.append(_home(directory), path, msgspec.json.encode(end) + b"\n")
+        if os.stat(path).st_size > _MOST_BYTES:
+            reserve.replace_file(_home(directory), path, b"".join(msgspec.json.encode(one) + b"\n" for one in read(directory)))
 
 
 def read(directory: str) -> list[End]:
@@ -72,11 +73,5 @@ def read(directory: str) -> list[End]:
     return found
 
 
-def _replace(path: str, content: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
-    os.rename(temporary, path)
+def _home(directory: str) -> Path:
+    return Path(directory).parent.parent

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Literal
 
 from bulle.errors import BulleError
-from bulle.linux import process
 
 _LOOKS = 10  # at an idle container, within its limit
 _IDLE_SHARE = 0.01  # of one processor: what a process that only waits may use
@@ -32,9 +31,9 @@ class _Clock:
 class Ender(_Clock):
     """Ends the workload as ``stop`` does: its stop signal, and SIGKILL after its patience. ``reason`` says why, "" where nobody asked it to."""
 
-    def __init__(self, pidfd: int, stop_signal: int, patience_s: float, resume: Callable[[], object]) -> None:
-        """``pidfd`` stays the caller's; a negative patience is for ever; ``resume`` lets a paused workload go on, which could not end."""
-        self._pidfd = pidfd
+    def __init__(self, send: Callable[[int], object], stop_signal: int, patience_s: float, resume: Callable[[], object]) -> None:
+        """``send`` sends a signal; a negative patience is for ever; ``resume`` lets a paused workload go on, which could not end."""
+        self._send_signal = send
         self._signal = stop_signal
         self._resume = resume
         self._patience_s = patience_s if patience_s >= 0 else math.inf
@@ -66,7 +65,7 @@ class Ender(_Clock):
 
     def _send(self, number: int) -> None:
         with suppress(OSError):  # it has ended
-            process.pidfd_send_signal(self._pidfd, number)
+            self._send_signal(number)
         with suppress(OSError, BulleError):
             self._resume()
 

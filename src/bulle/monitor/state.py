@@ -7,11 +7,13 @@ together); a file that says "running" about a process that is gone means that bo
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
 
 from bulle.linux import process
 from bulle.model.container import ContainerState
+from bulle.records import reserve
 
 STATE_FILE = "state.json"
 _decoder = msgspec.json.Decoder(ContainerState)
@@ -19,13 +21,7 @@ _decoder = msgspec.json.Decoder(ContainerState)
 
 def write_state(directory: str, state: ContainerState) -> None:
     """Replace the state of the container whose host directory is given."""
-    temporary = f"{directory}/.{STATE_FILE}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, msgspec.json.encode(state))
-    finally:
-        os.close(fd)
-    os.rename(temporary, f"{directory}/{STATE_FILE}")
+    reserve.replace_file(Path(directory).parent.parent, f"{directory}/{STATE_FILE}", msgspec.json.encode(state))
 
 
 def read_state(directory: str) -> ContainerState:

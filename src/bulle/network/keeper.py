@@ -41,7 +41,7 @@ from bulle.records.networks import NetworkRecord, NetworkRecords
 IDLE_S = 30.0
 _SETTLED_AFTER_S, _LOOKS_EVERY_S = 0.2, 60.0
 LOCK_NAME = "keeper.lock"
-_PATIENCE_MS = 5000
+_PATIENCE_MS, _AGAIN_S, _AGAIN_AT_MOST_S = 5000, 0.1, 20.0
 
 
 class Keeper:
@@ -58,8 +58,8 @@ class Keeper:
         self._notes: list[str] = []
         """What whoever starts the next container is to be told."""
         self._emptied_at_s = 0.0
-        self._taking_over = False
-        """Rules are only remembered meanwhile: those of the keeper before stand until all of them are."""
+        self._behind = self._taking_over = False
+        """Rules are only remembered while taking over: those of the keeper before stand until all of them are."""
         self._names = NameServer(self._loop, HostResolvers())
         self._names.on_allowed = self._rules.allow
         self._members: dict[str, Member] = {}
@@ -359,7 +359,7 @@ class Keeper:
             self._loop.later(self._idle_s, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if not self._members and time.monotonic() >= self._emptied_at_s + self._idle_s:
+        if not self._members and not self._behind and time.monotonic() >= self._emptied_at_s + self._idle_s:
             self._loop.ended = True
 
     def _end(self) -> None:
@@ -378,13 +378,23 @@ class Keeper:
             devices.remove_bridge(device)
 
     def _take_over(self) -> None:
-        """Make anew, for what runs, what another keeper had; a container for which that fails goes on without."""
+        """Make anew, for what runs, what another keeper had. Where that fails it is tried again for a while; then a container goes on without."""
         self._taking_over = True
-        for request in self._running():
-            if process.start_ticks(request.pid):
-                with suppress(OSError, BulleError):
-                    self._register(request, again=True)
+        self._catch_up(_AGAIN_S)
         self._taking_over = False
         if self._networks:
             self._rules.open()  # in the place of what stood, with everybody in it
             self._admit()
+
+    def _catch_up(self, delay_s: float) -> None:
+        self._behind = False
+        for request in self._running():
+            if request.container_id not in self._members and process.start_ticks(request.pid):
+                try:
+                    self._register(request, again=True)
+                except (OSError, BulleError):
+                    self._behind = delay_s < _AGAIN_AT_MOST_S
+        if self._behind:
+            self._loop.later(delay_s, lambda: self._catch_up(2 * delay_s))
+        else:
+            self._rest_if_idle()

@@ -12,10 +12,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bulle.errors import BulleError, StorageFull, Unavailable
+from bulle.records import reserve
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -197,6 +198,16 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         try:
+            connection = self._open_once()
+        except BulleError as error:
+            if not _is_for_want_of_space(error.__cause__) or not reserve.give_way(self.path.parent):
+                raise
+            return self._open_once()
+        reserve.hold_back(self.path.parent)
+        return connection
+
+    def _open_once(self) -> sqlite3.Connection:
+        try:
             connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             connection.execute("PRAGMA foreign_keys = ON")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -246,6 +257,8 @@ class Database:
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            if _is_for_want_of_space(error):
+                reserve.give_way(self.path.parent)  # for the next: a full disk is emptied by commands that write here
             raise _explained(error, self.path) from error
 
     def close_unless_in_transaction(self) -> None:
@@ -285,9 +298,20 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
         time.sleep(0.002)
 
 
+def _is_full(directory: Path) -> bool:
+    with suppress(OSError):
+        return os.statvfs(directory).f_bavail == 0
+    return False
+
+
+def _is_for_want_of_space(error: BaseException | None) -> bool:
+    """Also failures of input and output: that is how SQLite says it of its shared memory."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR"))
+
+
 def _explained(error: sqlite3.Error, path: Path) -> BulleError:
     name = getattr(error, "sqlite_errorname", "")
-    if name == "SQLITE_FULL" or ("disk" in str(error) and "full" in str(error)):
+    if name == "SQLITE_FULL" or ("disk" in str(error) and "full" in str(error)) or (name.startswith("SQLITE_IOERR") and _is_full(path.parent)):
         return StorageFull(
             f"the database {path} could not be written", "no space left on the device", "free some space, for example with `bulle rmi`"
         )

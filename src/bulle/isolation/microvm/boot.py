@@ -24,17 +24,19 @@ from bulle.isolation.microvm.cable import Cable
 from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
 from bulle.isolation.microvm.qemu import arguments
 from bulle.isolation.microvm.setup import Setup
-from bulle.linux import process
+from bulle.linux import kernel_log, process
 from bulle.model.run_plan import Mount, Process, RunPlan
 
 _BOOT_PROCESSOR_NS = 120 * 10**9
 _BOOT_WALL_S = 600.0
+_IDLE_WALL_S, _WORK_NS = 30.0, 6 * 10**9  # a guest that starts works all the time: one that wants less in so long hangs
 _LOOK_MS = 200
 _LAST_WORDS_S = 2.0
 _CONSOLE_BYTES = 65536
 _MOST_BYTES = 4 << 20
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
 _KEY = "52:54:00"
+_MOST_CALLS = 10
 
 
 @dataclass
@@ -78,6 +80,12 @@ class Booted:
             while data := os.read(self.console, _CONSOLE_BYTES):
                 self.said += data
                 del self.said[:-_CONSOLE_BYTES]
+
+    def refused_calls(self) -> tuple[str, ...]:
+        """System calls that a filter did not let pass, as the guest's kernel printed on the console, each once."""
+        self.listen_to_console()
+        lines = self.said.decode(errors="replace").splitlines()
+        return tuple(dict.fromkeys(one.call for one in kernel_log.refusals(0, lambda _pid, _uid: True, lines)))[:_MOST_CALLS]
 
     def cause_of_end(self) -> str:
         """Why there is no guest any more, in a sentence's part."""
@@ -175,7 +183,8 @@ def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], 
 
 def wait(booted: Booted, ready: Callable[[], bool], *, starting: bool = False) -> None:
     """Exchange words with the agent until it is so. Raises BulleError where the guest ends first, or has had its time."""
-    deadline_s = time.monotonic() + _BOOT_WALL_S
+    worked_s, worked_ns = time.monotonic(), 0
+    deadline_s = worked_s + _BOOT_WALL_S
     booted.agent.flush()
     while not ready():
         try:
@@ -186,7 +195,11 @@ def wait(booted: Booted, ready: Callable[[], bool], *, starting: bool = False) -
             raise BulleError("the machine ended before the command ran", booted.cause_of_end() or str(error), "see `bulle doctor`") from error
         if booted.has_ended() and not ready():
             raise BulleError("the machine ended before the command ran", booted.cause_of_end(), "see `bulle doctor`")
-        if starting and (process.processor_ns(booted.pid) > _BOOT_PROCESSOR_NS or time.monotonic() > deadline_s):
+        now_s, wanted_ns = time.monotonic(), process.wanted_processor_ns(booted.pid) if starting else None
+        if wanted_ns is None or wanted_ns - worked_ns >= _WORK_NS:
+            worked_ns, worked_s = wanted_ns or 0, now_s
+        hangs = now_s > min(deadline_s, worked_s + _IDLE_WALL_S)
+        if starting and (hangs or process.processor_ns(booted.pid) > _BOOT_PROCESSOR_NS):
             booted.listen_to_console()
             last = booted.said.decode(errors="replace").strip().splitlines()
             raise BulleError("the guest does not start", last[-1][:200] if last else "its agent says nothing", "use another guest kernel")
@@ -239,12 +252,20 @@ def explain(
         return InvalidInput(f"a tmpfs has an option that the guest's kernel refuses ({failure.text})", "", "see tmpfs(5)")
     if failure.text.startswith(("mount ", "target ")) and (misplaced := _misplaced(failure.text, mounts)) is not None:
         return misplaced
+    if failure.text in ("mkdir dev", "mkdir proc", "mkdir sys") and failure.error == errno.ENOTDIR:
+        place = failure.text.removeprefix("mkdir ")
+        return InvalidInput(f"the image's /{place} is not a directory", "a link there could redirect a mount", "do not run this image")
+    if failure.text == f"mkdir {wanted.working_directory.strip('/')}":
+        what = f"the working directory {wanted.working_directory} cannot be entered"
+        return BulleError(what, os.strerror(failure.error), "choose another with -w")
     if failure.text != "exec":
         return BulleError("the command could not be started in the guest", f"{failure.text}: {os.strerror(failure.error)}", "check its options")
     if not name:
         return CommandNotFound("the command is empty", "", "name one")
     if failure.error in (errno.ENOENT, errno.ENOTDIR):
         return _not_found(name, environment, look)
+    if failure.error == errno.ELOOP:
+        return CommandNotExecutable(f"{name}: refused", "it leads through a link of /proc", "name the program itself")
     if failure.error == errno.ENOEXEC:
         return CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "")
     if failure.error == errno.EACCES:

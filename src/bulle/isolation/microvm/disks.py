@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from bulle.errors import BulleError, Unavailable
+from bulle.errors import BulleError, InvalidInput, Unavailable
 from bulle.isolation import sized_file_system
 from bulle.isolation.microvm.machine import Disk
 from bulle.model.run_plan import LayerMount
@@ -42,7 +42,9 @@ def tar_serial(number: int) -> str:
 
 
 def open_layers(layers: Sequence[LayerMount]) -> list[Disk]:
-    """The disks of a stack of layers, lowest first, in that order; the caller closes their descriptors. Raises Unavailable."""
+    """The disks of a stack of layers, lowest first, in that order; the caller closes their descriptors. Raises Unavailable, InvalidInput."""
+    if not layers:
+        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
     opened: list[Disk] = []
     try:
         for number, layer in enumerate(layers):

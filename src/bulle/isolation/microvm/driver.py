@@ -28,6 +28,7 @@ from bulle.isolation.microvm import processes, sandbox, sessions, shepherd
 from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.files import GuestFiles
 from bulle.isolation.microvm.guest import GROUP
+from bulle.isolation.microvm.kernel import GuestKernels
 from bulle.isolation.microvm.record import read_record
 from bulle.isolation.microvm.setup import Setup, host_memory_bytes, prepare, usable_memory_bytes, why_unusable
 from bulle.isolation.namespaces.driver import SHELL_FLAGS, processes_in_namespaces
@@ -124,6 +125,30 @@ class MicroVmDriver(GroupedDriver):
             return None
         return processes.listing(GuestFiles(plan.state_host_path), arguments)
 
+    def processor_ns(self, plan: RunPlan, pid: int) -> int | None:
+        """As the guest's kernel counts it: what the hypervisor and that kernel use besides is no work of the container's."""
+        with suppress(OSError, BulleError, ValueError):
+            for line in GuestFiles(plan.state_host_path).read(f"{GROUP}/cpu.stat", own_root=True).splitlines():
+                if line.startswith(b"usage_usec "):
+                    return int(line.split()[1]) * 1000
+        return None
+
+    def refused_calls(self, plan: RunPlan) -> tuple[str, ...] | None:
+        """As the guest's kernel printed them, until the shepherd ended."""
+        return read_record(plan.state_host_path).refused
+
+    def to_fetch(self, plan: RunPlan) -> str:
+        """A kernel, once."""
+        assert plan.guest is not None and self.cache_directory is not None
+        return GuestKernels(self.cache_directory / "kernels").to_fetch(plan.guest.architecture or platform.machine(), plan.guest.kernel)
+
+    def kill(self, plan: RunPlan, pidfd: int) -> None:
+        """Have the shepherd kill the command and switch the guest off, which writes what it has in memory first; where none listens, a power cut."""
+        try:
+            sessions.end(plan.state_host_path)
+        except OSError:
+            super().kill(plan, pidfd)
+
     def end_of(self, plan: RunPlan, status: int) -> tuple[int, str]:
         """As the shepherd wrote it down, who got the command's own status from the guest."""
         record = read_record(plan.state_host_path)
@@ -138,8 +163,9 @@ class MicroVmDriver(GroupedDriver):
 
 def _grouped(plan: RunPlan) -> RunPlan:
     """With the limits of the group, which holds the hypervisor: its own memory comes to the guest's."""
-    memory = host_memory_bytes(plan)
-    swap = memory if plan.resources.memory_swap_bytes > 0 else plan.resources.memory_swap_bytes
+    controllers, _why = available()
+    memory = host_memory_bytes(plan) if "memory" in controllers else 0  # the guest's kernel keeps the container to it in any case
+    swap = memory if plan.resources.memory_swap_bytes > 0 or "memory" not in controllers else plan.resources.memory_swap_bytes
     limits = replace(plan.resources, memory_bytes=memory, memory_swap_bytes=swap, memory_reservation_bytes=0, pids_limit=0)
     return replace(plan, resources=limits)
 

@@ -10,15 +10,15 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import RawIOBase
 from typing import BinaryIO
 
 import msgspec
 
-from bulle.errors import BulleError, Conflict
+from bulle.errors import BulleError, Conflict, CorruptImage
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FileFlags
 from bulle.isolation.microvm.agent_session import Session
@@ -97,13 +97,15 @@ class GuestFiles:
         """A file's content, at most so much; ``own_root``: below the agent's own root. Raises OSError as open(2) and read(2) do."""
         return self._content(FileRequest("read", path, FileFlags.OWN_ROOT if own_root else 0, most=most))
 
-    def names(self, path: str) -> list[str]:
-        """The names in a directory."""
-        return [os.fsdecode(name) for name in self._content(FileRequest("list", path)).split(b"\0") if name]
+    def names(self, path: str, *, own_root: bool = False) -> list[str]:
+        """The names in a directory; ``own_root``: below the agent's own root."""
+        flags = FileFlags.OWN_ROOT if own_root else 0
+        return [os.fsdecode(name) for name in self._content(FileRequest("list", path, flags)).split(b"\0") if name]
 
     def set(self, path: str, value: str) -> None:
         """Write a value into a setting of the guest's kernel, below the agent's own root."""
-        self._ask(FileRequest("set", path, name=value), os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))()
+        with self._asking(FileRequest("set", path, name=value), os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)):
+            pass
 
     @contextmanager
     def tar_of(
@@ -112,54 +114,56 @@ class GuestFiles:
         """The tar of what is at a path, under another name; empty: a directory's content. ``raw``: whiteouts and trusted attributes as they are;
         ``without`` are names in the tar."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        with open(reading, "rb") as stream:
-            flags = (FileFlags.OWN_ROOT if own_root else 0) | (FileFlags.OVERLAY if raw else 0)
-            done = self._ask(FileRequest("tar-out", path, flags, name, without), writing)
+        flags = (FileFlags.OWN_ROOT if own_root else 0) | (FileFlags.OVERLAY if raw else 0)
+        with self._asking(FileRequest("tar-out", path, flags, name, without), writing, reading), open(reading, "rb") as stream:
             yield stream
-            done()
 
     @contextmanager
     def unpacking(self, path: str, *, owners: bool) -> Iterator[TarSink]:
         """A tar that is written to what this gives is unpacked below a directory of the container; without ``owners`` all belongs to root."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        done = self._ask(FileRequest("tar-in", path, FileFlags.KEEP_OWNER if owners else 0), reading)
-        with open(writing, "wb", buffering=0) as stream:
+        request = FileRequest("tar-in", path, FileFlags.KEEP_OWNER if owners else 0)
+        with self._asking(request, reading, writing), open(writing, "wb", buffering=0) as stream:
             yield TarSink(stream)
-        done()
 
     def _content(self, request: FileRequest) -> bytes:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         content = b""
-        with open(reading, "rb", buffering=0) as stream:
-            done = self._ask(request, writing)
+        with self._asking(request, writing, reading), open(reading, "rb", buffering=0) as stream:
             while select.select([stream], [], [], _PATIENCE_S)[0]:
                 if not (chunk := stream.read(1 << 16)):
-                    done()
                     return content
                 content += chunk
-        done(given_up=True)
-        raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer", request.path)
+            raise TimeoutError(errno.ETIMEDOUT, "the guest does not answer", request.path)
 
-    def _ask(self, request: FileRequest, descriptor: int) -> Callable[..., None]:
-        """Send it with its descriptor; what is returned waits for the end, and raises OSError as the guest's kernel said."""
-        try:
+    @contextmanager
+    def _asking(self, request: FileRequest, given: int, kept: int = -1) -> Iterator[None]:
+        """Send it with a descriptor, which is closed here, as is ``kept`` where it cannot be sent. Behind the block the end is waited for.
+
+        Raises OSError as the guest's kernel said, also where its stream broke off for that."""
+        with ExitStack() as unsent:
+            unsent.callback(os.close, given)
+            if kept >= 0:
+                unsent.callback(os.close, kept)
             try:
                 line = connect(self._directory)
             except OSError as error:
                 raise Conflict("the files of the machine cannot be reached", "it has just ended", "is it still running?") from error
-            socket.send_fds(line, [msgspec.json.encode(request)], [descriptor])
-        finally:
-            os.close(descriptor)
-
-        def done(*, given_up: bool = False) -> None:
-            with line:
-                data = b"" if given_up else line.recv(_LONGEST)
-            if given_up:
-                return
-            if not data:
-                raise BulleError("the files of the machine could not be read", "it ended meanwhile", "see `bulle why`")
-            word: Word = words.decode(data)
-            if word.number:
-                raise OSError(word.number, os.strerror(word.number), request.path)
-
-        return done
+            unsent.enter_context(line)
+            socket.send_fds(line, [msgspec.json.encode(request)], [given])
+            unsent.pop_all()
+            os.close(given)
+        with line:
+            broken = None
+            try:
+                yield
+            except CorruptImage as error:
+                broken = error
+            data = line.recv(_LONGEST)
+        if not data:
+            raise BulleError("the files of the machine could not be read", "it ended meanwhile", "see `bulle why`")
+        word: Word = words.decode(data)
+        if word.number:
+            raise OSError(word.number, os.strerror(word.number), request.path)
+        if broken:
+            raise broken

@@ -30,6 +30,10 @@ _TMPFS_FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec
 _TMPFS_CLEARS = {"rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC}
 GROUP = "/groups/container"
 JOIN_GROUP: Step = ("?cgroup", GROUP)
+_JOINED = f"{GROUP}/bulle-exec"
+"""Where commands join a container that may manage its group: once that hands controllers down, it can hold no processes itself. As for containers."""
+_RESERVE_BYTES = 32 << 10
+_MANAGED = ("cpu", "cpuset", "io", "hugetlb", "misc", "rdma")
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,18 @@ def root_steps(plan: RunPlan, disks: Disks) -> list[Step]:
         ("mkdir", "/root", "755"),
     ]
     options = f"lowerdir={lower},upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=off,metacopy=off,index=off"
-    attributes = 0 if plan.security.privileged else MS_NODEV
-    return [*steps, ("mount", "overlay", "/root", "overlay", str(attributes), options + (",volatile" if plan.root.volatile else ""))]
+    return [
+        *steps,
+        # A full disk has no room for what overlay makes when it is mounted, and would be read-only from then on: some is kept, out of reach.
+        ("?write", "/scratch/reserve", "", "create"),
+        ("mount", "overlay", "/root", "overlay", str(_attributes(plan)), options + (",volatile" if plan.root.volatile else "")),
+        ("?write", "/scratch/reserve", "0" * _RESERVE_BYTES, "create"),
+    ]
+
+
+def _attributes(plan: RunPlan) -> int:
+    """Of mounts that show what an image or the host brings: nodes of devices stay closed. mount(2)"""
+    return 0 if plan.security.privileged else MS_NODEV
 
 
 def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, entropy: bytes) -> list[Step]:
@@ -87,19 +101,23 @@ def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, 
         ("?write", "/groups/cgroup.subtree_control", "+pids"),
         ("?write", "/groups/cgroup.subtree_control", "+memory"),
     ]
+    if plan.security.privileged:
+        steps += [("?write", "/groups/cgroup.subtree_control", f"+{name}") for name in _MANAGED]
     if plan.resources.memory_bytes:
         steps += [("write", f"{GROUP}/memory.max", str(plan.resources.memory_bytes)), ("?write", f"{GROUP}/memory.swap.max", "0")]
     if plan.resources.memory_reservation_bytes:
         steps.append(("?write", f"{GROUP}/memory.low", str(plan.resources.memory_reservation_bytes)))
     if plan.resources.pids_limit:
         steps.append(("write", f"{GROUP}/pids.max", str(plan.resources.pids_limit)))
+    # Notices reach the console: what a filter refused is one.
+    steps.append(("?write", "/proc/sys/kernel/printk", "6"))
     # In a machine of its own every user may listen on any port and send echo requests, as in a container with a network of its own.
     for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
         steps.append(("?write", f"/proc/sys/net/ipv4/{name}", value))
     steps.append(("mkdir", "/files", "755"))
     steps += [("write", f"/files/{name}", content, "create") for name, content in files.contents.items()]
     if volumes:
-        steps += [("mkdir", "/volumes", "755"), ("mount", "volumes", "/volumes", "virtiofs", "0", "")]
+        steps += [("mkdir", "/volumes", "755"), ("mount", "volumes", "/volumes", "virtiofs", str(_attributes(plan)), "")]
     return [*steps, ("link", "lo", "up")]
 
 
@@ -125,15 +143,21 @@ def network_steps(interfaces: Sequence[Interface], *, asks_host: bool) -> list[S
 
 
 def joining_steps(plan: RunPlan) -> list[Step]:
-    """What each command of the container does first."""
-    adjusted = [] if plan.oom_score_adj is None else [("write", "/proc/self/oom_score_adj", str(plan.oom_score_adj))]
-    return [JOIN_GROUP, *adjusted]
+    """What a command that joins the container does first."""
+    if plan.security.privileged:
+        return [("?mkdir", _JOINED, "755"), ("?cgroup", _JOINED), *_adjusted(plan)]
+    return [JOIN_GROUP, *_adjusted(plan)]
+
+
+def _adjusted(plan: RunPlan) -> list[Step]:
+    return [] if plan.oom_score_adj is None else [("write", "/proc/self/oom_score_adj", str(plan.oom_score_adj))]
 
 
 def container_steps(plan: RunPlan, files: Files) -> list[Step]:
     """In the container's own namespaces, before its root is entered: what every container has, and what the user asked for."""
     return [
-        *joining_steps(plan),
+        JOIN_GROUP,
+        *_adjusted(plan),
         ("hostname", plan.hostname),
         *_devices(plan),
         *_kernel_views(plan),
@@ -181,7 +205,7 @@ def _limit_number(name: str) -> int:
 
 
 def _devices(plan: RunPlan) -> list[Step]:
-    steps: list[Step] = [("mkdir", "dev", "755"), ("mount", "tmpfs", "dev", "tmpfs", str(MS_NOSUID), "mode=755,size=65536k")]
+    steps: list[Step] = [("mkdir", "dev", "755", "itself"), ("mount", "tmpfs", "dev", "tmpfs", str(MS_NOSUID), "mode=755,size=65536k")]
     steps += [("mknod", f"dev/{name}", "666", "c", str(major), str(minor)) for name, (major, minor) in DEVICES.items()]
     if plan.process.terminal:
         steps.append(("file", "dev/console", "600"))  # the agent shows the terminal there
@@ -199,9 +223,9 @@ def _devices(plan: RunPlan) -> list[Step]:
 def _kernel_views(plan: RunPlan) -> list[Step]:
     read_only = 0 if plan.security.privileged else MS_RDONLY
     return [
-        ("mkdir", "proc", "755"),
+        ("mkdir", "proc", "755", "itself"),
         ("mount", "proc", "proc", "proc", str(_LOCKED), ""),
-        ("mkdir", "sys", "755"),
+        ("mkdir", "sys", "755", "itself"),
         ("mount", "sysfs", "sys", "sysfs", str(_LOCKED | read_only), ""),
         ("?mount", "cgroup2", "sys/fs/cgroup", "cgroup2", str(_LOCKED | read_only), ""),
     ]

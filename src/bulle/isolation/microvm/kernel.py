@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,23 @@ class GuestKernels:
             failed = StorageFull if error.errno == 28 else Unavailable
             raise failed(f"the kernel for {architecture} cannot be kept in {self._directory}", os.strerror(error.errno or 0)) from error
 
+    def to_fetch(self, architecture: str, wanted: str = "") -> str:
+        """What :meth:`find` would first fetch, in words; empty where it is here, or given."""
+        name, _, suite = wanted.partition(":")
+        if name not in ("", "debian"):
+            return ""
+        suite = suite or debian_kernel.DEFAULT_SUITE
+        if self._debian_directory(architecture, suite).exists():
+            return ""
+        if not name:
+            with suppress(BulleError, OSError):
+                self._host(architecture)
+                return ""
+        return f"the kernel of virtual machines (about 30 MB, from Debian {suite})"
+
+    def _debian_directory(self, architecture: str, suite: str) -> Path:
+        return self._directory / f"debian-{suite}-{architecture}"
+
     def _whatever_there_is(self, architecture: str) -> GuestKernel:
         try:
             return self._host(architecture)
@@ -121,7 +138,7 @@ class GuestKernels:
 
     def _debian(self, architecture: str, suite: str) -> GuestKernel:
         debian_kernel.check_suite(suite)
-        directory = self._directory / f"debian-{suite}-{architecture}"
+        directory = self._debian_directory(architecture, suite)
         if not directory.exists():
             with self._locked():
                 if not directory.exists():

@@ -9,7 +9,7 @@ from contextlib import suppress
 from bulle.errors import InvalidInput
 from bulle.isolation.microvm.files import GuestFiles
 
-_GROUP = "/groups/container/cgroup.procs"
+_GROUP = "/groups/container"
 _TICKS_A_SECOND = 100  # USER_HZ, the same on every processor that a guest can have
 _PAGE_BYTES = 4096
 _FULL = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
@@ -25,11 +25,24 @@ def listing(files: GuestFiles, arguments: Sequence[str]) -> tuple[list[str], lis
     up_s = float(files.read("/proc/uptime", own_root=True).split()[0])
     users = _users(files)
     rows = []
-    for pid in sorted(map(int, files.read(_GROUP, own_root=True).split())):
+    for pid in sorted(_pids(files)):
         with suppress(OSError):  # it has ended meanwhile
             fields = _look(files, pid, users, up_s)
             rows.append([fields[column] for column in columns])
     return titles, rows
+
+
+def _pids(files: GuestFiles) -> list[int]:
+    own = [int(pid) for pid in files.read(f"{_GROUP}/cgroup.procs", own_root=True).split()]
+    if b"nr_descendants 0\n" in files.read(f"{_GROUP}/cgroup.stat", own_root=True):
+        return own
+    # An init made groups below it.
+    for name in files.names("/proc", own_root=True):
+        if name.isdecimal() and int(name) not in own:
+            with suppress(OSError):
+                if f":/{_GROUP.rpartition('/')[2]}/".encode() in files.read(f"/proc/{name}/cgroup", own_root=True):
+                    own.append(int(name))
+    return own
 
 
 def _columns(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -11,7 +11,8 @@ RECORD_NAME = "machine.json"
 
 class Record(msgspec.Struct):
     """``accelerator`` is kvm or tcg, ``hypervisor`` says which type that is. ``status`` is the command's wait status in the guest, ``ended`` why the
-    machine ended before it; ``out_of_memory``: the guest's kernel killed a process of the command because its memory was used up."""
+    machine ended before it; ``out_of_memory``: the guest's kernel killed a process of the command because its memory was used up; ``refused``
+    names system calls that the filter did not let pass."""
 
     accelerator: str = ""
     hypervisor: str = ""
@@ -23,6 +24,7 @@ class Record(msgspec.Struct):
     ended: str = ""
     status: int | None = None
     out_of_memory: bool = False
+    refused: tuple[str, ...] = ()
 
 
 _decoder = msgspec.json.Decoder(Record)

@@ -156,17 +156,19 @@ def _bind(host_path: str, name: str, root: int, attributes: int) -> None:
 
 
 def device_node(name: str) -> int:
-    """A detached node of a device of the host that everybody may open who gets to see it; only the host's root can make one.
+    """A detached file system with a node of a device of the host that everybody may open who gets to see it; only the host's root can make one.
 
-    The host's own node belongs to groups that a hypervisor without privileges is in no longer.
+    The host's own node belongs to groups that a hypervisor without privileges is in no longer. It is shown as a whole: kernels before 6.15 bind
+    nothing out of what is detached.
     """
     memory = new_mount("tmpfs", {"mode": "755", "size": "16k"}, mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC)
     try:
         os.mknod(name, stat.S_IFCHR | 0o666, os.stat(f"/dev/{name}").st_rdev, dir_fd=memory)
         os.chmod(name, 0o666, dir_fd=memory)
-        return mount.open_tree(memory, name)
-    finally:
+    except BaseException:
         os.close(memory)
+        raise
+    return memory
 
 
 def _make_devices(root: int, devices: Sequence[str], nodes: Sequence[int]) -> None:
@@ -174,10 +176,14 @@ def _make_devices(root: int, devices: Sequence[str], nodes: Sequence[int]) -> No
     given = dict(zip(devices, nodes, strict=False))
     for name in (*(name for name in DEVICES if name != "tty"), *devices):
         with suppress(FileNotFoundError):
-            source = given.get(name, -1)
-            source = mount.open_tree(mount.AT_FDCWD, f"/dev/{name}", _CLONE) if source < 0 else source
-            os.mknod(f"dev/{name}", stat.S_IFREG | 0o666, dir_fd=root)
-            mount.attach_mount(source, f"dev/{name}", root)
+            if name in given:
+                source, place = given[name], f"dev/.{name}"
+                os.mkdir(place, 0o755, dir_fd=root)
+                os.symlink(f".{name}/{name}", f"dev/{name}", dir_fd=root)
+            else:
+                source, place = mount.open_tree(mount.AT_FDCWD, f"/dev/{name}", _CLONE), f"dev/{name}"
+                os.mknod(place, stat.S_IFREG | 0o666, dir_fd=root)
+            mount.attach_mount(source, place, root)
             os.close(source)
 
 

@@ -15,14 +15,14 @@ import socket
 import struct
 import termios
 import tty
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-from bulle.errors import BulleError, from_parts
+from bulle.errors import BulleError, from_parts, to_parts
 from bulle.isolation.channel import Channel
 from bulle.isolation.launch import ChildKit
 from bulle.isolation.microvm.agent_session import Session, Stream
@@ -51,6 +51,10 @@ class FileRequest(msgspec.Struct, frozen=True, tag=True):
     most: int = 4 << 20
 
 
+class EndRequest(msgspec.Struct, frozen=True, tag=True):
+    """Kill the command, and switch the guest off. Nothing is answered."""
+
+
 class Word(msgspec.Struct, frozen=True):
     """From the shepherd: ``running``, ``error`` (its parts), ``exited`` (a wait status), ``done`` (an errno); to it ``signal`` and ``resize``."""
 
@@ -62,7 +66,7 @@ class Word(msgspec.Struct, frozen=True):
 
 
 words = msgspec.json.Decoder(Word)
-requests = msgspec.json.Decoder(Request | FileRequest)
+requests = msgspec.json.Decoder(Request | FileRequest | EndRequest)
 
 
 def listen(directory: str) -> socket.socket:
@@ -77,12 +81,18 @@ def listen(directory: str) -> socket.socket:
     return listener
 
 
-def connect(directory: str) -> socket.socket:
+def connect(directory: str, *, blocking: bool = True) -> socket.socket:
     """A connection to the shepherd of a container, by its host directory. Raises OSError where none listens."""
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | (0 if blocking else socket.SOCK_NONBLOCK))
     with _near(directory) as path:
         line.connect(path)
     return line
+
+
+def end(directory: str) -> None:
+    """Have the shepherd of a container end its machine. Raises OSError where none listens, or it takes no more requests."""
+    with connect(directory, blocking=False) as line:
+        line.send(msgspec.json.encode(EndRequest()))
 
 
 def open_terminal(channel: Channel, wanted: Process) -> int:
@@ -183,6 +193,22 @@ def _tell_signal(line: socket.socket, number: int, terminal: int) -> None:
         word = Word("resize", rows=rows, columns=columns)
     with suppress(OSError):
         line.send(msgspec.json.encode(word))
+
+
+def refuse(client: socket.socket, descriptors: Sequence[int], error: Exception) -> None:
+    """Tell a client why its command was not started, and let go of what it sent."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+    failure = error if isinstance(error, BulleError) else BulleError("the command could not be started", str(error))
+    tell(client, Word("error", parts=to_parts(failure)))
+    client.close()
+
+
+def tell(client: socket.socket, word: Word) -> None:
+    """Send it a word, if it still listens."""
+    with suppress(OSError):
+        client.send(msgspec.json.encode(word))
 
 
 @contextmanager

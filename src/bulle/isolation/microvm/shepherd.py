@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bulle.errors import BulleError, to_parts
+from bulle.errors import BulleError
 from bulle.isolation import identity
 from bulle.isolation.channel import Channel
 from bulle.isolation.execution import DEFAULT_PATH
@@ -29,12 +29,15 @@ from bulle.isolation.microvm import boot, cable, files, guest, sandbox, sessions
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
 from bulle.isolation.microvm.record import Record
-from bulle.isolation.microvm.sessions import FileRequest, Relay, Sink, Word
+from bulle.isolation.microvm.sessions import EndRequest, FileRequest, Relay, Sink, Word, refuse, tell
 from bulle.isolation.microvm.setup import Setup, usable_memory_bytes
 from bulle.model.run_plan import Process, RunPlan
 
 _ABNORMAL = 255
-_POWER_OFF_S = 10.0
+_POWER_OFF_S = 30.0
+_KILLED_S = 8.0  # for a command in the guest to be gone after SIGKILL
+_SILENCE_S = 30.0  # of a guest that was asked to start a command: then it is said to hang
+_TICK_S = 2.0
 _SESSION_LIMIT = 200
 _MOST_BYTES = 4 << 20
 
@@ -107,7 +110,8 @@ class Shepherd:
         self._ended = ""
         obtained = (setup.accelerator, setup.hypervisor, setup.kernel_release, setup.architecture)
         self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid)
-        self._kills = 0
+        self._silence_s = 0.0
+        self._killed_for_s = -1.0  # by request; negative: it was not
 
     def begin(self, kit: ChildKit, terminal: int) -> None:
         """Start the container's own command. Raises what an exec of it on the host would."""
@@ -127,15 +131,18 @@ class Shepherd:
             self._turn()
         for relay in list(self._relays.values()):
             self._finish(relay)
-        status = self._first.session.status
-        if not self._first.session.final:
-            self._record.ended = self._ended
-        else:
+        known, killed = self._first.session.final, self._killed_for_s >= 0
+        status = self._first.session.status if known else signal.SIGKILL
+        if known or killed:
             self._record.status = status
-            self._record.out_of_memory = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and self._guest_kills() > 0
-        code = sessions.exit_code(status) if self._first.session.final else _ABNORMAL
+        if not known:
+            self._record.ended = self._ended
+        elif status and not killed:
+            self._record.out_of_memory = self._guest_kills() > 0
+            self._record.refused = self._machine.refused_calls()
+        code = sessions.exit_code(status) if known or killed else _ABNORMAL
         self._write_record()
-        self._machine.power_off(quickly=self._plan.root.volatile, patience_s=_POWER_OFF_S)
+        self._machine.power_off(quickly=self._plan.root.volatile or self._killed_for_s >= _KILLED_S, patience_s=_POWER_OFF_S)
         return code
 
     def _turn(self) -> None:
@@ -158,7 +165,9 @@ class Shepherd:
         for descriptor in inputs.keys() | outputs.keys() | clients.keys():
             wanted = (select.POLLIN if descriptor in inputs or descriptor in clients else 0) | (select.POLLOUT if descriptor in outputs else 0)
             poll.register(descriptor, wanted)
-        for descriptor, events in poll.poll():
+        waits = self._openings or self._killed_for_s >= 0
+        began_s = time.monotonic()
+        for descriptor, events in poll.poll(_TICK_S * 1000 if waits else None):
             if descriptor == self._woken:
                 self._hear_signals()
             elif descriptor == self._setup.listener.fileno():
@@ -177,6 +186,9 @@ class Shepherd:
                 if descriptor in clients and clients[descriptor].client is not None:
                     self._hear(clients[descriptor])
         self._go_on_opening()
+        if waits:
+            # What passed while this process was paused does not count.
+            self._look_at_the_clock(min(time.monotonic() - began_s, 2 * _TICK_S))
         self._agent.flush()
         for relay in list(self._relays.values()):
             relay.carry_output()
@@ -188,14 +200,29 @@ class Shepherd:
         try:
             if events & select.POLLOUT:
                 self._agent.flush()
-            if events & ~select.POLLOUT and not self._agent.receive():
-                self._end(self._machine.cause_of_end())
+            if events & ~select.POLLOUT:
+                self._silence_s = 0.0
+                if not self._agent.receive():
+                    self._end(self._machine.cause_of_end())
         except BulleError as error:
             self._end(f"the guest's agent did not keep to its protocol ({error.details})")
 
     def _end(self, why: str) -> None:
         if not self._ended:
             self._ended = why
+
+    def _look_at_the_clock(self, passed_s: float) -> None:
+        """Give up on a guest that is silent although it should speak."""
+        self._silence_s = self._silence_s + passed_s if self._openings else 0.0
+        if self._silence_s >= _SILENCE_S:
+            silent = BulleError("the guest does not answer", f"it has said nothing for {_SILENCE_S:g} s", "stop it and start it again")
+            for one in self._openings:
+                refuse(one.client, one.descriptors, silent)
+            self._openings.clear()
+        if self._killed_for_s >= 0:
+            self._killed_for_s += passed_s
+            if self._killed_for_s >= _KILLED_S:
+                self._end("its guest did not answer when its command was killed, and was switched off")
 
     def _hear_signals(self) -> None:
         for number in os.read(self._woken, 256):
@@ -219,6 +246,10 @@ class Shepherd:
                 if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
                     raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 request = sessions.requests.decode(data)
+                if isinstance(request, EndRequest):
+                    client.close()
+                    self._kill()
+                    return
                 if isinstance(request, FileRequest):
                     client.setblocking(False)
                     self._open_files(request, descriptors).client = client
@@ -231,7 +262,13 @@ class Shepherd:
                 opening = self._opening(request.process, request.filter_program, descriptors, terminal, steps, client=client)
                 self._openings.append(Opening(opening, lambda: True, client, descriptors))
             except (OSError, ValueError, BulleError, msgspec.DecodeError) as error:
-                _refuse(client, descriptors, error)
+                refuse(client, descriptors, error)
+
+    def _kill(self) -> None:
+        """End the command by force, and with it the guest, which has written everything then."""
+        if self._first is not None and self._killed_for_s < 0:
+            self._killed_for_s = 0.0
+            self._first.session.signal(signal.SIGKILL)
 
     def _go_on_opening(self) -> None:
         """Advance the commands that are being started, as far as the guest has answered."""
@@ -242,9 +279,9 @@ class Shepherd:
                 continue
             except StopIteration:
                 one.client.setblocking(False)
-                _tell(one.client, Word("running"))
+                tell(one.client, Word("running"))
             except (OSError, ValueError, BulleError) as error:
-                _refuse(one.client, one.descriptors, error)
+                refuse(one.client, one.descriptors, error)
             self._openings.remove(one)
 
     def _open_files(self, request: FileRequest, descriptors: Sequence[int]) -> Relay:
@@ -270,11 +307,9 @@ class Shepherd:
         client: socket.socket | None = None,
     ) -> Iterator[Condition]:
         """Have a command started: gives what has to be so before it can go on, and ends when the command runs. Raises BulleError."""
-        user = yield from self._with_files(lambda look: identity.resolve(wanted.user, look))
+        user = yield from self._with_files(lambda look: identity.resolve(wanted.user, look), ("/etc/passwd", "/etc/group"))
         environment = {"PATH": DEFAULT_PATH, "HOME": user.home} | ({"TERM": "xterm"} if wanted.terminal else {})
         environment |= dict(item.partition("=")[::2] for item in wanted.environment)
-        if self._setup.architecture != platform.machine():
-            filter_program = b""  # it names the host's system calls
         session = self._agent.execute(guest.execution(wanted, user, filter_program, environment, steps, first=first))
         yield lambda: session.started or session.final
         if session.error:
@@ -287,9 +322,12 @@ class Shepherd:
         if first:
             self._first = relay
 
-    def _with_files(self, function: Callable[[Callable[[str], bytes | None]], Result]) -> Generator[Condition, None, Result]:
-        """The result of a function that looks into files of the container, which are fetched when it asks for them."""
+    def _with_files(
+        self, function: Callable[[Callable[[str], bytes | None]], Result], ahead: Sequence[str] = ()
+    ) -> Generator[Condition, None, Result]:
+        """The result of a function that looks into files of the container, which are fetched when it asks for them; those ``ahead`` all at once."""
         known: dict[str, bytes | None] = {}
+        asked = {path: self._agent.read(path, _MOST_BYTES) for path in ahead}
 
         def look(path: str) -> bytes | None:
             if path not in known:
@@ -301,7 +339,7 @@ class Shepherd:
                 return function(look)
             except _WantedError as wanted:
                 path = wanted.args[0]
-            session = self._agent.read(path, _MOST_BYTES)
+            session = asked.pop(path, None) or self._agent.read(path, _MOST_BYTES)
             yield lambda session=session: session.final  # type: ignore[misc]
             for number, mount in enumerate(self._plan.mounts if session.error else ()):
                 # Before the first command runs, volumes are not in the container's root yet.
@@ -335,9 +373,9 @@ class Shepherd:
         relay.close()
         if relay.client is not None:
             if relay.session.kind is FromHost.EXEC:
-                _tell(relay.client, Word("exited", relay.session.status if relay.session.final else signal.SIGKILL))
+                tell(relay.client, Word("exited", relay.session.status if relay.session.final else signal.SIGKILL))
             else:
-                _tell(relay.client, files.word_of(relay.session))
+                tell(relay.client, files.word_of(relay.session))
             relay.client.close()
             relay.client = None
         relay.session.close()
@@ -357,19 +395,3 @@ class Shepherd:
             content = msgspec.json.encode(self._record)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content, 0)
-
-
-def _refuse(client: socket.socket, descriptors: Sequence[int], error: Exception) -> None:
-    for descriptor in descriptors:
-        with suppress(OSError):
-            os.close(descriptor)
-    failure = error if isinstance(error, BulleError) else BulleError("the command could not be started", str(error))
-    _tell(client, Word("error", parts=to_parts(failure)))
-    client.close()
-
-
-def _tell(client: socket.socket, word: Word) -> None:
-    with suppress(OSError):
-        client.send(msgspec.json.encode(word))
-
-

@@ -23,6 +23,7 @@ from bulle.isolation.grouped_driver import GroupedDriver, features_of
 from bulle.isolation.namespaces import shell
 from bulle.linux import loopback, mount, namespaces, user_namespace
 from bulle.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT
+from bulle.linux.process import pidfd_open
 from bulle.model.run_plan import Process, RunPlan
 
 _ALWAYS = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC
@@ -95,7 +96,7 @@ class NamespaceDriver(GroupedDriver):
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """Join every namespace of the container by its first process's pidfd, then fork once more to stand in its pid namespace."""
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = pidfd_open(pid)
         except ProcessLookupError as error:
             raise BulleError("the container is not running", "its first process ended", "start it first") from error
         try:

@@ -1,0 +1,206 @@
+"""The part of the benchmark about virtual machines, beside QEMU as anybody starts it: ``-M q35 -kernel bzImage``, emulated, with the same kernel.
+
+As in figures.py, it takes the field of contestants and gives rows and sentences of detail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import stat
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from figures import IMAGE, Field, Rows
+from measuring import SETTLE_S, Failed, Result, timer
+
+from bulle.isolation.microvm.initial_ramdisk import archive
+from bulle_testing import peers, places, tiers, virtual_machines
+
+NAME = "machine"
+VM = ("--isolation", "vm", "--accel", "tcg")
+MOST_OF_BOOT, MOST_EXEC_MS, MOST_OWN_MIB = 0.60, 15.0, 60.0
+COMMANDS = 200
+MEMORY_MIB = 256
+PATIENCE_S = 60.0
+_REACHED, _PANIC = b"Run /init as init process", b"Kernel panic"
+_INIT = b"#!/bin/busybox sh\n/bin/busybox poweroff -f\n"
+
+
+@dataclass
+class Plain:
+    """QEMU with nothing said but the kernel, a ramdisk with busybox whose init switches it off, and a console to read."""
+
+    kernel: Path
+    ramdisk: Path
+    reached: Result = field(default_factory=Result)
+    ended: Result = field(default_factory=Result)
+    lost: int = 0
+
+    def run(self, *, measured: bool) -> None:
+        """One boot that succeeds. QEMU 7.2 gets an instruction of this kernel's allocator wrong now and then: such boots are told, not timed."""
+        for _ in range(5):
+            begin = time.perf_counter_ns()
+            command = [str(tiers.program("qemu-system-x86_64")), "-M", "q35", "-kernel", str(self.kernel), "-initrd", str(self.ramdisk)]
+            command += ["-append", "console=ttyS0 panic=-1", "-nographic", "-no-reboot"]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            try:
+                reached = self._watch(process)
+            finally:
+                process.kill()
+                process.communicate()
+            if reached:
+                if measured:
+                    self.reached.samples.append((reached - begin) / 1e6)
+                    self.ended.samples.append((time.perf_counter_ns() - begin) / 1e6)
+                return
+            self.lost += 1
+        raise Failed("plain QEMU does not boot this kernel")
+
+    @staticmethod
+    def _watch(process: subprocess.Popen[bytes]) -> int:
+        """When the kernel said that it starts init, once the machine is off; 0 where it does not come to that."""
+        assert process.stdout is not None
+        said, reached = b"", 0
+        deadline = time.monotonic() + PATIENCE_S
+        while select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            data = os.read(process.stdout.fileno(), 65536)
+            said += data
+            if not reached and _REACHED in said:
+                reached = time.perf_counter_ns()
+            if not data:
+                process.wait()
+                return 0 if _PANIC in said else reached
+        return 0
+
+
+def machines(contestants: Field, options: argparse.Namespace) -> tuple[Rows, list[str]]:
+    """Start, exec and memory of virtual machines."""
+    if os.uname().machine != "x86_64" or tiers.program("qemu-system-x86_64") is None:
+        raise Failed("qemu-system-x86_64 is not installed, or this machine is no x86_64")
+    bulle = contestants.bulle
+    kernel = virtual_machines.debian_kernel("x86_64")
+    vmlinuz = next((places.cache_directory() / "kernels/debian-trixie-x86_64").rglob("vmlinuz-*"))
+    guest = (*VM, "--kernel", str(vmlinuz.parents[1]))
+    bulle("run", "--rm", *guest, "--network", "none", IMAGE, "true")  # unpacks the kernel, makes the ramdisk
+    rows, details = _starts(contestants, guest, Plain(vmlinuz, _ramdisk(contestants.directory)), max(3, options.rounds // 3))
+    more_rows, more = _commands(contestants, guest, options.rounds)
+    rows += more_rows
+    details += [*more, f"machines: the guest's kernel is {kernel.release}, the same for plain QEMU"]
+    for what, words in (("", ()), (", with a volume", ("-v", f"{contestants.directory}/shared:/shared"))):
+        (contestants.directory / "shared").mkdir(exist_ok=True)
+        own, said = _own_memory(contestants, guest, words)
+        figure = f"memory of an idle machine beside its guest's own{what}"
+        rows.append((figure, f"{own:.1f} MiB", f"at most {MOST_OWN_MIB:.0f} MiB", own / MOST_OWN_MIB, 1.0))
+        details.append(f"machines, memory{what}: {said}")
+    return rows, details
+
+
+def _ramdisk(directory: Path) -> Path:
+    busybox = Path(peers.static_busybox()).read_bytes()
+    folders = [(name, stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "proc")]
+    path = directory / "plain-initrd"
+    path.write_bytes(archive([*folders, ("init", stat.S_IFREG | 0o755, _INIT), ("bin/busybox", stat.S_IFREG | 0o755, busybox)]))
+    return path
+
+
+def _starts(contestants: Field, guest: tuple[str, ...], plain: Plain, rounds: int) -> tuple[Rows, list[str]]:
+    """A cold machine that runs ``true``, from the command to its exit code, turn by turn with plain QEMU."""
+    bulle, own = contestants.bulle, Result()
+    with timer() as clock:
+        for number in range(-1, rounds):
+            for ours in (True, False) if number % 2 else (False, True):
+                time.sleep(SETTLE_S)
+                if not ours:
+                    plain.run(measured=number >= 0)
+                    continue
+                took = clock.run(bulle.command("run", "--rm", *guest, "--network", "none", IMAGE, "true"), bulle.environment)
+                if number >= 0:
+                    own.samples.append(took)
+    assert own.median and plain.reached.median and plain.ended.median
+    what = "`run --rm --isolation vm` of `true`, cold, whole process"
+    rows: Rows = [
+        (what, f"{own.median:.0f} ms", f"q35, until init: {plain.reached.median:.0f} ms", own.median / plain.reached.median, MOST_OF_BOOT),
+        (what, f"{own.median:.0f} ms", f"q35, until it is off: {plain.ended.median:.0f} ms", own.median / plain.ended.median, None),
+    ]
+    said = [f"cold start, bulle: {own}", f"cold start, q35 until init: {plain.reached}", f"cold start, q35 until it is off: {plain.ended}"]
+    return rows, [*said, *([f"cold start, q35: {plain.lost} boots that panicked or hung are not counted"] if plain.lost else [])]
+
+
+def _commands(contestants: Field, guest: tuple[str, ...], rounds: int) -> tuple[Rows, list[str]]:
+    """What ``exec`` of a command takes beyond what the guest takes for it: a shell in the guest starts the same command and waits for it."""
+    bulle = contestants.bulle
+    now = "cut -d' ' -f1 /proc/uptime"
+    loop = f"{now}; i=0; while [ $i -lt {COMMANDS} ]; do /bin/true; i=$((i+1)); done; {now}"
+    exec_, container, inside = Result(), Result(), Result()
+    with _machine(contestants, guest), ExitStack() as stack:
+        bulle("run", "-d", "--name", "beside", "--network", "none", IMAGE, "sleep", "100000")
+        stack.callback(bulle, "rm", "-f", "beside")
+        clock = stack.enter_context(timer())
+        for number in range(-2, rounds):
+            for result, name in ((exec_, NAME), (container, "beside")):
+                time.sleep(0.05)
+                took = clock.run(bulle.command("exec", name, "/bin/true"), bulle.environment)
+                if number >= 0:
+                    result.samples.append(took)
+        for _ in range(5):
+            before, after = map(float, bulle("exec", NAME, "sh", "-c", loop).split())
+            inside.samples.append((after - before) * 1000 / COMMANDS)
+    assert exec_.median and inside.median
+    beyond = exec_.median - inside.median
+    figure = "`exec` in a machine, beyond the command itself"
+    rows: Rows = [(figure, f"{beyond:.1f} ms", f"at most {MOST_EXEC_MS:.0f} ms", beyond / MOST_EXEC_MS, 1.0)]
+    return rows, [f"exec in a machine: {exec_}", f"the same command by a shell in the guest: {inside}", f"exec in a container: {container}"]
+
+
+@contextmanager
+def _machine(contestants: Field, guest: tuple[str, ...], *words: str) -> Iterator[dict[str, object]]:
+    """A machine that does nothing; gives its State."""
+    bulle = contestants.bulle
+    bulle("run", "-d", "--name", NAME, *guest, "--network", "none", "--memory", f"{MEMORY_MIB}m", *words, IMAGE, "sleep", "100000")
+    try:
+        yield json.loads(bulle("inspect", "--format", "{{json .State}}", NAME))
+    finally:
+        bulle("rm", "-f", NAME)
+
+
+def _own_memory(contestants: Field, guest: tuple[str, ...], words: tuple[str, ...]) -> tuple[float, str]:
+    """MiB of monitor, shepherd, file server and QEMU without the guest's memory: each process's part of what it has in memory."""
+    parts: dict[str, list[float]] = {}
+    for _ in range(3):
+        with _machine(contestants, guest, *words) as state:
+            contestants.bulle("exec", NAME, "true")
+            time.sleep(2.0)
+            monitor, shepherd = (int(str(state[name])) for name in ("MonitorPid", "Pid"))
+            for pid in (monitor, shepherd, *_children(shepherd)):
+                name = {monitor: "monitor", shepherd: "shepherd"}.get(pid) or Path(f"/proc/{pid}/comm").read_text().strip()
+                for kind, size in _proportional_mib(pid, MEMORY_MIB << 20).items():
+                    parts.setdefault(f"{name}{kind}", []).append(size)
+    medians = {name: statistics.median(values) for name, values in parts.items()}
+    return sum(medians.values()), ", ".join(f"{name} {value:.1f} MiB" for name, value in medians.items())
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+
+
+def _proportional_mib(pid: int, guest_bytes: int) -> dict[str, float]:
+    """Of shared pages its part, by kinds of mappings; those as large as the guest's memory are that, and left out. proc_pid_smaps(5)"""
+    found: dict[str, float] = {}
+    kind = ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(word, 16) for word in first.split("-"))
+            kind = ", the kernel's file" if "/kernels/images/" in rest else ", translated code" if rest.startswith("rwx") else ""
+            kind = "guest" if guest_bytes <= end - begin <= 2 * guest_bytes else kind
+        elif first == "Pss:" and kind != "guest":
+            found[kind] = found.get(kind, 0.0) + int(rest.split()[0]) / 1024
+    return found
