@@ -53,8 +53,9 @@ def summary(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the engine's document of an image all that Docker's has."""
-    return {"Parent": "", "DockerVersion": "", "VirtualSize": document["Size"], "GraphDriver": _GRAPH_DRIVER, **document}
+    """Of the engine's document of an image all that Docker's has, and what docker-compose still looks into: ContainerConfig ended with 1.44."""
+    gone = {"VirtualSize": document["Size"], "ContainerConfig": document["Config"]}
+    return {"Parent": "", "DockerVersion": "", "GraphDriver": _GRAPH_DRIVER, **gone, **document}
 
 
 def network(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import msgspec
 
 from bulle.api import documents
 from bulle.api.call import Call
+from bulle.api.failures import ApiError, sentence
 from bulle.api.network_requests import EndpointRequest
 from bulle.api.routing import Route
 from bulle.api.service import Service
 from bulle.engine import filters
 from bulle.engine.network_inspection import network_document
 from bulle.engine.network_options import network_config
-from bulle.errors import NotFound, Unsupported
+from bulle.errors import Conflict, NotFound, Unsupported
 
 _PRUNE_KEYS = ("label", "label!", "until")
 
@@ -104,13 +105,19 @@ async def create(service: Service, call: Call) -> None:
         labels=request.labels or {},
         options=options,
     )
-    made = await service.run(lambda: service.engine.networks.create(config))
+    try:
+        made = await service.run(lambda: service.engine.networks.create(config))
+    except Conflict as error:
+        raise ApiError(403 if request.name in filters.PREDEFINED_NETWORKS else 409, sentence(error)) from error
     await call.answer({"Id": made.id, "Warning": ""}, 201)
 
 
 async def remove(service: Service, call: Call, name: str) -> None:
     """Remove a network."""
-    await service.run(lambda: service.engine.networks.remove(name))
+    try:
+        await service.run(lambda: service.engine.networks.remove(name))
+    except Conflict as error:  # in use, or one of those that are always there
+        raise ApiError(403, sentence(error)) from error
     await call.answer(None)
 
 
@@ -129,7 +136,11 @@ async def connect(service: Service, call: Call, name: str) -> None:
 
     def join() -> None:
         engine = service.engine
-        engine.networks.connect(name, engine.containers.get(request.container), option)
+        container = engine.containers.get(request.container)
+        try:
+            engine.networks.connect(name, container, option)
+        except Conflict as error:  # it is there already, or has the network of another
+            raise ApiError(403, sentence(error)) from error
 
     await service.run(join)
     await call.answer_text("")
