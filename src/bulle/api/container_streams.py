@@ -214,7 +214,7 @@ async def logs(service: Service, call: Call, name: str) -> None:
                 asyncio.run_coroutine_threadsafe(call.write(data), loop).result()  # a slow reader makes this thread wait, and nobody else
 
     try:
-        await service.run(show)
+        await (service.follow if query.follow else service.run)(show)
     finally:
         left = True
     await call.finish()

@@ -43,12 +43,24 @@ async def feed(job: Job, call: Call) -> Any:
             task.cancel()
 
 
+def _fed_meanwhile(call: Call, job: Job) -> asyncio.Task[None]:
+    """Give a job the body while its words are shown. A body that does not come whole ends the request: the job would wait for ever."""
+    mine, feeding = asyncio.current_task(), asyncio.ensure_future(job.feed(call.chunks()))
+
+    def look(done: asyncio.Task[None]) -> None:
+        if not done.cancelled() and done.exception() is not None and mine is not None:
+            mine.cancel()
+
+    feeding.add_done_callback(look)
+    return feeding
+
+
 async def show_words(call: Call, job: Job, *, fed: bool = False, at_end: Callable[[Any], Sequence[object]] = lambda _result: ()) -> None:
     """Answer with what a job says, a document each, as it is said; an error is the last of them, as Docker's clients know it.
 
     With ``fed`` it is given the body of the request. ``at_end`` makes the last documents of its result.
     """
-    feeding = asyncio.ensure_future(job.feed(call.chunks())) if fed else None
+    feeding = _fed_meanwhile(call, job) if fed else None
     try:
         if feeding is None:
             await call.begin(JSON)

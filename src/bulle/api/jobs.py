@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from bulle.api.job_process import ENTRY, Order, Word
 from bulle.errors import BulleError, from_parts
 from bulle.spawner import client
 
+Run = Callable[[Callable[[], None]], Awaitable[None]]
+
 _CHUNK = 256 * 1024
 _MOST_LINE_BYTES = 64 << 20
 
 
 class Job:
-    """A job at work; used with ``async with``. ``data`` goes to it and comes from it as bytes."""
+    """A job at work; used with ``async with``. ``data`` goes to it and comes from it as bytes. ``run`` calls what blocks."""
 
-    def __init__(self, home: Path, work: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, home: Path, work: str, arguments: Mapping[str, Any]) -> None:
+        self._run = run
         self._order = Order(str(home), work, dict(arguments))
         self._home = home
         self._sockets: list[socket.socket] = []
@@ -41,7 +44,7 @@ class Job:
                 mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
                 self._sockets.append(mine)
                 theirs.append(other)
-            await asyncio.to_thread(self._submit, [one.fileno() for one in theirs])
+            await self._run(lambda: self._submit([one.fileno() for one in theirs]))
             self._control, _writer = await self._opened(_MOST_LINE_BYTES)
             self._reader, self._writer = await self._opened(_CHUNK)
         except BaseException:

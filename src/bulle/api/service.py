@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EVERYWHERE = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "::1")
-MOST_THREADS = 256
+MOST_THREADS, MOST_FOLLOWERS = 256, 1024
 Result = TypeVar("Result")
 
 
@@ -31,6 +31,7 @@ class Service:
         self.engine = Engine(home)
         self.publish_addresses = publish_addresses
         self.threads = Threads(MOST_THREADS, self.engine.database.close)
+        self._followers = Threads(MOST_FOLLOWERS, self.engine.database.close)
         self.journal = Journal(self.engine.home)
         self.execs = Execs()
         self.waiting = WaitingAttachments()
@@ -60,10 +61,14 @@ class Service:
         """Call the engine, which blocks, in a thread."""
         return await self.threads.run(function)
 
+    async def follow(self, function: Callable[[], Result]) -> Result:
+        """The same for what goes on as long as a client likes: it takes no thread from those who come and go."""
+        return await self._followers.run(function)
+
     async def container(self, name: str) -> Container:
         """A container by name, id or beginning of an id."""
         return await self.run(lambda: self.engine.containers.get(name))
 
     def job(self, work: str, **arguments: Any) -> Job:
         """Work in a process of its own; see :mod:`bulle.api.works`."""
-        return Job(self.engine.home, work, arguments)
+        return Job(self.run, self.engine.home, work, arguments)

@@ -17,7 +17,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 _Task = Callable[[], None]
 
-_IDLE_S = 20.0
+_IDLE_S = 5.0
 
 
 class Threads:
