@@ -43,16 +43,19 @@ def _operation(route: Route, schema_of: dict[type[Any], Any]) -> dict[str, Any]:
         "operationId": f"{kind}.{name}.{route.method.lower()}.{re.sub('[^a-z]+', '-', route.path.lower()).strip('-')}",
         "summary": (route.handler.__doc__ or "").strip().partition("\n")[0],
         "parameters": [*_of_path(route), *_of_query(route)],
-        "responses": {
-            "default": {
-                "description": "the answer, or an error",
-                "content": {"application/json": {"schema": {"anyOf": [{}, {"$ref": _REFERENCE.format(name="Error")}]}}},
-            }
-        },
+        "responses": _answers(route),
     }
     if route.body is not None:
         found["requestBody"] = {"content": {"application/json": {"schema": schema_of[route.body]}}}
     return found
+
+
+def _answers(route: Route) -> dict[str, Any]:
+    """Of what succeeds only that it may be anything; what fails always has the same document, unless it has no body at all."""
+    failure: dict[str, Any] = {"description": "an error"}
+    if route.method != "HEAD":
+        failure["content"] = {"application/json": {"schema": {"$ref": _REFERENCE.format(name="Error")}}}
+    return {"4XX": failure, "5XX": failure, "default": {"description": "the answer"}}
 
 
 def _of_path(route: Route) -> list[dict[str, Any]]:
