@@ -467,6 +467,20 @@ def test_a_server_that_ends_lets_its_clients_go(box: Machine, tmp_path: Path) ->
     assert not path.exists()
 
 
+def test_a_server_is_at_home_on_a_machine_whose_mounts_change(api: Served, box: Machine, tmp_path: Path) -> None:
+    """Or the spawner would not know it any more, and each start take a fresh interpreter."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], check=True)
+    try:
+        made = create(api, "sleep", "1000")
+        start(api, made)
+        monitor = box.engine.containers.get(made).state().monitor_pid
+        parent = int(Path(f"/proc/{monitor}/stat").read_text().rpartition(")")[2].split()[1])
+        assert parent == places.spawner_pid(box.home)
+        remove(api, made)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
 # What is beside Docker's
 
 

@@ -43,7 +43,9 @@ def serve(
     from bulle.api.server import serve as serve_until_told
     from bulle.api.service import EVERYWHERE, LOOPBACK, Service
     from bulle.engine.supervisor import warm
+    from bulle.spawner.child import return_to_callers_mounts
 
+    return_to_callers_mounts()  # before there are threads
     listeners = listening.handed_over(os.environ) if not hosts else []
     service = Service(session.home, LOOPBACK if publish == "loopback" else EVERYWHERE)
     warm(service.engine.home)  # forks, which a process with threads must not

@@ -75,12 +75,11 @@ def standing_still(home: Path, container: Container, notes: list[str]) -> Iterat
         yield
         return
     try:
-        driver.pause(plan, state.pid)
-    except BulleError:
-        notes.append("the container went on while its files were read: it cannot be paused here")
-        yield
-        return
-    try:
+        try:
+            driver.pause(plan, state.pid)
+        except BulleError:
+            notes.append("the container went on while its files were read: it cannot be paused here")
         yield
     finally:
-        driver.resume(plan)
+        if driver.is_paused(plan):  # also where it was interrupted while they came to a stand
+            driver.resume(plan)
