@@ -394,7 +394,9 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 made = DockerContainer("busybox:latest").with_command(["sh", "-c", "echo ready; exec sleep 1000"]).with_kwargs(network_mode="none")
 with made.with_env("A", "b").waiting_for(LogMessageWaitStrategy("ready")) as container:
-    print(container.exec(["sh", "-c", "echo $A; exit 3"]), container.get_logs(), container.get_wrapped_container().status)
+    wrapped = container.get_wrapped_container()
+    wrapped.reload()
+    print(container.exec(["sh", "-c", "echo $A; exit 3"]), container.get_logs(), wrapped.status)
 """
 
 

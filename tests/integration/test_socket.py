@@ -222,6 +222,20 @@ def test_containers_reach_the_socket_only_where_it_is_mounted(api: Served, box: 
         assert said.decode().split() == seen
 
 
+def test_the_host_s_network_is_no_way_to_the_socket(api: Served, box: Machine) -> None:
+    """Attack 24: its name is seen there, but it is a name in a file system that containers have not."""
+    look = (
+        f"grep -c {api.path.name} /proc/net/unix; ls {api.path} 2>/dev/null; find / -xdev -type s 2>/dev/null; ls /proc/1/root{api.path} 2>/dev/null"
+    )
+    made = create(api, "sh", "-c", look, HostConfig={"NetworkMode": "host"})
+    start(api, made)
+    api.request("POST", f"/containers/{made}/wait")
+    said = b"".join(data for _kind, data in frames(api.request("GET", f"/containers/{made}/logs?stdout=1").body))
+    remove(api, made)
+    (seen,) = said.decode().split()
+    assert int(seen) > 0
+
+
 # Streams
 
 

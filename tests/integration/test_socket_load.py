@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -179,7 +180,7 @@ def test_clients_that_never_finish_what_they_say(api: Served) -> None:
 
 
 def test_clients_that_vanish_in_the_middle(api: Served) -> None:
-    """Two hundred, in the midst of every kind of stream; ten times."""
+    """Eight hundred, twenty at a time, in the midst of every kind of stream. Memory comes to rest after the first half."""
     made = create(api, "sh", "-c", "yes | head -c 3000000; exec cat")
     start(api, made)
     before = rest(api)
@@ -191,7 +192,7 @@ def test_clients_that_vanish_in_the_middle(api: Served) -> None:
         f"GET /containers/json?all=1 {plain}",
     )  # fmt: skip
     sizes = []
-    for turn in range(10):
+    for turn in range(40):
         for number in range(CLIENTS // 10):
             with api.send(kinds[(turn + number) % len(kinds)]) as connection:
                 if number % 2:
@@ -200,7 +201,7 @@ def test_clients_that_vanish_in_the_middle(api: Served) -> None:
         is_prompt(api)
         sizes.append(status(api.pid, "VmRSS"))
     comes_to_rest(api, before)
-    assert sizes[-1] - sizes[len(sizes) // 2] < GROWTH_KIB, sizes
+    assert statistics.median(sizes[30:]) - statistics.median(sizes[20:30]) < GROWTH_KIB, sizes
     remove(api, made)
 
 

@@ -88,8 +88,19 @@ async def _attach(service: Service, call: Call, name: str, *, as_web_socket: boo
 
 
 async def _show_log(service: Service, container: Container, viewer: Viewer) -> None:
-    for kind, text in await service.run(lambda: list(container.log.text(Choice()))):
-        await viewer.show(2 if kind == "stderr" else 1, text)
+    loop = asyncio.get_running_loop()
+    left = False
+
+    def show() -> None:
+        for kind, text in container.log.text(Choice()):
+            if left:
+                return
+            asyncio.run_coroutine_threadsafe(viewer.show(2 if kind == "stderr" else 1, text), loop).result()  # piece by piece: a log may be large
+
+    try:
+        await service.follow(show)
+    finally:
+        left = True
 
 
 async def _until_started(service: Service, container: Container, viewer: Viewer, events: Subscription) -> None:
