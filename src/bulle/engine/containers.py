@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from bulle.engine import identities, names, networking, planning
 from bulle.engine.container import Container
 from bulle.engine.directories import make_directory
-from bulle.engine.drivers import driver_for
+from bulle.engine.drivers import LEVELS, driver_for
 from bulle.engine.images import Images
 from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
@@ -171,7 +171,7 @@ class Containers:
     def _obeys_volumes(self, options: ContainerOptions, base: Base) -> bool:
         """Whether the image's VOLUME means anything here; where a level has no volumes, what would be in them is in the container."""
         level = options.isolation or "container"
-        return bool(base.config.volumes) and level in planning.LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
+        return bool(base.config.volumes) and level in LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
 
     def _insert_with_volumes(self, build: Build, named: bool, mounting: Mounting, base: Base, user: str) -> ContainerRecord:
         from bulle.engine.mounting import VolumesChanged

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 from msgspec.structs import replace
@@ -19,10 +19,12 @@ from msgspec.structs import replace
 from bulle.engine.drivers import driver_for
 from bulle.engine.starting import as_error, no_stdio, take_lock
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound, StorageFull, from_parts, to_parts
-from bulle.isolation.microvm.files import GuestFiles, Status
 from bulle.linux.fork import fork
 from bulle.model.run_plan import Network, Resources, RunPlan
 from bulle.monitor.state import current_state
+
+if TYPE_CHECKING:
+    from bulle.isolation.microvm.files import GuestFiles, Status
 
 _PATIENCE_S = 15.0
 _MOST_LINKS = 40
@@ -33,6 +35,8 @@ _READY = b"ready"
 def files_of(home: Path, plan: RunPlan, name: str) -> Iterator[GuestFiles]:
     """The files of a container that is a virtual machine. One that does not run is started without its command for as long as this lasts: its disk is
     for its own kind of kernel alone, never for the host's. Raises Conflict."""
+    from bulle.isolation.microvm.files import GuestFiles
+
     directory = plan.state_host_path
     if current_state(directory).status == "running":
         if driver_for(plan.isolation, home).is_paused(plan):

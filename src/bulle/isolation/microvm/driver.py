@@ -29,8 +29,8 @@ from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.files import GuestFiles
 from bulle.isolation.microvm.guest import GROUP
 from bulle.isolation.microvm.kernel import GuestKernels
-from bulle.isolation.microvm.record import read_record
-from bulle.isolation.microvm.setup import Setup, host_memory_bytes, prepare, usable_memory_bytes, why_unusable
+from bulle.isolation.microvm.record import read_record, usable_memory_bytes
+from bulle.isolation.microvm.setup import Setup, host_memory_bytes, prepare, why_unusable
 from bulle.isolation.namespaces.driver import SHELL_FLAGS, processes_in_namespaces
 from bulle.isolation.statistics import Statistics
 from bulle.linux import loopback, mount, namespaces, user_namespace

@@ -23,7 +23,7 @@ from bulle.isolation.microvm.guest import Files
 from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
 from bulle.isolation.microvm.kernel import GuestKernels
 from bulle.isolation.microvm.machine import Disk, Machine
-from bulle.isolation.microvm.record import RECORD_NAME
+from bulle.isolation.microvm.record import RECORD_NAME, usable_memory_bytes
 from bulle.isolation.microvm.sessions import listen
 from bulle.isolation.root_filesystem import identity_files
 from bulle.model.run_plan import RunPlan
@@ -97,12 +97,6 @@ def guest_memory_bytes(plan: RunPlan) -> int:
     """The guest's memory. A limit is what the container may use of it; its kernel and agent come on top."""
     limit = plan.resources.memory_bytes
     return limit + -limit % 4096 + _KERNEL_BYTES if limit else usable_memory_bytes(plan)
-
-
-def usable_memory_bytes(plan: RunPlan) -> int:
-    """What the container may use of it."""
-    assert plan.guest is not None
-    return plan.resources.memory_bytes or plan.guest.memory_bytes
 
 
 def host_memory_bytes(plan: RunPlan) -> int:

@@ -28,9 +28,9 @@ from bulle.isolation.launch import ChildKit
 from bulle.isolation.microvm import boot, cable, files, guest, sandbox, sessions
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
-from bulle.isolation.microvm.record import Record
+from bulle.isolation.microvm.record import Record, usable_memory_bytes
 from bulle.isolation.microvm.sessions import EndRequest, FileRequest, Relay, Sink, Word, refuse, tell
-from bulle.isolation.microvm.setup import Setup, usable_memory_bytes
+from bulle.isolation.microvm.setup import Setup
 from bulle.model.run_plan import Process, RunPlan
 
 _ABNORMAL = 255
