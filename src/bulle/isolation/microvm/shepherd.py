@@ -243,13 +243,13 @@ class Shepherd:
             client, _address = self._setup.listener.accept()
             data, descriptors, _flags, _address = socket.recv_fds(client, 1 << 18, 3)
             try:
-                if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
-                    raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 request = sessions.requests.decode(data)
                 if isinstance(request, EndRequest):
                     client.close()
                     self._kill()
                     return
+                if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
+                    raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 if isinstance(request, FileRequest):
                     client.setblocking(False)
                     self._open_files(request, descriptors).client = client
