@@ -109,7 +109,7 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     wanted = plan.guest
     assert wanted is not None and cache is not None
     architecture = wanted.architecture or platform.machine()
-    program = emulator.find(architecture, cache)
+    program = emulator.find(architecture, cache, user_network=plan.network.mode == "user")
     accelerator = choose(architecture, wanted.accelerator or ("tcg" if wanted.trace else ""), cache)
     if wanted.trace and accelerator.name != "tcg":
         raise InvalidInput("--trace shows an emulated processor", "KVM runs the guest on this machine's own", "leave --accel out, or say tcg")
