@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 from msgspec.structs import replace
 
+from bulle.engine import copy_ends
 from bulle.engine.drivers import driver_for
 from bulle.engine.starting import as_error, no_stdio, take_lock
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound, StorageFull, from_parts, to_parts
@@ -127,7 +128,7 @@ class InLine:
 
     def send(self, into_directory: bool) -> None:
         """Say where."""
-        self._directory = self._path if into_directory else posixpath.dirname(self._path.rstrip("/")) or "/"
+        self._directory = self._path if into_directory else copy_ends.split(self._path)[0]
         self._stack = ExitStack()
         self._writer = self._stack.enter_context(self._files.unpacking(self._directory, owners=self._owners))
 
@@ -151,7 +152,7 @@ class InLine:
 @contextmanager
 def reading(files: GuestFiles, path: str, follow: bool) -> Iterator[tuple[OutLine, bool, str]]:
     """What is at a container path: a line, whether it is a directory, and its name. Raises NotFound, InvalidInput."""
-    insists = path.endswith(("/", "/."))
+    _directory, name, insists = copy_ends.split(path)
     place = _resolved(files, path) if follow or insists else path
     found = _status(files, place)
     if found is None:
@@ -161,10 +162,9 @@ def reading(files: GuestFiles, path: str, follow: bool) -> Iterator[tuple[OutLin
         raise InvalidInput(f"cannot copy {path}", "it is not a directory")
     if not (is_directory or stat.S_ISREG(found.mode) or stat.S_ISLNK(found.mode) or stat.S_ISFIFO(found.mode)):
         raise InvalidInput(f"cannot copy {path}", "it is a device or a socket")
-    last = posixpath.basename(path.rstrip("/"))
     try:
         with ExitStack() as cleanup:
-            yield OutLine(files, place, cleanup), is_directory, "." if last in ("", ".", "..") or path.endswith("/.") else last
+            yield OutLine(files, place, cleanup), is_directory, name
     except OSError as error:
         raise _failed(path, error) from None
 
@@ -172,11 +172,12 @@ def reading(files: GuestFiles, path: str, follow: bool) -> Iterator[tuple[OutLin
 @contextmanager
 def writing(files: GuestFiles, path: str, owners: bool) -> Iterator[tuple[InLine, str, str]]:
     """A destination in the guest: a line, what is there (as :func:`bulle.engine.copy_ends.look` says it), and its name."""
-    insists = path.endswith(("/", "/."))
+    insists = copy_ends.split(path)[2]
     place = _resolved(files, path)
+    directory, name, _ = copy_ends.split(place)
     found = _status(files, place)
     if found is None:
-        there = _status(files, posixpath.dirname(place.rstrip("/")) or "/", follow=True)
+        there = _status(files, directory, follow=True)
         if there is None or not stat.S_ISDIR(there.mode):
             raise NotFound(path)
         what = "missing directory" if insists else ""
@@ -184,7 +185,7 @@ def writing(files: GuestFiles, path: str, owners: bool) -> Iterator[tuple[InLine
         what = "directory" if stat.S_ISDIR(found.mode) else "file"
         if insists and what == "file":
             raise InvalidInput(f"cannot copy to {path}", "it is not a directory")
-    yield InLine(files, place, owners), what, posixpath.basename(place.rstrip("/"))
+    yield InLine(files, place, owners), what, name
 
 
 def _resolved(files: GuestFiles, path: str) -> str:
