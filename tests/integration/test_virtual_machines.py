@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+import bulle
 from bulle.engine.drivers import driver_for
+from bulle.isolation.microvm.files import GuestFiles
 from bulle_testing import peers, places
 from bulle_testing.networking import IMAGE, Networked, ask, free_ports
 from bulle_testing.running import Machine, wait_for
@@ -244,6 +246,20 @@ def test_what_was_written_outlives_a_kill(box: Machine) -> None:
     assert box.engine.containers.get("killed").state().exit_code == 137
     assert run(box, "start", "-a", "killed") == ""
     run(box, "rm", "killed")
+
+
+def test_one_that_takes_no_more_commands_can_be_killed(box: Machine) -> None:
+    run(box, "run", "-d", "--name", "full", *QUIET, IMAGE, "sleep", "1000")
+    files = GuestFiles(box.engine.containers.get("full").plan.state_host_path)
+    opened = ExitStack()
+    with pytest.raises((bulle.BulleError, OSError)), opened:  # of the copies, which the machine's end breaks off
+        with pytest.raises(bulle.BulleError, match="too many run in this machine"):
+            for _ in range(300):
+                opened.enter_context(files.unpacking("/tmp", owners=False))
+            box.execute(box.engine.containers.get("full"), "true")
+        run(box, "kill", "full")
+    assert cause(box, "full").startswith("full was ended by `bulle kill`")
+    run(box, "rm", "full")
 
 
 def test_a_busy_host(box: Machine) -> None:
