@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -280,6 +281,19 @@ def test_little_memory(box: Machine) -> None:
     run(box, "run", "--name", "small", *QUIET, "--memory", "16m", IMAGE, "sh", "-c", "x=a; while :; do x=$x$x; done", code=137)
     assert cause(box, "small") == "small was killed by the kernel because it had used up its memory"
     run(box, "rm", "small")
+
+
+def test_a_kernel_of_an_image(box: Machine, tmp_path: Path) -> None:
+    kernel = places.cache_directory() / f"kernels/debian-trixie-{platform.machine()}"
+    (tmp_path / "Containerfile").write_text("FROM scratch\nCOPY boot /boot\nCOPY usr/lib /usr/lib\n")
+    run(box, "build", "-q", "-t", "kernel:1", "-f", str(tmp_path / "Containerfile"), str(kernel))
+    run(box, "run", "-d", "--name", "given", *QUIET, "--kernel", "image:kernel:1", IMAGE, "sleep", "1000")
+    assert run(box, "exec", "given", "uname", "-r").strip() == next((kernel / "usr/lib/modules").iterdir()).name
+    guest = box.engine.containers.get("given").plan.guest
+    assert guest is not None and guest.kernel.startswith(f"{box.home}/cache/kernels/image-")
+    run(box, "rm", "-f", "given")
+    run(box, "rmi", "kernel:1")
+    assert f"image {IMAGE} has no kernel" in run(box, "run", "--rm", *QUIET, "--kernel", f"image:{IMAGE}", IMAGE, "true", code=125)
 
 
 def test_what_is_fetched_is_told(box: Machine) -> None:
