@@ -303,17 +303,23 @@ def test_what_is_fetched_is_told(box: Machine) -> None:
     run(box, "rm", "waits", "quiet")
 
 
-def test_a_machine_that_runs_gets_no_other_network(box: Machine) -> None:
-    """It would have no interface for it: refused, and its networks are as they were."""
+def test_a_machine_that_runs_keeps_its_networks(box: Machine) -> None:
+    """Its devices are those that it started with: no other network and none less, refused with its networks as they were."""
     for name in ("early", "late"):
         run(box, "network", "create", name)
     run(box, "run", "-d", "--name", "one", "--isolation", "vm", "--network", "early", IMAGE, "sleep", "1000")
     said = run(box, "network", "connect", "late", "one", code=1)
     assert "isolation level 'vm' has no way to get one more network while it runs; stop it" in said
+    said = run(box, "network", "disconnect", "early", "one", code=1)
+    assert "isolation level 'vm' has no way to lose a network while it runs; stop it" in said
     assert run(box, "inspect", "one", "--format", "{{json .NetworkSettings.Networks}}").count('"NetworkID"') == 1
     run(box, "stop", "-t", "0", "one")
     run(box, "network", "connect", "late", "one")
     run(box, "start", "one")
     assert sorted(run(box, "exec", "one", "ls", "/sys/class/net").split()) == ["eth0", "eth1", "lo"]
+    run(box, "stop", "-t", "0", "one")
+    run(box, "network", "disconnect", "early", "one")
+    run(box, "start", "one")
+    assert sorted(run(box, "exec", "one", "ls", "/sys/class/net").split()) == ["eth1", "lo"]
     run(box, "rm", "-f", "one")
     run(box, "network", "rm", "early", "late")
