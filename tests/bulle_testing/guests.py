@@ -10,11 +10,13 @@ import contextlib
 import os
 import platform
 import re
+import select
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from bulle.errors import Unavailable
+from bulle.errors import BulleError, Unavailable
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.agent_protocol import Execution
@@ -61,6 +63,22 @@ exec "$@" --descriptor "$descriptor" --root /root
 """
 
 
+def run_until(agent: Agent, condition: Callable[[], bool], timeout_s: float = TIME_S) -> None:
+    """Do nothing but this conversation until something is so. Raises BulleError at its end."""
+    deadline = time.monotonic() + timeout_s
+    poll = select.poll()
+    agent.flush()
+    while not condition():
+        poll.register(agent, select.POLLIN | (select.POLLOUT if agent.wants_to_write else 0))
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise BulleError("the virtual machine's agent did not answer in time", f"{timeout_s:g} s have passed")
+        poll.poll(left_s * 1000)
+        if not agent.receive():
+            raise BulleError("the virtual machine's agent has hung up", "the machine may have crashed, or was ended", "see its console")
+        agent.flush()
+
+
 @dataclass(frozen=True)
 class Done:
     """What became of a command or a request."""
@@ -87,7 +105,7 @@ class Guest:
 
     def wait(self, condition: Any, timeout_s: float = TIME_S) -> None:
         """Until something is so."""
-        self.agent.run_until(condition, timeout_s)
+        run_until(self.agent, condition, timeout_s)
 
     def finish(self, session: Session) -> Done:
         """Take all that comes, to the end."""

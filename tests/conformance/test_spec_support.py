@@ -32,12 +32,12 @@ FLAGS = rows("Docker's flags of `run` and `create`")[1]
 
 def test_every_level_and_feature_is_there() -> None:
     for heading in ("Features", "Docker's flags of `run` and `create`"):
-        assert set(rows(heading)[0]) == {kind.name for kind in LEVELS}
+        assert set(rows(heading)[0]) == set(LEVELS)
     assert set(rows("Features")[1]) == {feature.value for feature in Feature}
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("level", [kind.name for kind in LEVELS])
+@pytest.mark.parametrize("level", LEVELS)
 def test_features_are_the_drivers(level: str, home: Path) -> None:
     probe = driver_for(level, home).probe()
     if not probe.usable:

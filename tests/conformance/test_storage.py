@@ -328,7 +328,7 @@ def test_a_full_disk(level: Level, run_directory: Path, busybox_image: Path) -> 
             place.engine.images.load(busybox_image)
             script = "head -c 300000000 /dev/zero > /big; sync; exec sleep 1000"
             with place.running(level, "sh", "-c", script, name="full") as container:
-                wait_for(lambda: "exec sleep 1000" not in place.command("exec", "full", "ps").stdout, "it has filled the disk", 60)
+                wait_for(lambda: "exec sleep 1000" not in place.command("exec", "full", "ps").stdout, "it has filled the disk", 200)
                 assert _free(small) < 2 << 20
                 assert "Up " in place.command("ps").stdout
                 assert place.command("stop", "-t", "1", "full").returncode == 0

@@ -12,7 +12,8 @@ import pytest
 
 from bulle.isolation import overlay
 from bulle.isolation.control_group import available
-from bulle.linux import mount, namespaces
+from bulle.linux import mount
+from bulle_testing.layers import in_mount_namespace
 from bulle_testing.running import LEVELS, Machine
 
 pytestmark = pytest.mark.guests
@@ -55,17 +56,11 @@ def test_overlays_are_made_by_paths(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            namespaces.unshare(namespaces.CLONE_NEWNS)
-            mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)
-            lowers = [mount.open_tree(mount.AT_FDCWD, tmp_path / name) for name in ("one", "two")]
-            assert overlay.from_descriptors(overlay.Kind(), lowers) is None
-            made = overlay.from_paths(overlay.Kind(), [str(tmp_path / name) for name in ("one", "two")])
-            assert sorted(os.listdir(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=made))) == ["one", "two"]
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def made() -> list[str]:
+        lowers = [mount.open_tree(mount.AT_FDCWD, tmp_path / name) for name in ("one", "two")]
+        assert overlay.from_descriptors(overlay.Kind(), lowers) is None
+        shown = overlay.from_paths(overlay.Kind(), [str(tmp_path / name) for name in ("one", "two")])
+        return sorted(os.listdir(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=shown)))
+
+    assert in_mount_namespace(made) == ["one", "two"]

@@ -43,7 +43,7 @@ def level_of(found: Comparison, name: str) -> Level:
 
 
 def usable(place: Machine) -> dict[str, frozenset[Feature]]:
-    probes = {kind.name: driver_for(kind.name, place.home).probe() for kind in LEVELS}
+    probes = {name: driver_for(name, place.home).probe() for name in LEVELS}
     return {name: probe.features for name, probe in probes.items() if probe.usable}
 
 
@@ -65,7 +65,7 @@ def everything(module_machine: Machine, page: Path) -> Iterator[Comparison]:
 
 
 def test_every_level_stands_in_the_result(box: Machine, everything: Comparison) -> None:
-    names = [kind.name for kind in reversed(LEVELS)]
+    names = LEVELS[::-1]
     assert [level.name for level in everything.levels] == ["bare host", *names]
     assert everything.level("bare host") == everything.levels[0]
     for level in everything.levels[1:]:
@@ -187,7 +187,7 @@ def test_a_table_for_people_and_nothing_else_on_a_pipe(box: Machine) -> None:
     assert next(line for line in lines if line.strip().startswith("exit code")).split() == ["exit", "code", "-", "3"]
     assert "the command is not run without isolation unless --on-host says so" in " ".join(done.stdout.split())
     assert "\x1b" not in done.stdout
-    assert {level.name for level in LEVELS if f" {level.name} " in done.stdout.split("What suits")[0].replace("\n", " ")} == {name}
+    assert {level for level in LEVELS if f" {level} " in done.stdout.split("What suits")[0].replace("\n", " ")} == {name}
 
 
 def test_the_command_on_the_bare_host_too(box: Machine, tmp_path: Path) -> None:

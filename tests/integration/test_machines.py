@@ -25,6 +25,7 @@ from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
 from bulle.isolation.microvm.machine import Disk, Machine, SharedDirectory
 from bulle.model.run_plan import LayerMount
 from bulle_testing import places, tiers, virtual_machines
+from bulle_testing.guests import run_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.machines]
 
@@ -74,11 +75,11 @@ def test_the_agent_of_a_booted_machine_says_what_it_runs_on(architecture: str, t
         guest = closing.enter_context(subprocess.Popen(line, pass_fds=wanted.descriptors, stdin=subprocess.DEVNULL))
     closing.callback(guest.kill)
     agent = Agent(ours)
-    agent.run_until(lambda: agent.hello is not None, virtual_machines.PATIENCE_S)
+    run_until(agent, lambda: agent.hello is not None, virtual_machines.PATIENCE_S)
     assert agent.hello is not None
     assert (agent.hello.release, agent.hello.machine) == (kernel.release, architecture)
     agent.power_off()
-    agent.run_until(lambda: not agent.wants_to_write, virtual_machines.PATIENCE_S)
+    run_until(agent, lambda: not agent.wants_to_write, virtual_machines.PATIENCE_S)
     assert guest.wait(virtual_machines.PATIENCE_S) == 0
 
 

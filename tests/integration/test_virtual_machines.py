@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+import bulle
 from bulle.engine.drivers import driver_for
+from bulle.isolation.microvm.files import GuestFiles
 from bulle_testing import peers, places
 from bulle_testing.networking import IMAGE, Networked, ask, free_ports
 from bulle_testing.running import Machine, wait_for
@@ -246,6 +249,20 @@ def test_what_was_written_outlives_a_kill(box: Machine) -> None:
     run(box, "rm", "killed")
 
 
+def test_one_that_takes_no_more_commands_can_be_killed(box: Machine) -> None:
+    run(box, "run", "-d", "--name", "full", *QUIET, IMAGE, "sleep", "1000")
+    files = GuestFiles(box.engine.containers.get("full").plan.state_host_path)
+    opened = ExitStack()
+    with pytest.raises((bulle.BulleError, OSError)), opened:  # of the copies, which the machine's end breaks off
+        with pytest.raises(bulle.BulleError, match="too many run in this machine"):
+            for _ in range(300):
+                opened.enter_context(files.unpacking("/tmp", owners=False))
+            box.execute(box.engine.containers.get("full"), "true")
+        run(box, "kill", "full")
+    assert cause(box, "full").startswith("full was ended by `bulle kill`")
+    run(box, "rm", "full")
+
+
 def test_a_busy_host(box: Machine) -> None:
     """Ten processes that want all of the processors make a start slow, and never fail."""
     load = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(10)]
@@ -266,6 +283,19 @@ def test_little_memory(box: Machine) -> None:
     run(box, "rm", "small")
 
 
+def test_a_kernel_of_an_image(box: Machine, tmp_path: Path) -> None:
+    kernel = places.cache_directory() / f"kernels/debian-trixie-{platform.machine()}"
+    (tmp_path / "Containerfile").write_text("FROM scratch\nCOPY boot /boot\nCOPY usr/lib /usr/lib\n")
+    run(box, "build", "-q", "-t", "kernel:1", "-f", str(tmp_path / "Containerfile"), str(kernel))
+    run(box, "run", "-d", "--name", "given", *QUIET, "--kernel", "image:kernel:1", IMAGE, "sleep", "1000")
+    assert run(box, "exec", "given", "uname", "-r").strip() == next((kernel / "usr/lib/modules").iterdir()).name
+    guest = box.engine.containers.get("given").plan.guest
+    assert guest is not None and guest.kernel.startswith(f"{box.home}/cache/kernels/image-")
+    run(box, "rm", "-f", "given")
+    run(box, "rmi", "kernel:1")
+    assert f"image {IMAGE} has no kernel" in run(box, "run", "--rm", *QUIET, "--kernel", f"image:{IMAGE}", IMAGE, "true", code=125)
+
+
 def test_what_is_fetched_is_told(box: Machine) -> None:
     done = box.command("create", "--name", "waits", *QUIET, "--kernel", "debian:bookworm", IMAGE)
     assert (done.returncode, done.stderr) == (0, "the kernel of virtual machines (about 30 MB, from Debian bookworm) is fetched first, once\n")
@@ -273,17 +303,23 @@ def test_what_is_fetched_is_told(box: Machine) -> None:
     run(box, "rm", "waits", "quiet")
 
 
-def test_a_machine_that_runs_gets_no_other_network(box: Machine) -> None:
-    """It would have no interface for it: refused, and its networks are as they were."""
+def test_a_machine_that_runs_keeps_its_networks(box: Machine) -> None:
+    """Its devices are those that it started with: no other network and none less, refused with its networks as they were."""
     for name in ("early", "late"):
         run(box, "network", "create", name)
     run(box, "run", "-d", "--name", "one", "--isolation", "vm", "--network", "early", IMAGE, "sleep", "1000")
     said = run(box, "network", "connect", "late", "one", code=1)
     assert "isolation level 'vm' has no way to get one more network while it runs; stop it" in said
+    said = run(box, "network", "disconnect", "early", "one", code=1)
+    assert "isolation level 'vm' has no way to lose a network while it runs; stop it" in said
     assert run(box, "inspect", "one", "--format", "{{json .NetworkSettings.Networks}}").count('"NetworkID"') == 1
     run(box, "stop", "-t", "0", "one")
     run(box, "network", "connect", "late", "one")
     run(box, "start", "one")
     assert sorted(run(box, "exec", "one", "ls", "/sys/class/net").split()) == ["eth0", "eth1", "lo"]
+    run(box, "stop", "-t", "0", "one")
+    run(box, "network", "disconnect", "early", "one")
+    run(box, "start", "one")
+    assert sorted(run(box, "exec", "one", "ls", "/sys/class/net").split()) == ["eth1", "lo"]
     run(box, "rm", "-f", "one")
     run(box, "network", "rm", "early", "late")

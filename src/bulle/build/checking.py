@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bulle.build.options import IMAGE_CONTEXTS, BuildOptions
 from bulle.build.step_mounts import secret_value
-from bulle.engine.planning import LEVELS
+from bulle.engine.drivers import LEVELS
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
 

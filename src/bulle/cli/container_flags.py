@@ -56,7 +56,7 @@ CONTAINER_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--isolation", type=_ISOLATION, help="How strongly to isolate (container, vm, chroot)"),
     click.option("--accel", type=Choice("auto", "kvm", "tcg"), help="What runs a virtual machine's processors (auto, kvm, tcg)"),
     click.option("--trace", type=Choice("instructions"), help="Show what a virtual machine's emulated processor executes, on standard error"),
-    click.option("--kernel", type=Text(), help="Kernel of a virtual machine: a file or directory, host, debian or debian:SUITE"),
+    click.option("--kernel", type=Text(), help="Kernel of a virtual machine: a file or directory, host, debian, debian:SUITE or image:NAME"),
     *NETWORK_FLAGS,
     click.option("-m", "--memory", type=Size(), help="Memory limit"),
     click.option("--memory-swap", type=Size(unlimited=True), help="Swap limit equal to memory plus swap: '-1' to enable unlimited swap"),

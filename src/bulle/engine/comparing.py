@@ -92,7 +92,7 @@ def compare(
 
 
 def _chosen(levels: Sequence[str]) -> list[str]:
-    known = [kind.name for kind in reversed(LEVELS)]
+    known = LEVELS[::-1]
     for name in levels:
         if name not in known:
             raise InvalidInput(f"there is no isolation level {name!r}", "", f"use one of {', '.join(known)}")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from bulle.engine import identities, names, networking, planning
+from bulle.engine import guests, identities, names, networking, planning
 from bulle.engine.container import Container
 from bulle.engine.directories import make_directory
-from bulle.engine.drivers import driver_for
+from bulle.engine.drivers import LEVELS, driver_for
 from bulle.engine.images import Images
 from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
@@ -76,7 +76,7 @@ class Containers:
         if options.name:
             names.check(options.name)
 
-        options = self._with_shared_network(options)
+        options = self._with_kernel(self._with_shared_network(options), base)
 
         def build(taken: set[int], connection: Connection) -> ContainerRecord:
             own = planning.has_own_users(options)
@@ -114,7 +114,7 @@ class Containers:
     def plan(self, options: ContainerOptions) -> RunPlan:
         """What ``create`` and ``start`` would do, without doing it."""
         base = self._base(options)
-        options = self._with_shared_network(options)
+        options = self._with_kernel(self._with_shared_network(options), base)
         if (mounting := self._mounting(options, base)) is not None:
             base = mounting.resolve(options, base, image_volumes=self._obeys_volumes(options, base))
         plan = self._compose(options, base, "0" * 64, identities.free_range(self._home, ()), options.name)
@@ -160,6 +160,18 @@ class Containers:
         other = self._records.find(name)
         return replace(options, network=f"container:{other.plan.network.container_id or other.id}")
 
+    def _with_kernel(self, options: ContainerOptions, base: Base) -> ContainerOptions:
+        """With a directory (host path) in place of the image that a guest's kernel is in."""
+        if options.isolation != "vm":
+            return options
+        from bulle.engine import guest_kernels
+
+        before, prefix, name = guests.kernel_of(options, base.platform).partition(guest_kernels.PREFIX)
+        if before or not prefix:
+            return options
+        image = self._images.for_run(name, options.pull, options.platform)
+        return replace(options, kernel=guest_kernels.kept(self._home, self._store, image, name))
+
     def _mounting(self, options: ContainerOptions, base: Base) -> Mounting | None:
         """What resolves the mounts of a container that has any."""
         if not (options.volumes or options.mounts or options.tmpfs or options.volumes_from or base.mounts or base.config.volumes):
@@ -171,7 +183,7 @@ class Containers:
     def _obeys_volumes(self, options: ContainerOptions, base: Base) -> bool:
         """Whether the image's VOLUME means anything here; where a level has no volumes, what would be in them is in the container."""
         level = options.isolation or "container"
-        return bool(base.config.volumes) and level in planning.LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
+        return bool(base.config.volumes) and level in LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
 
     def _insert_with_volumes(self, build: Build, named: bool, mounting: Mounting, base: Base, user: str) -> ContainerRecord:
         from bulle.engine.mounting import VolumesChanged

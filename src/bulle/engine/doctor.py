@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from bulle.engine.drivers import LEVELS
+from bulle.engine.drivers import LEVELS, driver_for
 from bulle.errors import BulleError
 from bulle.isolation.control_group import available
 from bulle.isolation.microvm.accelerator import probe_kvm
@@ -34,10 +34,10 @@ class Finding:
 def examine(home: Path) -> list[Finding]:
     """Everything that a user may want to know before blaming an image."""
     findings = [Finding("kernel", True, f"Linux {platform.release()} on {platform.machine()}")]
-    for kind in LEVELS:
-        probe = kind(home / "cache").probe()
+    for level in LEVELS:
+        probe = driver_for(level, home).probe()
         findings.append(
-            Finding(f"isolation {kind.name}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
+            Finding(f"isolation {level}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
         )
     findings += [*_layers(home), _limits(), _seccomp(), _emulators(), _identities(), _networks(home)]
     return [*findings, _init(), *_programs(), _space(home), _kvm(home)]

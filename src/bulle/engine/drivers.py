@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from bulle.errors import InvalidInput
-from bulle.isolation.chroot import ChrootDriver
 from bulle.isolation.driver import Driver
-from bulle.isolation.microvm.driver import MicroVmDriver
-from bulle.isolation.namespaces import NamespaceDriver
 
-LEVELS: tuple[type[MicroVmDriver] | type[NamespaceDriver] | type[ChrootDriver], ...] = (MicroVmDriver, NamespaceDriver, ChrootDriver)
+LEVELS = ("vm", "container", "chroot")
 """Strongest first."""
 
 
 def driver_for(level: str, home: Path) -> Driver:
-    """The driver of a level; ``home`` is where it may keep compiled filters."""
-    for kind in LEVELS:
-        if kind.name == level:
-            return kind(home / "cache")
-    raise InvalidInput(f"there is no isolation level {level!r}", "", f"use one of {', '.join(kind.name for kind in LEVELS)}")
+    """The driver of a level; ``home`` is where it may keep compiled filters. Only that one is imported: most processes want one of them."""
+    cache = home / "cache"
+    if level == "container":
+        from bulle.isolation.namespaces import NamespaceDriver
+
+        return NamespaceDriver(cache)
+    if level == "vm":
+        from bulle.isolation.microvm.driver import MicroVmDriver
+
+        return MicroVmDriver(cache)
+    if level == "chroot":
+        from bulle.isolation.chroot import ChrootDriver
+
+        return ChrootDriver(cache)
+    raise InvalidInput(f"there is no isolation level {level!r}", "", f"use one of {', '.join(LEVELS)}")

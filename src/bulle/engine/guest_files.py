@@ -11,19 +11,21 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 from msgspec.structs import replace
 
-from bulle.engine.copy_ends import FileStatus
+from bulle.engine import copy_ends
 from bulle.engine.drivers import driver_for
 from bulle.engine.starting import as_error, no_stdio, take_lock
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound, StorageFull, from_parts, to_parts
-from bulle.isolation.microvm.files import GuestFiles, Status
 from bulle.linux.fork import fork
 from bulle.model.run_plan import Network, Resources, RunPlan
 from bulle.monitor.state import current_state
+
+if TYPE_CHECKING:
+    from bulle.isolation.microvm.files import GuestFiles, Status
 
 _PATIENCE_S = 15.0
 _MOST_LINKS = 40
@@ -34,6 +36,8 @@ _READY = b"ready"
 def files_of(home: Path, plan: RunPlan, name: str) -> Iterator[GuestFiles]:
     """The files of a container that is a virtual machine. One that does not run is started without its command for as long as this lasts: its disk is
     for its own kind of kernel alone, never for the host's. Raises Conflict."""
+    from bulle.isolation.microvm.files import GuestFiles
+
     directory = plan.state_host_path
     if current_state(directory).status == "running":
         if driver_for(plan.isolation, home).is_paused(plan):
@@ -124,7 +128,7 @@ class InLine:
 
     def send(self, into_directory: bool) -> None:
         """Say where."""
-        self._directory = self._path if into_directory else posixpath.dirname(self._path.rstrip("/")) or "/"
+        self._directory = self._path if into_directory else copy_ends.split(self._path)[0]
         self._stack = ExitStack()
         self._writer = self._stack.enter_context(self._files.unpacking(self._directory, owners=self._owners))
 
@@ -148,7 +152,7 @@ class InLine:
 @contextmanager
 def reading(files: GuestFiles, path: str, follow: bool) -> Iterator[tuple[OutLine, bool, str]]:
     """What is at a container path: a line, whether it is a directory, and its name. Raises NotFound, InvalidInput."""
-    insists = path.endswith(("/", "/."))
+    _directory, name, insists = copy_ends.split(path)
     place = _resolved(files, path) if follow or insists else path
     found = _status(files, place)
     if found is None:
@@ -158,10 +162,9 @@ def reading(files: GuestFiles, path: str, follow: bool) -> Iterator[tuple[OutLin
         raise InvalidInput(f"cannot copy {path}", "it is not a directory")
     if not (is_directory or stat.S_ISREG(found.mode) or stat.S_ISLNK(found.mode) or stat.S_ISFIFO(found.mode)):
         raise InvalidInput(f"cannot copy {path}", "it is a device or a socket")
-    last = posixpath.basename(path.rstrip("/"))
     try:
         with ExitStack() as cleanup:
-            yield OutLine(files, place, cleanup), is_directory, "." if last in ("", ".", "..") or path.endswith("/.") else last
+            yield OutLine(files, place, cleanup), is_directory, name
     except OSError as error:
         raise _failed(path, error) from None
 
@@ -169,11 +172,12 @@ def reading(files: GuestFiles, path: str, follow: bool) -> Iterator[tuple[OutLin
 @contextmanager
 def writing(files: GuestFiles, path: str, owners: bool) -> Iterator[tuple[InLine, str, str]]:
     """A destination in the guest: a line, what is there (as :func:`bulle.engine.copy_ends.look` says it), and its name."""
-    insists = path.endswith(("/", "/."))
+    insists = copy_ends.split(path)[2]
     place = _resolved(files, path)
+    directory, name, _ = copy_ends.split(place)
     found = _status(files, place)
     if found is None:
-        there = _status(files, posixpath.dirname(place.rstrip("/")) or "/", follow=True)
+        there = _status(files, directory, follow=True)
         if there is None or not stat.S_ISDIR(there.mode):
             raise NotFound(path)
         what = "missing directory" if insists else ""
@@ -181,15 +185,15 @@ def writing(files: GuestFiles, path: str, owners: bool) -> Iterator[tuple[InLine
         what = "directory" if stat.S_ISDIR(found.mode) else "file"
         if insists and what == "file":
             raise InvalidInput(f"cannot copy to {path}", "it is not a directory")
-    yield InLine(files, place, owners), what, posixpath.basename(place.rstrip("/"))
+    yield InLine(files, place, owners), what, name
 
 
-def status_of(files: GuestFiles, path: str) -> FileStatus:
+def status_of(files: GuestFiles, path: str) -> copy_ends.FileStatus:
     """What is at a container path; a symlink as its last name is not followed. Raises NotFound."""
     found = _status(files, _resolved(files, path) if path.endswith(("/", "/.")) else path)
     if found is None:
         raise NotFound(path)
-    return FileStatus(posixpath.basename(path.rstrip("/")), found.mode, found.size, found.modified_s * 1_000_000_000, found.target)
+    return copy_ends.FileStatus(posixpath.basename(path.rstrip("/")), found.mode, found.size, found.modified_s * 1_000_000_000, found.target)
 
 
 def _resolved(files: GuestFiles, path: str) -> str:

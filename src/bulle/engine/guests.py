@@ -36,7 +36,7 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
     if architecture is None:
         what = f"there are no virtual machines of {platform.architecture}"
         raise Unavailable(what, "", f"these can be had: {', '.join(_MACHINES)}; or use --isolation container")
-    kernel = options.kernel or ("" if architecture else os.environ.get(KERNEL_SETTING, ""))
+    kernel = kernel_of(options, platform)
     return Guest(
         memory_bytes=MEMORY_BYTES,
         disk_bytes=options.storage_bytes or DISK_BYTES,
@@ -45,6 +45,12 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
         trace=options.trace,
         kernel=os.path.abspath(kernel) if "/" in kernel else kernel,
     )
+
+
+def kernel_of(options: ContainerOptions, platform: Platform) -> str:
+    """The kernel that is wanted for a guest: the setting is for those with this machine's processor."""
+    own = platform.architecture in ("", this_platform().architecture)
+    return options.kernel or (os.environ.get(KERNEL_SETTING, "") if own else "")
 
 
 def obtained(plan: RunPlan) -> str:

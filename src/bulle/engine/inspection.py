@@ -139,7 +139,7 @@ def _machine(plan: RunPlan) -> dict[str, object]:
     """What a virtual machine obtained: nothing that was asked for is downgraded in silence."""
     if plan.guest is None:
         return {}
-    from bulle.isolation.microvm.record import read_record
+    from bulle.isolation.microvm.record import read_record, usable_memory_bytes
 
     record = read_record(plan.state_host_path)
     return {
@@ -148,7 +148,7 @@ def _machine(plan: RunPlan) -> dict[str, object]:
             "Hypervisor": record.hypervisor,
             "Kernel": record.kernel,
             "Architecture": record.architecture,
-            "Memory": plan.resources.memory_bytes or plan.guest.memory_bytes,
+            "Memory": usable_memory_bytes(plan),
             "NCPU": record.processors,
             "DiskSize": plan.guest.disk_bytes,
         }

@@ -125,8 +125,7 @@ class Networks:
     def connect(self, network: str, container: Container, option: NetworkOption) -> None:
         """Put a container on one more network, also while it runs. Raises Conflict, InvalidInput, and Unsupported for a machine that runs."""
         plan = container.plan
-        if plan.guest is not None and current_state(container.directory).status == "running":
-            raise Unsupported("way to get one more network while it runs", plan.isolation, "stop it, connect it, and start it again")
+        _refuse_running_machine(container, "way to get one more network while it runs", "stop it, connect it, and start it again")
         if plan.network.mode != "own":
             raise Conflict(
                 f"container {container.name} cannot be connected to {network}", f"its network is {plan.network.mode}", "make it on a network"
@@ -154,13 +153,14 @@ class Networks:
         publish(self._home, "network", "connect", record.id, {"container": container.id, "name": record.name, "type": record.config.driver})
 
     def disconnect(self, network: str, container: Container) -> None:
-        """Take a container off a network, also while it runs. Raises Conflict where it is not on it."""
+        """Take a container off a network, also while it runs. Raises Conflict where it is not on it, and Unsupported for a machine that runs."""
         record = self.get(network)
         attachments = container.plan.network.attachments
         left = tuple(one for one in attachments if one.network_id != record.id)
         if len(left) == len(attachments):
             details = "it is on " + (", ".join(one.network for one in attachments) or "none")
             raise Conflict(f"container {container.name} is not connected to network {record.name}", details, "name one of those")
+        _refuse_running_machine(container, "way to lose a network while it runs", "stop it, disconnect it, and start it again")
         with self._database.transaction() as connection:
             self._records.detach(connection, record.id, container.id)
             self._change(connection, container, replace(container.plan.network, attachments=left))
@@ -215,3 +215,9 @@ def _matches_published(port: PublishedPort, wanted: PortMapping) -> bool:
     same_host = not wanted.host_port or port.host_port == wanted.host_port
     same_address = not wanted.host_addresses or port.host_address in wanted.host_addresses
     return (port.container_port, port.protocol) == (wanted.container_port, wanted.protocol) and same_host and same_address
+
+
+def _refuse_running_machine(container: Container, what: str, mend: str) -> None:
+    """The devices of a machine are there from its start to its end."""
+    if container.plan.guest is not None and current_state(container.directory).status == "running":
+        raise Unsupported(what, container.plan.isolation, mend)

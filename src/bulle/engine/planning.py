@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bulle.engine import system_containers
+from bulle.engine.drivers import LEVELS
 from bulle.engine.guests import guest_of
 from bulle.engine.lifecycle import lifecycle
 from bulle.engine.networking import network_of
@@ -44,7 +45,6 @@ MASKED_PATHS = (
 )  # fmt: skip
 READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-LEVELS = ("container", "vm", "chroot")
 _SECURITY_OPTIONS = frozenset({"no-new-privileges", "apparmor", "label", "seccomp-log"})
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _RESTART_MARGIN_S = 10.0
 _KILL_MARGIN_S = 45.0  # a virtual machine writes what it has in memory
+_FORCE_MARGIN_S = 10.0
 
 
 def kill(home: Path, container: Container, signal: str) -> None:
@@ -53,7 +54,11 @@ def end(home: Path, container: Container, timeout_s: int | None, signal: str, ve
                     if _ended(watch, patience if patience >= 0 else None):
                         return
                     _send_signal(home, container, SIGKILL)
-            if not _ended(watch, _KILL_MARGIN_S):
+            if _ended(watch, _KILL_MARGIN_S):
+                return
+            with suppress(Conflict):  # a shepherd that hangs does not switch its machine off
+                _send_signal(home, container, SIGKILL, kept=False)
+            if not _ended(watch, _FORCE_MARGIN_S):
                 raise BulleError(f"container {container.name} could not be stopped", "its process does not end although it was killed", "see dmesg")
     except Conflict:  # it ended by itself meanwhile; or, on a full disk, nobody could be started to watch its end
         if verb == "rm":
@@ -77,8 +82,8 @@ def _send_signal(home: Path, container: Container, number: int, *, kept: bool = 
         raise Conflict(f"container {container.name} is not running", "", f"start it with `bulle start {container.name}`")
     publish_container(container.directory, "kill", signal=str(number))
     try:
-        if number == SIGKILL and kept:
-            driver_for(container.plan.isolation, home).kill(container.plan, pidfd)
+        if kept:
+            driver_for(container.plan.isolation, home).signal(container.plan, pidfd, number)
         else:
             process.pidfd_send_signal(pidfd, number)
     except ProcessLookupError as error:

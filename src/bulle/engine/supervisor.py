@@ -193,8 +193,8 @@ def record_orphan(home: Path, pid: int, status: int) -> None:
 def warm(home: Path) -> None:
     """Find out before the first fork what every monitor would find out anew: filters, control groups, the boot."""
     process.boot_id()
-    for kind in LEVELS:
-        kind(home / "cache").probe()
+    for level in LEVELS:
+        driver_for(level, home).probe()
     Store(home, Database(home)).layers.backend()
     seccomp_profile.program_for("default", frozenset(capabilities.parse_caps()), home / "cache")
 

@@ -6,10 +6,9 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
-from bulle.engine.drivers import LEVELS
+from bulle.engine.drivers import LEVELS, driver_for
 from bulle.isolation.control_group import available
-from bulle.isolation.microvm.record import read_record
-from bulle.isolation.microvm.setup import usable_memory_bytes
+from bulle.isolation.microvm.record import read_record, usable_memory_bytes
 from bulle.model.run_plan import RunPlan
 from bulle.version import VERSION
 
@@ -55,7 +54,7 @@ def info_document(engine: Engine) -> dict[str, Any]:
         "Name": platform.node(),
         "BulleRootDir": str(engine.home),
         "Rootless": os.geteuid() != 0,
-        "IsolationLevels": {kind.name: _level(kind(engine.home / "cache").probe()) for kind in LEVELS},
+        "IsolationLevels": {level: _level(driver_for(level, engine.home).probe()) for level in LEVELS},
         "ServerVersion": VERSION,
     }
 

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
 
 import msgspec
 
@@ -18,7 +17,6 @@ from bulle.engine import pausing, planning
 from bulle.engine.executing import execute
 from bulle.engine.starting import Order
 from bulle.isolation.driver import Driver
-from bulle.linux import process
 from bulle.linux.fork import fork
 from bulle.model.container import ExecOptions
 from bulle.model.lifecycle import Health
@@ -40,10 +38,7 @@ def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Seq
     number = planning.signal_number(plan.stop_signal)
 
     def send(wanted: int) -> None:
-        if wanted == SIGKILL:
-            driver.kill(plan, pidfd)
-        else:
-            process.pidfd_send_signal(pidfd, wanted)
+        driver.signal(plan, pidfd, wanted)
 
     ender = watch.ender = Ender(send, number, plan.stop_timeout_s, lambda: pausing.resume(Path(order.home), plan))
     watch.watchdogs.append(ender)

@@ -11,7 +11,6 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from signal import SIGKILL
 
 from bulle.errors import Unavailable, Unsupported
 from bulle.isolation.statistics import Statistics
@@ -150,9 +149,9 @@ class Driver(ABC):
         """What the next start of the plan has to fetch first, in words for who waits; empty for nothing."""
         return ""
 
-    def kill(self, plan: RunPlan, pidfd: int) -> None:
-        """End the workload behind a pidfd by force; what it has written stays written. Raises ProcessLookupError where it has just ended."""
-        process.pidfd_send_signal(pidfd, SIGKILL)
+    def signal(self, plan: RunPlan, pidfd: int, number: int) -> None:
+        """Send a signal to the workload behind a pidfd; what it has written stays written. Raises ProcessLookupError where it has just ended."""
+        process.pidfd_send_signal(pidfd, number)
 
     @abstractmethod
     def pause(self, plan: RunPlan, pid: int) -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 
 from bulle.errors import InvalidInput, Unavailable
+from bulle.isolation.microvm.remembered import remembered
 from bulle.linux import fork, kvm, process, timestamp_counter
 
 _SLOWEST_NS = 20.0
@@ -75,29 +76,7 @@ def probe_kvm(architecture: str, cache: Path | None = None) -> Kvm:
         return Kvm(f"this user may not open {kvm.DEVICE}", "add the user to the group kvm")
     except OSError as error:
         return Kvm(f"{kvm.DEVICE} cannot be opened: {error.strerror}", _MEND)
-    record = cache / f"kvm-{process.boot_id()}.json" if cache is not None else None
-    if record is not None:
-        try:
-            return msgspec.json.decode(record.read_bytes(), type=Kvm)
-        except (OSError, msgspec.DecodeError):
-            pass
-    found = _measured()
-    if record is not None:
-        _keep(record, found)
-    return found
-
-
-def _keep(record: Path, found: Kvm) -> None:
-    """Remember it, and forget what was found in earlier boots; not being able to costs the next one a tenth of a second."""
-    temporary = record.with_name(f"{record.name}.{os.getpid()}")
-    try:
-        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old in record.parent.glob("kvm-*.json"):
-            old.unlink(missing_ok=True)
-        temporary.write_bytes(msgspec.json.encode(found))
-        temporary.rename(record)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    return remembered(cache, f"kvm-{process.boot_id()}.json", Kvm, _measured, "kvm-*.json")
 
 
 def _measured() -> Kvm:

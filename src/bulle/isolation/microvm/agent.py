@@ -9,11 +9,9 @@ What is not here: what a container needs (steps are the driver's), and where str
 from __future__ import annotations
 
 import dataclasses
-import select
 import socket
 import struct
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bulle.errors import BulleError, Conflict
 from bulle.isolation.microvm.agent_protocol import (
@@ -44,7 +42,7 @@ class Hello:
 
 
 class Agent:
-    """The connection to one guest. Every method but :meth:`run_until` returns at once."""
+    """The connection to one guest. Every method returns at once."""
 
     def __init__(self, line: socket.socket) -> None:
         line.setblocking(False)
@@ -226,18 +224,3 @@ class Agent:
         self._sessions[session.number] = session
         session.say(kind, payload)
         return session
-
-    def run_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Do nothing but this conversation until something is so; for programs that have nothing else to poll. Raises BulleError at its end."""
-        deadline = time.monotonic() + timeout_s
-        poll = select.poll()
-        self.flush()
-        while not condition():
-            poll.register(self, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise BulleError("the virtual machine's agent did not answer in time", f"{timeout_s:g} s have passed")
-            poll.poll(left_s * 1000)
-            if not self.receive():
-                raise BulleError("the virtual machine's agent has hung up", "the machine may have crashed, or was ended", "see its console")
-            self.flush()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
+from signal import SIGKILL
 
 from msgspec.structs import replace
 
@@ -29,8 +30,8 @@ from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.files import GuestFiles
 from bulle.isolation.microvm.guest import GROUP
 from bulle.isolation.microvm.kernel import GuestKernels
-from bulle.isolation.microvm.record import read_record
-from bulle.isolation.microvm.setup import Setup, host_memory_bytes, prepare, usable_memory_bytes, why_unusable
+from bulle.isolation.microvm.record import read_record, usable_memory_bytes
+from bulle.isolation.microvm.setup import Setup, host_memory_bytes, prepare, why_unusable
 from bulle.isolation.namespaces.driver import SHELL_FLAGS, processes_in_namespaces
 from bulle.isolation.statistics import Statistics
 from bulle.linux import loopback, mount, namespaces, user_namespace
@@ -142,12 +143,13 @@ class MicroVmDriver(GroupedDriver):
         assert plan.guest is not None and self.cache_directory is not None
         return GuestKernels(self.cache_directory / "kernels").to_fetch(plan.guest.architecture or platform.machine(), plan.guest.kernel)
 
-    def kill(self, plan: RunPlan, pidfd: int) -> None:
-        """Have the shepherd kill the command and switch the guest off, which writes what it has in memory first; where none listens, a power cut."""
-        try:
-            sessions.end(plan.state_host_path)
-        except OSError:
-            super().kill(plan, pidfd)
+    def signal(self, plan: RunPlan, pidfd: int, number: int) -> None:
+        """At SIGKILL the shepherd kills the command and switches the guest off, which writes what it has first; where none listens, a power cut."""
+        if number == SIGKILL:
+            with suppress(OSError):
+                sessions.end(plan.state_host_path)
+                return
+        super().signal(plan, pidfd, number)
 
     def end_of(self, plan: RunPlan, status: int) -> tuple[int, str]:
         """As the shepherd wrote it down, who got the command's own status from the guest."""

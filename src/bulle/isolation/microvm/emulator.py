@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from bulle.errors import Unavailable
+from bulle.isolation.microvm.remembered import remembered
 
 _PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm", "riscv64": "qemu-system-misc"}
 _OTHER_PLACES = ("/usr/libexec/qemu-kvm",)  # where Red Hat's distributions have the one for their own processor
@@ -24,18 +25,20 @@ _PATIENCE_S = 30
 class Emulator(msgspec.Struct, frozen=True):
     """QEMU for one architecture: ``program`` (host path), its ``version`` in its own words, and what it can do.
 
-    ``microvm``: it has the small machine. ``user_network``: it was built with libslirp. ``sandbox``: it can filter its own system calls.
+    ``microvm``: it has the small machine. ``user_network``: it was built with libslirp.
     """
 
     program: str
     version: str
     microvm: bool
     user_network: bool
-    sandbox: bool
 
 
-def find(architecture: str, cache: Path | None = None) -> Emulator:
-    """The program for guests of that architecture; ``cache`` (a directory, host path) keeps what it answered. Raises Unavailable."""
+def find(architecture: str, cache: Path | None = None, *, user_network: bool = False) -> Emulator:
+    """The program for guests of that architecture; ``cache`` (a directory, host path) keeps what it answered.
+
+    Raises Unavailable, also for one that cannot filter its own system calls, or has not the user-mode network that is needed.
+    """
     program = shutil.which(f"qemu-system-{architecture}")
     if program is None and architecture == platform.machine():
         program = next((path for path in _OTHER_PLACES if os.access(path, os.X_OK)), None)
@@ -44,16 +47,11 @@ def find(architecture: str, cache: Path | None = None) -> Emulator:
         mend = f"install QEMU (Debian's package {package})" if package else "choose another platform"
         raise Unavailable(f"there can be no virtual machine of {architecture}", f"qemu-system-{architecture} is not installed", mend)
     status = os.stat(program)
-    key = hashlib.sha256(f"2 {program} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
-    record = cache / f"qemu-{key}.json" if cache is not None else None
-    if record is not None:
-        try:
-            return msgspec.json.decode(record.read_bytes(), type=Emulator)
-        except (OSError, msgspec.DecodeError):
-            pass
-    found = _ask(program)
-    if record is not None:
-        _keep(record, found)
+    key = hashlib.sha256(f"3 {program} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
+    found = remembered(cache, f"qemu-{key}.json", Emulator, lambda: _ask(program))
+    if user_network and not found.user_network:
+        why = f"{program} was built without user-mode networking (libslirp)"
+        raise Unavailable("the virtual machine can have no network", why, "say --network none, or install another QEMU")
     return found
 
 
@@ -63,9 +61,11 @@ def _ask(program: str) -> Emulator:
         reason = (version.stderr.strip().splitlines() or [f"exit code {version.returncode}"])[-1]
         raise Unavailable("there can be no virtual machine", f"{program} does not run: {reason}", "install QEMU again")
     machines, networks = _run(program, "-machine", "help").stdout, _run(program, "-machine", "none", "-netdev", "help").stdout
-    sandboxed = _run(program, "-sandbox", "on", "-machine", "help").returncode == 0
+    if _run(program, "-sandbox", "on", "-machine", "help").returncode:
+        why = f"{program} was built without the filter of its own system calls (seccomp)"
+        raise Unavailable("there can be no virtual machine", why, "install another QEMU")
     names = {line.split(" ", 1)[0] for line in machines.splitlines()}
-    return Emulator(program, version.stdout.splitlines()[0].strip(), "microvm" in names, "user" in networks.split(), sandboxed)
+    return Emulator(program, version.stdout.splitlines()[0].strip(), "microvm" in names, "user" in networks.split())
 
 
 def _run(*line: str) -> subprocess.CompletedProcess[str]:
@@ -75,13 +75,3 @@ def _run(*line: str) -> subprocess.CompletedProcess[str]:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable("there can be no virtual machine", f"{line[0]} does not run: {error}", "install QEMU again") from error
-
-
-def _keep(record: Path, found: Emulator) -> None:
-    temporary = record.with_name(f"{record.name}.{os.getpid()}")
-    try:
-        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode(found))
-        temporary.rename(record)
-    except OSError:
-        temporary.unlink(missing_ok=True)

@@ -198,11 +198,7 @@ def _lz4_block(block: bytes) -> bytearray:
         position += 1
         length = token >> 4
         if length == 15:
-            while (more := block[position]) == 255:
-                length += 255
-                position += 1
-            length += more
-            position += 1
+            length, position = _lz4_long(block, position)
         out += block[position : position + length]
         position += length
         if position >= end:
@@ -211,11 +207,7 @@ def _lz4_block(block: bytes) -> bytearray:
         position += 2
         length = token & 15
         if length == 15:
-            while (more := block[position]) == 255:
-                length += 255
-                position += 1
-            length += more
-            position += 1
+            length, position = _lz4_long(block, position)
         length += 4
         start = len(out) - distance
         if not distance or start < 0 or len(out) > _LZ4_CHUNK_BYTES:
@@ -225,3 +217,12 @@ def _lz4_block(block: bytes) -> bytearray:
         else:
             out += (out[start:] * (length // distance + 1))[:length]
     return out
+
+
+def _lz4_long(block: bytes, position: int) -> tuple[int, int]:
+    """A length that its token could not hold, and where what follows it begins."""
+    length = 15
+    while (more := block[position]) == 255:
+        length += 255
+        position += 1
+    return length + more, position + 1

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from bulle.errors import InvalidInput
 from bulle.isolation.microvm.files import GuestFiles
+from bulle.isolation.microvm.guest import GROUP
 
-_GROUP = "/groups/container"
 _TICKS_A_SECOND = 100  # USER_HZ, the same on every processor that a guest can have
 _PAGE_BYTES = 4096
 _FULL = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
@@ -33,14 +33,14 @@ def listing(files: GuestFiles, arguments: Sequence[str]) -> tuple[list[str], lis
 
 
 def _pids(files: GuestFiles) -> list[int]:
-    own = [int(pid) for pid in files.read(f"{_GROUP}/cgroup.procs", own_root=True).split()]
-    if b"nr_descendants 0\n" in files.read(f"{_GROUP}/cgroup.stat", own_root=True):
+    own = [int(pid) for pid in files.read(f"{GROUP}/cgroup.procs", own_root=True).split()]
+    if b"nr_descendants 0\n" in files.read(f"{GROUP}/cgroup.stat", own_root=True):
         return own
     # An init made groups below it.
     for name in files.names("/proc", own_root=True):
         if name.isdecimal() and int(name) not in own:
             with suppress(OSError):
-                if f":/{_GROUP.rpartition('/')[2]}/".encode() in files.read(f"/proc/{name}/cgroup", own_root=True):
+                if f":/{GROUP.rpartition('/')[2]}/".encode() in files.read(f"/proc/{name}/cgroup", own_root=True):
                     own.append(int(name))
     return own
 

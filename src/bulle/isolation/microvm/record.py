@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from bulle.model.run_plan import RunPlan
+
 RECORD_NAME = "machine.json"
 
 
@@ -36,3 +38,9 @@ def read_record(directory: str) -> Record:
         return _decoder.decode(Path(directory, RECORD_NAME).read_bytes())
     except (OSError, msgspec.DecodeError):
         return Record()
+
+
+def usable_memory_bytes(plan: RunPlan) -> int:
+    """What the container of a plan may use of its guest's memory."""
+    assert plan.guest is not None
+    return plan.resources.memory_bytes or plan.guest.memory_bytes

@@ -23,7 +23,7 @@ from bulle.isolation.microvm.guest import Files
 from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
 from bulle.isolation.microvm.kernel import GuestKernels
 from bulle.isolation.microvm.machine import Disk, Machine
-from bulle.isolation.microvm.record import RECORD_NAME
+from bulle.isolation.microvm.record import RECORD_NAME, usable_memory_bytes
 from bulle.isolation.microvm.sessions import listen
 from bulle.isolation.root_filesystem import identity_files
 from bulle.model.run_plan import RunPlan
@@ -99,12 +99,6 @@ def guest_memory_bytes(plan: RunPlan) -> int:
     return limit + -limit % 4096 + _KERNEL_BYTES if limit else usable_memory_bytes(plan)
 
 
-def usable_memory_bytes(plan: RunPlan) -> int:
-    """What the container may use of it."""
-    assert plan.guest is not None
-    return plan.resources.memory_bytes or plan.guest.memory_bytes
-
-
 def host_memory_bytes(plan: RunPlan) -> int:
     """The limit of the control group, where the user limits memory; 0 for none."""
     return plan.resources.memory_bytes and guest_memory_bytes(plan) + _OWN_BYTES
@@ -115,7 +109,7 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     wanted = plan.guest
     assert wanted is not None and cache is not None
     architecture = wanted.architecture or platform.machine()
-    program = emulator.find(architecture, cache)
+    program = emulator.find(architecture, cache, user_network=plan.network.mode == "user")
     accelerator = choose(architecture, wanted.accelerator or ("tcg" if wanted.trace else ""), cache)
     if wanted.trace and accelerator.name != "tcg":
         raise InvalidInput("--trace shows an emulated processor", "KVM runs the guest on this machine's own", "leave --accel out, or say tcg")

@@ -28,9 +28,9 @@ from bulle.isolation.launch import ChildKit
 from bulle.isolation.microvm import boot, cable, files, guest, sandbox, sessions
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
-from bulle.isolation.microvm.record import Record
+from bulle.isolation.microvm.record import Record, usable_memory_bytes
 from bulle.isolation.microvm.sessions import EndRequest, FileRequest, Relay, Sink, Word, refuse, tell
-from bulle.isolation.microvm.setup import Setup, usable_memory_bytes
+from bulle.isolation.microvm.setup import Setup
 from bulle.model.run_plan import Process, RunPlan
 
 _ABNORMAL = 255
@@ -243,13 +243,13 @@ class Shepherd:
             client, _address = self._setup.listener.accept()
             data, descriptors, _flags, _address = socket.recv_fds(client, 1 << 18, 3)
             try:
-                if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
-                    raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 request = sessions.requests.decode(data)
                 if isinstance(request, EndRequest):
                     client.close()
                     self._kill()
                     return
+                if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
+                    raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 if isinstance(request, FileRequest):
                     client.setblocking(False)
                     self._open_files(request, descriptors).client = client
