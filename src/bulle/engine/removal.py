@@ -24,6 +24,7 @@ from bulle.store.workspace import remove_tree
 
 _YOUNG_S = 60.0
 _REMOVALS = 50
+_MONITOR_S = 1.0
 
 
 def forget(database: Database, plan: RunPlan, *, volumes: bool = False) -> None:
@@ -41,6 +42,13 @@ def remove(database: Database, plan: RunPlan, *, volumes: bool = False) -> None:
         remove_directory(plan)
         forget(database, plan, volumes=volumes)
     remove_directory(plan)
+
+
+def await_monitor(directory: str) -> None:
+    """Wait, not for long, until the monitor that recorded the end of a container (host directory) has told of it and is gone."""
+    deadline = time.monotonic() + _MONITOR_S
+    while _is_locked(f"{directory}/monitor.lock") and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def remove_directory(plan: RunPlan) -> None:
