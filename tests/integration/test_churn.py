@@ -16,6 +16,7 @@ from bulle_testing.running import LEVELS, Machine, machine, usable, wait_for
 
 COUNT = 500
 AGAIN = 200
+WAVES = 2
 LEVEL = LEVELS[0]
 
 
@@ -32,6 +33,12 @@ def private_kib(pid: int) -> int:
     """What would be freed if the process ended."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+def anonymous_kib(pid: int) -> int:
+    """What it holds besides files, shared with its children or not: which of its pages are still shared says nothing of what it lost."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
 def descriptors(pid: int) -> int:
@@ -68,8 +75,11 @@ def test_five_hundred_containers(place: Machine) -> None:
     assert private_kib(last.state().monitor_pid) <= private_kib(first.state().monitor_pid) * 1.2 + 64
 
     remove(containers)
-    after_the_first = (descriptors(spawner), private_kib(spawner))
+    # The first of the equal waves fills the holes that the five hundred left in the heap; whatever those behind it add was lost.
     remove([start() for _ in range(AGAIN)])
+    held_descriptors, held_kib = descriptors(spawner), anonymous_kib(spawner)
+    for _ in range(WAVES):
+        remove([start() for _ in range(AGAIN)])
     assert places.spawner_pid(place.home) == spawner
-    wait_for(lambda: descriptors(spawner) <= after_the_first[0], "the spawner's descriptors closed")
-    assert private_kib(spawner) <= after_the_first[1] + 512, "what it took for the first is used again for the next"
+    wait_for(lambda: descriptors(spawner) <= held_descriptors, "the spawner's descriptors closed")
+    wait_for(lambda: anonymous_kib(spawner) <= held_kib + 512, "what it took for one wave used again for the next")

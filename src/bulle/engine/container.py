@@ -213,13 +213,14 @@ class Container:
 
     def remove(self, *, force: bool = False, volumes: bool = False) -> None:
         """Remove it and all it wrote, with ``volumes`` also its anonymous volumes; a running one only by ``force``."""
+        removal.await_monitor(self.directory)
         state = self.state()
         if state.active:
             if not force:
                 mend = f"stop it with `bulle stop {self.name}`, or remove it with `bulle rm -f {self.name}`"
                 raise Conflict(f"container {self.name} is {'paused' if self.is_paused() else state.status}", "", mend)
             stopping.end(self._home, self, 0, "KILL", "rm")
-        removal.await_monitor(self.directory)  # its last event comes before that of the removal
+            removal.await_monitor(self.directory)  # its last event comes before that of the removal
         driver_for(self.plan.isolation, self._home).clean_up(self.plan)
         removal.remove(self._database, self.plan, volumes=volumes or self.options.auto_remove)
         removal.collect(self._home, self._database)

@@ -45,9 +45,9 @@ def remove(database: Database, plan: RunPlan, *, volumes: bool = False) -> None:
 
 
 def await_monitor(directory: str) -> None:
-    """Wait, not for long, until the monitor that recorded the end of a container (host directory) has told of it and is gone."""
+    """Wait, not for long, until whoever starts a container (host directory) has done so, or whoever recorded its end has told of it and is gone."""
     deadline = time.monotonic() + _MONITOR_S
-    while _is_locked(f"{directory}/monitor.lock") and time.monotonic() < deadline:
+    while _is_locked(f"{directory}/monitor.lock") and not current_state(directory).active and time.monotonic() < deadline:
         time.sleep(0.001)
 
 

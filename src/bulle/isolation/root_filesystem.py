@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bulle.errors import BulleError, InvalidInput
@@ -93,10 +93,15 @@ def match_root(plan: RunPlan, upper: str) -> None:
         os.chmod(upper, stat.S_IMODE(wanted.st_mode))
 
 
+def require_layers(layers: Sequence[object]) -> None:
+    """Raise InvalidInput where a root would be made of nothing."""
+    if not layers:
+        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+
+
 def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> int:
     """The detached overlay. Its upper directory falls back to memory where the file system under it cannot carry one."""
-    if not plan.root.lower_host_paths:
-        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+    require_layers(plan.root.lower_host_paths)
     try:
         return _overlay_in_place(plan, user_namespace_fd)
     except OSError as error:

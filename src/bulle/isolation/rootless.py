@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from bulle.errors import InvalidInput, Unavailable
+from bulle.errors import Unavailable
 from bulle.isolation import host_mounts, overlay
-from bulle.isolation.root_filesystem import DetachedMounts, identity_files, match_root
+from bulle.isolation.root_filesystem import DetachedMounts, identity_files, match_root, require_layers
 from bulle.model.run_plan import RunPlan
 
 
@@ -30,8 +30,7 @@ def detached_mounts(plan: RunPlan) -> DetachedMounts:
 
 
 def _overlay(plan: RunPlan) -> int:
-    if not plan.root.layers:
-        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+    require_layers(plan.root.layers)
     with suppress(PermissionError):  # an owner that is not mapped
         match_root(plan, f"{plan.root.writable_host_path}/upper")
     writable = plan.root.writable_host_path

@@ -10,9 +10,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from bulle.errors import BulleError, InvalidInput, Unavailable
+from bulle.errors import BulleError, Unavailable
 from bulle.isolation import sized_file_system
 from bulle.isolation.microvm.machine import Disk
+from bulle.isolation.root_filesystem import require_layers
 from bulle.model.run_plan import LayerMount
 
 SCRATCH_SERIAL = "scratch"
@@ -43,8 +44,7 @@ def tar_serial(number: int) -> str:
 
 def open_layers(layers: Sequence[LayerMount]) -> list[Disk]:
     """The disks of a stack of layers, lowest first, in that order; the caller closes their descriptors. Raises Unavailable, InvalidInput."""
-    if not layers:
-        raise InvalidInput("the image has no layers", "an empty root filesystem holds nothing to run", "use an image with at least one layer")
+    require_layers(layers)
     opened: list[Disk] = []
     try:
         for number, layer in enumerate(layers):
