@@ -404,6 +404,16 @@ static void run_here(int count, char **arguments)
     quit(125);
 }
 
+/* Whether systemd opened descriptors for this very process: nobody else could take them. sd_listen_fds(3) */
+static int is_given_sockets(void)
+{
+    const char *text = environment_value(environment, "LISTEN_PID");
+    long pid = 0;
+    while (text && *text >= '0' && *text <= '9' && pid < 1L << 40)
+        pid = pid * 10 + (*text++ - '0');
+    return text && !*text && pid && pid == CALL1(getpid, 0);
+}
+
 static int run(int count, char **arguments, char **variables)
 {
     const char *asked;
@@ -414,7 +424,7 @@ static int run(int count, char **arguments, char **variables)
         return 125;
     }
     asked = environment_value(environment, "BULLE_NO_SPAWNER");
-    if ((!asked || !*asked || (*asked == '0' && !asked[1])) && find_home())
+    if ((!asked || !*asked || (*asked == '0' && !asked[1])) && !is_given_sockets() && find_home())
         for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
             int outcome, signals, connection = connect_or_start();
             if (connection < 0)

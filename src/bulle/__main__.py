@@ -48,8 +48,16 @@ def run_keeper(argv: list[str], descriptors: list[int], leash: Leash | None) -> 
     return keep(argv, descriptors, leash)
 
 
+def run_job(argv: list[str], descriptors: list[int], leash: Leash | None) -> int:
+    """The entry ``job``."""
+    from bulle.api.job_process import main as work
+
+    return work(argv, descriptors, leash)
+
+
 ENTRIES: dict[str, Entry] = {
     "command": run_command, "monitor": run_monitor, "execute": run_monitor, "start": run_start, "keeper": run_keeper,
+    "job": run_job,
 }  # fmt: skip
 
 

@@ -204,7 +204,7 @@ class Container:
     def log(self) -> ContainerLog:
         return ContainerLog(self.entries)
 
-    def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
+    def execute(self, options: ExecOptions, *, detach: bool = False, exec_id: str = "") -> Attachment | None:
         if self.now.status != "running":
             raise Conflict(f"container {self.name} is not running")
         self.engine.executed.append(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from bulle.engine import systemd_unit
 from bulle_testing import places, tiers
+from bulle_testing.running import wait_for
+from bulle_testing.socket_clients import Served
 
 UNIT = "bulle.service"
 
@@ -188,3 +191,62 @@ def test_systemd_is_told(home: Path, settings: Path, tmp_path: Path, monkeypatch
         "--user stop bulle.service",
         "--user daemon-reload",
     ], json.dumps(lines)
+
+
+DOCKER_UNITS = ("bulle-docker.service", "bulle-docker.socket")
+
+
+@pytest.mark.parametrize("flags", [(), ("--user",)])
+def test_systemd_accepts_the_units_of_the_socket(home: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    done = command(home, "system", "install", "--print", "--socket", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    own, server, listener = re.split(r"^# /.*\n", done.stdout, flags=re.MULTILINE)[1:]
+    assert own.strip() == command(home, "system", "install", "--print", *flags).stdout.strip()
+    assert value(listener, "ListenStream") == ("%t/bulle/docker.sock" if flags else "/run/bulle/docker.sock")
+    assert (value(listener, "SocketMode"), value(server, "KillMode")) == ("0660", "process")
+    assert value(server, "ExecStart").split()[-3:] == ["--home", str(home), "serve"]
+    for name, text in zip(DOCKER_UNITS, (server, listener), strict=True):
+        (tmp_path / name).write_text(text)
+    for name in DOCKER_UNITS:
+        verify(tmp_path / name, *flags)
+
+
+def test_the_socket_is_installed_and_removed_for_a_user(home: Path, settings: Path) -> None:
+    without_systemd()
+    done = command(home, "system", "install", "--user", "--socket")
+    assert (done.returncode, done.stdout.splitlines()) == (0, [str(settings / name) for name in (UNIT, *DOCKER_UNITS)])
+    assert (settings / "sockets.target.wants/bulle-docker.socket").resolve() == settings / "bulle-docker.socket"
+    assert sorted(one.name for one in settings.iterdir()) == [*DOCKER_UNITS, UNIT, "default.target.wants", "sockets.target.wants"]
+    removed = command(home, "system", "install", "--user", "--remove")
+    assert (removed.returncode, sorted(removed.stdout.splitlines())) == (0, sorted(done.stdout.splitlines()))
+    assert list(settings.iterdir()) == []
+
+
+def test_a_socket_unit_of_somebody_else_keeps_everything_as_it_is(home: Path, settings: Path) -> None:
+    without_systemd()
+    settings.mkdir(parents=True)
+    (settings / "bulle-docker.socket").write_text("[Socket]\nListenStream=/mine\n")
+    done = command(home, "system", "install", "--user", "--socket")
+    assert (done.returncode, "is not Bulle's" in done.stderr) == (1, True)
+    assert [one.name for one in settings.iterdir()] == ["bulle-docker.socket"]
+
+
+@pytest.mark.root
+@pytest.mark.programs("systemd-socket-activate", "docker")
+def test_what_the_units_say_serves_docker(home: Path, tmp_path: Path) -> None:
+    """Socket and command of the units, with systemd's own program in the manager's place: it starts the server for the first who connects."""
+    server = command(home, "system", "install", "--print", "--socket").stdout
+    line = next(one for one in server.splitlines() if one.startswith("ExecStart=") and one.endswith(" serve")).partition("=")[2].split()
+    path = tmp_path / "docker.sock"
+    environment = [f"--setenv={key}={text}" for key, text in places.environment(home).items() if key.startswith("BULLE_")]
+    activate = [str(tiers.program("systemd-socket-activate")), "-l", str(path), *environment, *line]
+    process = subprocess.Popen(activate, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+    try:
+        wait_for(path.exists, "the socket is there")
+        served = Served(path)
+        assert served.docker("ps", "-aq").stdout == ""
+        assert served.docker("info", "--format", "{{.DockerRootDir}}").stdout.strip() == str(home)
+        assert served.pid == process.pid
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -70,3 +70,11 @@ def test_decisions_keep_their_form() -> None:
         assert text.startswith(f"# {int(record.name[:4])}. "), record
         for heading in ("## Context", "## Decision", "## Consequences"):
             assert heading in text, f"{record} has no {heading}"
+
+
+def test_every_path_of_the_socket_is_documented() -> None:
+    from bulle.api.routes import ROUTES
+
+    page = (ROOT / "docs/socket.md").read_text()
+    missing = {route.path for route in ROUTES if route.path.removesuffix("/{path...}") not in page}
+    assert not missing

@@ -25,7 +25,8 @@ FLOORS = (
     {"monitor", "spawner"},
     {"engine"},
     {"build", "compose", "kube", "aio"},
-    {"cli", "api", "oci_runtime", "web"},
+    {"api", "oci_runtime"},
+    {"cli", "web"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # The composition roots join everything; nothing below them imports them.

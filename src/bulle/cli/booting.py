@@ -46,21 +46,26 @@ def _say(session: Session, outcomes: Sequence[Outcome]) -> int:
 @verb("install")
 @click.option("--user", is_flag=True, help="For the user's own systemd, not the system's")
 @click.option("--now", is_flag=True, help="Start it now too (with --remove: stop containers first)")
+@click.option("--socket", is_flag=True, help="Also have it listen for Docker's tools, and start `bulle serve` when one connects")
 @click.option("--print", "only_print", is_flag=True, help="Print the unit, and write nothing")
-@click.option("--remove", "removed", is_flag=True, help="Take the unit away again")
+@click.option("--remove", "removed", is_flag=True, help="Take the unit away again, and those of the socket")
 @click.pass_obj
-def install(session: Session, user: bool, now: bool, only_print: bool, removed: bool) -> int:
+def install(session: Session, user: bool, now: bool, socket: bool, only_print: bool, removed: bool) -> int:
     """Have systemd boot and shut down containers with the machine."""
     from bulle.engine import systemd_unit
 
     if only_print and (now or removed):
         raise InvalidInput("--print writes and starts nothing", "", "use it without --now and --remove")
+    if removed and socket:
+        raise InvalidInput("--remove takes all units away", "", "use it without --socket")
     if only_print:
-        write(systemd_unit.text(session.engine.home, user=user))
+        units = systemd_unit.units(session.engine.home, user=user, socket=socket)
+        paths = [f"# {systemd_unit.unit_path(unit.name, user=user)}\n" if socket else "" for unit in units]
+        write("\n".join(path + unit.text for path, unit in zip(paths, units, strict=True)))
     elif removed:
-        write(f"{systemd_unit.remove(user=user, now=now)}\n")
+        write("".join(f"{path}\n" for path in systemd_unit.remove(user=user, now=now)))
     else:
-        write(f"{systemd_unit.install(session.engine.home, user=user, now=now)}\n")
+        write("".join(f"{path}\n" for path in systemd_unit.install(session.engine.home, user=user, now=now, socket=socket)))
         if user and not systemd_unit.starts_without_login():
             warn_of(["containers start when you log in; `loginctl enable-linger` has them start with the machine"])
     return 0

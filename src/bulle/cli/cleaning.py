@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bulle.cli import filters, human
+from bulle.cli import human
+from bulle.cli.filters import parse
 from bulle.cli.option_types import Suggestion
 from bulle.cli.session import Session, write
 from bulle.cli.verb import verb
+from bulle.engine import filters
 from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -29,16 +31,7 @@ def filter_option(*keys: str) -> Callable[[Any], Any]:
 
 def chosen_by(wanted: Sequence[str], keys: Sequence[str] = _KEYS) -> PruneFilter:
     """What the filters let a prune take."""
-    from bulle.engine.pruning import PruneFilter
-
-    values = filters.parse(wanted, keys)
-    with_labels, without = values.get("label", []), values.get("label!", [])
-
-    def accepts(labels: Mapping[str, str]) -> bool:
-        return filters.has_labels(labels, with_labels) and not any(filters.has_labels(labels, [one]) for one in without)
-
-    moments = [human.parse_time_ns(one) for one in values.get("until", [])]
-    return PruneFilter(min(moments, default=0), accepts)
+    return filters.prune_filter(parse(wanted, keys))
 
 
 def confirmed(force: bool, warning: str) -> bool:

@@ -22,6 +22,7 @@ from bulle.cli.volume_flags import VOLUME_FLAGS, mounts_from
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.container import ContainerOptions
 from bulle.model.run_plan import ResourceLimit
+from bulle.monitor.local import detach_keys
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -268,22 +269,6 @@ def _log_option(text: str) -> tuple[str, str]:
     if not separator or not name:
         raise InvalidInput(f"invalid logging option: '{text}'", "", "write it as NAME=VALUE, such as max-size=10m")
     return name, value
-
-
-def detach_keys(text: str | None) -> bytes:
-    """The bytes that detach, from Docker's notation (``ctrl-p,ctrl-q``); the default where nothing was given."""
-    if text is None:
-        return b"\x10\x11"
-    keys = bytearray()
-    for key in text.split(",") if text else ():
-        letter = key.removeprefix("ctrl-").lower() if key.startswith("ctrl-") else ""
-        if len(letter) == 1 and "@" <= letter.upper() <= "_":
-            keys.append(ord(letter.upper()) & 0x1F)
-        elif len(key) == 1 and key.isascii():
-            keys += key.encode()
-        else:
-            raise InvalidInput(f"invalid detach keys ({text})", f"unknown key '{key}'", "use letters and ctrl-<letter>, separated by commas")
-    return bytes(keys)
 
 
 __all__ = ["CONTAINER_FLAGS", "container_flags", "detach_keys", "environment", "options_from"]

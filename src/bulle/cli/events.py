@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from bulle.cli import filters
+from bulle.cli.filters import parse
 from bulle.cli.human import NANOSECONDS
 from bulle.cli.option_types import Suggestion, Time
 from bulle.cli.session import Session, printable, write
 from bulle.cli.verb import verb
-from bulle.engine.events import FILTER_KEYS
+from bulle.engine.events import FILTER_KEYS, event_document, summary_of
 
 if TYPE_CHECKING:
     from bulle.records.events import Event
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def events(session: Session, since: int | None, until: int | None, wanted: Sequence[str], form: str) -> int:
     """Get real time events from the home."""
     shown = _shown(form)
-    with session.engine.events(since_ns=since or 0, until_ns=until or 0, filters=filters.parse(wanted, FILTER_KEYS)) as found:
+    with session.engine.events(since_ns=since or 0, until_ns=until or 0, filters=parse(wanted, FILTER_KEYS)) as found:
         for event in found:
             write(shown(event) + "\n")
     return 0
@@ -39,7 +39,7 @@ def _shown(form: str) -> Callable[[Event], str]:
     if not form:
         return _line
     if form in {"json", "{{json .}}"}:
-        return lambda event: msgspec.json.encode(_document(event)).decode()
+        return lambda event: msgspec.json.encode(event_document(event)).decode()
     from bulle.cli.go_template import Template
 
     template = Template(form.replace("\\t", "\t").replace("\\n", "\n"))
@@ -56,20 +56,6 @@ def _line(event: Event) -> str:
     return printable(f"{text} ({attributes})" if attributes else text)
 
 
-def _summary(event: Event) -> dict[str, str]:
-    """What Docker says once more of containers and images, where programs of its first years look for it."""
-    if event.kind not in ("container", "image"):
-        return {}
-    container = {"from": event.actor.attributes.get("image", "")} if event.kind == "container" else {}
-    return {"status": event.action, "id": event.actor.identifier, **container}
-
-
-def _document(event: Event) -> dict[str, object]:
-    """The event as the API of Docker has it: empty fields are left out."""
-    own: dict[str, object] = msgspec.to_builtins(event)
-    return {**{name: value for name, value in _summary(event).items() if value}, **own}
-
-
 class _Attributes(dict[str, str]):
     """What a template finds: no value, where Go finds none in its map."""
 
@@ -79,7 +65,7 @@ class _Attributes(dict[str, str]):
 
 def _fields(event: Event) -> Mapping[str, object]:
     """The event as templates name it."""
-    summary = _summary(event)
+    summary = summary_of(event)
     actor = {"ID": event.actor.identifier, "Attributes": _Attributes(event.actor.attributes)}
     return {
         "Status": summary.get("status", ""),

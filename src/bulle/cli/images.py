@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bulle.cli import filters, human
+from bulle.cli import human
+from bulle.cli.filters import parse
 from bulle.cli.option_types import Suggestion, complete_images
 from bulle.cli.processes import FORMAT_HELP, SHORT_ID
 from bulle.cli.session import Session, complain, note, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
+from bulle.engine import filters
+from bulle.engine.listing import created_ns
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.reference import Reference
 
@@ -29,14 +32,6 @@ class NamedImage:
 
     image: Image
     reference: Reference | None
-
-
-def created_ns(image: Image) -> int:
-    """When the image was made, as its maker says; else when it came here. Nanoseconds since the epoch."""
-    try:
-        return human.parse_time_ns(image.config.created or "")
-    except InvalidInput:
-        return image.created_at_ns
 
 
 def _repository(one: NamedImage) -> str:
@@ -92,7 +87,7 @@ def images(
     """List images."""
     if tree and (quiet or digests or form):
         raise InvalidInput("--tree cannot be combined with --quiet, --digests and --format")
-    chosen = filters.parse(wanted, filters.IMAGE_KEYS)
+    chosen = parse(wanted, filters.IMAGE_KEYS)
     patterns = [filters.glob(one) for one in (*chosen.get("reference", ()), *([pattern] if pattern else ()))]
     tests = filters.images(session.engine, chosen) if chosen else []
     found = sorted((one for one in session.engine.images.list() if all(test(one) for test in tests)), key=created_ns, reverse=True)

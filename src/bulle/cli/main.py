@@ -76,6 +76,7 @@ VERBS = {
     "compare": "comparing:compare",
     "completion": "completion:completion",
     "container": "main:container",
+    "context": "serving:context",
     "doctor": "system:doctor",
     "image": "main:image",
     "images": "images:images",
@@ -87,6 +88,7 @@ VERBS = {
     "ps": "processes:ps",
     "rmi": "images:remove",
     "search": "image_search:search",
+    "serve": "serving:serve",
     "system": "main:system",
     "version": "system:version",
     "volume": "main:volume",
@@ -208,7 +210,8 @@ ROOT = VerbGroup(
 
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
-    for name in ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation"):
+    late = ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation")
+    for name in (*late, "api.job_process", "api.works"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     for group in (ROOT, builder, container, image, manifest, system, volume):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from bulle.cli import filters, human
+from bulle.cli import human
 from bulle.cli.cleaning import FORCE, chosen_by, confirmed, filter_option, show_removed
+from bulle.cli.filters import parse
 from bulle.cli.inspection import FORMAT, inspect_all
 from bulle.cli.network_flags import check_option
 from bulle.cli.option_types import Suggestion, Text, complete_containers, complete_networks
@@ -16,15 +17,14 @@ from bulle.cli.processes import FORMAT_HELP, SHORT_ID
 from bulle.cli.session import Session, note, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
+from bulle.engine import filters
+from bulle.engine.network_options import network_config
 from bulle.errors import InvalidInput
-from bulle.model.network import NetworkConfig, NetworkOption
+from bulle.model.network import NetworkOption
 
 if TYPE_CHECKING:
-    from bulle.engine import Engine
     from bulle.records.networks import NetworkRecord
 
-_KEYS = ("dangling", "driver", "id", "label", "name", "scope", "type")
-_PREDEFINED = ("bridge", "host", "none")
 
 
 @verb("create", "NETWORK")
@@ -46,29 +46,10 @@ def create(
     dns: Sequence[str], egress: str | None, label: Sequence[str], opt: Sequence[str], attachable: bool,
 ) -> int:  # fmt: skip
     """Create a network."""
-    from bulle.network.egress import parse_egress
-
-    if driver not in ("bridge", "macvlan", "host", "none", "null"):
-        raise InvalidInput(f"there is no network driver {driver!r}", "", "use bridge or macvlan")
-    options = dict(_pair(text) for text in opt)
-    mtu = options.get("com.docker.network.driver.mtu", options.get("mtu", "0"))
-    if not mtu.isdecimal() or (int(mtu) and not 68 <= int(mtu) <= 65535):
-        raise InvalidInput(f"invalid MTU: {mtu}", "", "it is a number from 68 to 65535")
-    config = NetworkConfig(
-        name=name,
-        driver="none" if driver == "null" else driver,  # type: ignore[arg-type]
-        subnets=tuple(subnet),
-        gateways=tuple(gateway),
-        ip_ranges=tuple(ip_range),
-        internal=internal or options.get("com.docker.network.internal") == "true",
-        ipv6=ipv6,
-        mtu=int(mtu),
-        parent=options.get("parent", ""),
-        dns=tuple(dns),
-        egress=parse_egress(egress or "all"),
-        labels=dict(_pair(text) for text in label),
-        options=options,
-    )
+    config = network_config(
+        name, driver, subnets=subnet, gateways=gateway, ip_ranges=ip_range, internal=internal, ipv6=ipv6, dns=dns, egress=egress or "",
+        labels=dict(_pair(text) for text in label), options=dict(_pair(text) for text in opt),
+    )  # fmt: skip
     write(session.engine.networks.create(config).id + "\n")
     return 0
 
@@ -85,7 +66,7 @@ def _listing(*, truncate: bool) -> Listing[NetworkRecord]:
         fields={
             "ID": ("NETWORK ID", lambda one: one.id[:SHORT_ID] if truncate else one.id),
             "Name": ("NAME", lambda one: one.name),
-            "Driver": ("DRIVER", _driver),
+            "Driver": ("DRIVER", filters.shown_driver),
             "Scope": ("SCOPE", lambda one: "local"),
             "CreatedAt": ("CREATED AT", lambda one: human.timestamp(one.created_at_ns)),
             "IPv4": ("IPV4", lambda one: "true" if one.config.driver in ("bridge", "macvlan") else "false"),
@@ -99,38 +80,23 @@ def _listing(*, truncate: bool) -> Listing[NetworkRecord]:
     )
 
 
-def _driver(one: NetworkRecord) -> str:
-    return "null" if one.config.driver == "none" else one.config.driver
-
-
 @verb("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Only display network IDs")
 @click.option("--no-trunc", is_flag=True, help="Do not truncate the output")
-@click.option("-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in _KEYS)), help="Provide filter values")
+@click.option(
+    "-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in filters.NETWORK_KEYS)), help="Provide filter values"
+)
 @click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
 @click.pass_obj
 def ls(session: Session, quiet: bool, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
     """List networks."""
-    tests = _tests(session.engine, filters.parse(wanted, _KEYS))
+    tests = filters.networks(session.engine, parse(wanted, filters.NETWORK_KEYS))
     found = sorted((one for one in session.engine.networks.list() if all(test(one) for test in tests)), key=lambda one: one.name)
     if quiet:
         write("".join((one.id if no_trunc else one.id[:SHORT_ID]) + "\n" for one in found))
     else:
         write(render(_listing(truncate=not no_trunc), found, form))
     return 0
-
-
-def _tests(engine: Engine, chosen: Mapping[str, list[str]]) -> list[Callable[[NetworkRecord], bool]]:
-    ways: dict[str, Callable[[list[str]], Callable[[NetworkRecord], bool]]] = {
-        "driver": lambda values: lambda one: _driver(one) in values,
-        "id": lambda values: lambda one: any(one.id.startswith(value) for value in values),
-        "name": lambda values: lambda one: any(value in one.name for value in values),
-        "label": lambda values: lambda one: filters.has_labels(one.config.labels, values),
-        "scope": lambda values: lambda _one: "local" in values,
-        "type": lambda values: lambda one: ("builtin" if one.name in _PREDEFINED else "custom") in values,
-        "dangling": lambda values: lambda one: (one.name not in _PREDEFINED and not engine.networks.endpoints(one)) == (values[-1] in ("true", "1")),
-    }
-    return [ways[key](values) for key, values in chosen.items()]
 
 
 @verb("inspect", "NETWORK [NETWORK...]")

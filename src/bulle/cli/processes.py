@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bulle.cli import filters, human
+from bulle.cli import human
+from bulle.cli.filters import parse
 from bulle.cli.go_functions import quote
 from bulle.cli.option_types import Suggestion, Text, Whole, complete_containers
 from bulle.cli.session import Session, note, printable, write
 from bulle.cli.table import Listing, align, render
 from bulle.cli.verb import verb
-from bulle.model.container import ContainerState
+from bulle.engine import filters
+from bulle.engine.listing import command_of, status_of
 
 if TYPE_CHECKING:
     from bulle.engine import Container
@@ -23,22 +25,6 @@ SHORT_ID = 12
 _COMMAND_WIDTH = 20
 _TOP_WIDTH = 20
 _COLUMNS = ("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names")
-
-
-def status_of(state: ContainerState, *, paused: bool = False) -> str:
-    """A state in Docker's words: ``Up 3 minutes``, ``Exited (0) 5 seconds ago``."""
-    if state.status == "running" and paused:
-        return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')} (Paused)"
-    if state.status == "running":
-        health = "" if state.health is None else f" ({'health: starting' if state.health.status == 'starting' else state.health.status})"
-        return f"Up {human.ago(state.started_at_ns).removesuffix(' ago')}{health}"
-    if state.status in ("exited", "restarting"):
-        return f"{state.status.capitalize()} ({'unknown' if state.exit_code < 0 else state.exit_code}) {human.ago(state.finished_at_ns)}"
-    return {"created": "Created", "dead": "Dead", "removing": "Removal In Progress"}[state.status]
-
-
-def _command(container: Container) -> str:
-    return " ".join(f"'{one}'" if position and " " in one else one for position, one in enumerate(container.plan.process.arguments))
 
 
 def _labels(container: Container) -> str:
@@ -93,7 +79,7 @@ def listing(*, truncate: bool, sizes: bool = False) -> Listing[Container]:
             "ID": ("CONTAINER ID", lambda one: one.id[:SHORT_ID] if truncate else one.id),
             "Names": ("NAMES", lambda one: one.name),
             "Image": ("IMAGE", lambda one: one.image),
-            "Command": ("COMMAND", lambda one: quote(cut(_COMMAND_WIDTH)(_command(one)))),
+            "Command": ("COMMAND", lambda one: quote(cut(_COMMAND_WIDTH)(command_of(one)))),
             "CreatedAt": ("CREATED AT", lambda one: human.timestamp(one.created_at_ns)),
             "RunningFor": ("CREATED", lambda one: human.ago(one.created_at_ns)),
             "Ports": ("PORTS", _ports),
@@ -125,7 +111,7 @@ def listing(*, truncate: bool, sizes: bool = False) -> Listing[Container]:
 @click.pass_obj
 def ps(session: Session, every: bool, quiet: bool, latest: bool, last: int, sizes: bool, no_trunc: bool, wanted: Sequence[str], form: str) -> int:
     """List containers."""
-    chosen = filters.parse(wanted, filters.CONTAINER_KEYS)
+    chosen = parse(wanted, filters.CONTAINER_KEYS)
     last = 1 if latest and last <= 0 else last
     tests = filters.containers(session.engine, chosen) if chosen else []
     found = session.engine.containers.list(all=every or last > 0 or filters.shows_stopped(chosen))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bulle.cli import human
-from bulle.cli.images import NamedImage, created_ns
+from bulle.cli.images import NamedImage
 from bulle.cli.images import listing as image_listing
 from bulle.cli.option_types import Suggestion
 from bulle.cli.processes import FORMAT_HELP
@@ -15,6 +15,7 @@ from bulle.cli.processes import listing as container_listing
 from bulle.cli.session import Session, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import verb
+from bulle.engine.listing import created_ns
 from bulle.errors import InvalidInput
 from bulle.model.reference import Reference
 

@@ -16,8 +16,8 @@ import click
 from bulle.cli.human import parse_size
 from bulle.cli.option_types import Text
 from bulle.errors import InvalidInput
-from bulle.model.container import VolumeOption
-from bulle.model.volume import MountKind, MountOption, Propagation, Recursive, check_name
+from bulle.model.container import mount_fields
+from bulle.model.volume import PROPAGATIONS, MountKind, MountOption, Propagation, Recursive, check_name, parse_volume
 
 VOLUME_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("-v", "--volume", multiple=True, type=Text("list"), help="Mount a volume or a host's directory ([SOURCE:]CONTAINER[:OPTIONS])"),
@@ -25,8 +25,6 @@ VOLUME_FLAGS: Sequence[Callable[[Any], Any]] = (
     click.option("--tmpfs", multiple=True, type=Text("list"), help="Mount a tmpfs directory (CONTAINER[:OPTIONS])"),
     click.option("--volumes-from", multiple=True, type=Text("list"), help="Mount volumes from the specified containers (NAME[:ro])"),
 )
-_PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
-_WITHOUT_MEANING = frozenset({"z", "Z", "cached", "delegated", "consistent", "default", "rbind", "bind"})
 _RECURSIVE = ("enabled", "disabled", "writable", "readonly")
 _TRUE, _FALSE = frozenset({"", "1", "t", "true"}), frozenset({"0", "f", "false"})
 _OWN_KEYS = {"volume": "volume-", "bind": "bind-", "tmpfs": "tmpfs-", "image": "image-"}
@@ -34,18 +32,8 @@ _OWN_KEYS = {"volume": "volume-", "bind": "bind-", "tmpfs": "tmpfs-", "image": "
 
 def mounts_from(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of :class:`ContainerOptions` that the flags come to. Raises InvalidInput."""
-    volumes: list[VolumeOption] = []
-    mounts: list[MountOption] = []
-    tmpfs = [_tmpfs(text) for text in flags["tmpfs"]]
-    for wanted in (*map(_volume, flags["volume"]), *map(_mount, flags["mount"])):
-        plain = MountOption(kind=wanted.kind, source=wanted.source, target=wanted.target, read_only=wanted.read_only)
-        if wanted.kind == "bind" and wanted == plain:
-            volumes.append(VolumeOption(wanted.source, wanted.target, wanted.read_only))
-        elif wanted.kind == "tmpfs" and not wanted.read_only:
-            tmpfs.append((wanted.target, ",".join(wanted.tmpfs_options)))
-        else:
-            mounts.append(wanted)
-    return {"volumes": tuple(volumes), "mounts": tuple(mounts), "tmpfs": tuple(tmpfs), "volumes_from": tuple(flags["volumes_from"])}
+    wanted = (*map(_volume, flags["volume"]), *map(_mount, flags["mount"]))
+    return mount_fields(wanted, map(_tmpfs, flags["tmpfs"])) | {"volumes_from": tuple(flags["volumes_from"])}
 
 
 def _tmpfs(text: str) -> tuple[str, str]:
@@ -61,38 +49,8 @@ def _absolute(path: str) -> str:
 
 
 def _volume(text: str) -> MountOption:
-    def invalid(why: str, mend: str = "") -> InvalidInput:
-        return InvalidInput(f"invalid volume specification: '{text}'", why, mend)
-
-    parts = text.split(":")
-    if len(parts) > 3 or not all(parts):
-        raise invalid("", "write it as CONTAINER, SOURCE:CONTAINER or SOURCE:CONTAINER:ro")
-    source, target = ("", parts[0]) if len(parts) == 1 else (_absolute(parts[0]), parts[1])
-    if not target.startswith("/"):
-        raise invalid("the path in the container must be absolute")
-    kind: MountKind = "bind" if source.startswith("/") else "volume"
-    if kind == "volume" and source:
-        check_name(source)
-    modes = parts[2].split(",") if len(parts) == 3 else []
-    if len({"ro", "rw"}.intersection(modes)) > 1 or len(_PROPAGATIONS.intersection(modes)) > 1:
-        raise invalid("its modes contradict each other")
-    known = _PROPAGATIONS | _WITHOUT_MEANING | {"ro", "rw", "nocopy", "U"}
-    if unknown := [mode for mode in modes if mode not in known]:
-        raise invalid(f"there is no mode '{unknown[0]}'")
-    if kind == "bind" and "nocopy" in modes:
-        raise invalid("nocopy is for volumes: nothing is copied into a directory of the host")
-    propagation = next(iter(_PROPAGATIONS.intersection(modes)), "")
-    if kind == "volume" and propagation:
-        raise invalid(f"{propagation} is for directories of the host")
-    return MountOption(
-        kind=kind,
-        source=source,
-        target=target,
-        read_only="ro" in modes,
-        propagation=cast("Propagation", propagation),
-        copy="nocopy" not in modes,
-        change_owner="U" in modes,
-    )
+    source, colon, rest = text.partition(":")
+    return parse_volume(f"{_absolute(source)}{colon}{rest}" if colon else text)
 
 
 class _Fields:
@@ -161,7 +119,7 @@ def _mount(text: str) -> MountOption:
         target=target,
         source=_source(fields, kind, source),
         read_only=fields.flag("readonly", "ro"),
-        propagation=cast("Propagation", fields.word("bind-propagation", sorted(_PROPAGATIONS))),
+        propagation=cast("Propagation", fields.word("bind-propagation", sorted(PROPAGATIONS))),
         recursive=_recursive(fields),
         subpath=fields.take("volume-subpath", "image-subpath"),
         copy=not fields.flag("volume-nocopy"),

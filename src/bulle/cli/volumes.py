@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import click
 
-from bulle.cli import filters
 from bulle.cli.cleaning import FORCE, chosen_by, confirmed, filter_option, show_removed, show_total
+from bulle.cli.filters import parse
 from bulle.cli.inspection import inspect_all
 from bulle.cli.option_types import HostPath, Suggestion, Text, complete_volumes
 from bulle.cli.processes import FORMAT_HELP
 from bulle.cli.session import Session, note, write
 from bulle.cli.table import Listing, render
 from bulle.cli.verb import WrongValue, verb
+from bulle.engine import filters
 from bulle.errors import InvalidInput, NotFound
 from bulle.model.volume import DRIVER, Volume
 
-_KEYS = ("dangling", "driver", "label", "name")
 _SEVERAL = "VOLUME [VOLUME...]"
 
 _LISTING: Listing[Volume] = Listing(
@@ -58,30 +58,19 @@ def create(session: Session, name: str | None, driver: str, labels: Sequence[str
 
 @verb("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Only display volume names")
-@click.option("-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in _KEYS)), help="Provide filter values")
+@click.option(
+    "-f", "--filter", "wanted", multiple=True, type=Suggestion("filter", *(f"{key}=" for key in filters.VOLUME_KEYS)), help="Provide filter values"
+)
 @click.option("--format", "form", type=Suggestion("string", "table", "json"), default="", help=FORMAT_HELP)
 @click.pass_obj
 def ls(session: Session, quiet: bool, wanted: Sequence[str], form: str) -> int:
     """List volumes."""
-    tests = [_test(key, values) for key, values in filters.parse(wanted, _KEYS).items()]
+    tests = filters.volumes(parse(wanted, filters.VOLUME_KEYS))
     found = [one for one in session.engine.volumes.list() if all(test(one) for test in tests)]
     if quiet and form:
         note("WARNING: Ignoring custom format, because both --format and --quiet are set.")
     write("".join(f"{one.name}\n" for one in found) if quiet else render(_LISTING, found, form))
     return 0
-
-
-def _test(key: str, values: Sequence[str]) -> Callable[[Volume], bool]:
-    if key == "dangling":
-        if values[-1].lower() not in {"true", "false", "1", "0"}:
-            raise InvalidInput(f"invalid filter 'dangling={values[-1]}'", "", "it is true or false")
-        wanted = values[-1].lower() in {"true", "1"}
-        return lambda volume: (not volume.users) == wanted
-    if key == "driver":
-        return lambda volume: DRIVER in values
-    if key == "label":
-        return lambda volume: filters.has_labels(volume.labels, values)
-    return lambda volume: any(one in volume.name for one in values)
 
 
 @verb("inspect", _SEVERAL)
@@ -121,7 +110,7 @@ def remove(session: Session, names: Sequence[str], force: bool) -> int:
 @click.pass_obj
 def prune(session: Session, every: bool, wanted: Sequence[str], force: bool) -> int:
     """Remove unused volumes."""
-    values = filters.parse(wanted, ("all", "label", "label!"))
+    values = parse(wanted, ("all", "label", "label!"))
     every = every or values.get("all", ["false"])[-1].lower() in {"1", "true"}
     chosen = chosen_by([one for one in wanted if not one.startswith("all")], ("label", "label!"))
     warning = f"This will remove {'all' if every else 'anonymous'} local volumes not used by at least one container."

@@ -5,24 +5,23 @@ The verbs compose what the rooms below offer and keep nothing in memory: any pro
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import pausing, planning, removal, stopping, supervisor
+from bulle.engine import further_commands, pausing, planning, removal, stopping, supervisor
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
 from bulle.engine.inspection import container_document
 from bulle.engine.network_inspection import standing_ports
 from bulle.engine.starting import Order
-from bulle.errors import BulleError, Conflict, InvalidInput
+from bulle.errors import BulleError, Conflict
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.lifecycle import Lifecycle
 from bulle.model.network import PublishedPort
@@ -235,29 +234,21 @@ class Container:
         """What it wrote, line by line or as text. Raises Unavailable where nothing is kept."""
         return ContainerLog(self.plan, self.name, lambda: self.state().active)
 
-    def execute(self, options: ExecOptions, *, detach: bool = False) -> Attachment | None:
-        """Run one more command in it; returns the connection that carries its streams and its exit code, None with ``detach``."""
-        state = self.state()
-        if state.status != "running":
-            raise Conflict(f"container {self.name} is not running", "", f"start it with `bulle start {self.name}`")
-        pausing.refuse_paused(self._home, self, "exec")
-        if not options.command:
-            raise InvalidInput("no command specified", "exec needs one", "add it after the container's name")
-        wanted = planning.exec_process(self.plan, options)
-        # As Docker writes it, whose program and arguments have a blank between them also where there is no argument.
-        exec_id, words = os.urandom(32).hex(), f"{options.command[0]} {' '.join(options.command[1:])}"
-        for action in ("exec_create", "exec_start"):
-            publish_container(self.directory, f"{action}: {words}", execID=exec_id)
-        order = Order(str(self._home), self.plan, not detach, options.interactive, execute=wanted, pid=state.pid, exec_id=exec_id)
-        try:
-            attachment = self._order(order)
-        except BulleError as error:
-            publish_container(self.directory, "exec_die", execID=exec_id, exitCode=str(error.exit_code))
-            raise
-        if detach:
-            attachment.close()
-            return None
-        return attachment
+    def execute(self, options: ExecOptions, *, detach: bool = False, exec_id: str = "") -> Attachment | None:
+        """Run one more command in it; returns the connection that carries its streams and its exit code, None with ``detach``.
+
+        ``exec_id`` is what :meth:`prepare_exec` gave, for what is prepared at one time and run at another.
+        """
+        return further_commands.execute(self._home, self, options, self._order, detach=detach, exec_id=exec_id)
+
+    def prepare_exec(self, options: ExecOptions) -> str:
+        """Whether a command could be run now, as :meth:`execute` would raise it; returns an id for it, that its events have."""
+        return further_commands.prepare(self._home, self, options)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal a size. Raises Conflict if it does not run."""
+        with closing(self.attach(output=False)) as line:
+            line.resize(rows, columns)
 
     def top(self, arguments: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
         """Its processes as ps(1) of the host shows them: titles and rows."""

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
 from bulle.linux import mount
 from bulle.registry import tar_format
@@ -42,6 +44,16 @@ def split(path: str) -> tuple[str, str, bool]:
 
 
 # Where a copy comes from
+
+
+class FileStatus(msgspec.Struct, frozen=True):
+    """What is known of a file: its last name, its mode as in stat(2), bytes, nanoseconds since the epoch, and where a symlink leads."""
+
+    name: str
+    mode: int
+    size_bytes: int
+    modified_ns: int
+    target: str = ""
 
 
 @dataclass
@@ -78,6 +90,12 @@ class Source:
                 raise
             raise BulleError(f"cannot read {self.path}", os.strerror(error.errno or 0)) from None
         yield tar_format.END
+
+    def status(self) -> FileStatus:
+        """What stat(2) says of it, and where a symlink leads."""
+        found = os.stat(self.entry, dir_fd=self.parent, follow_symlinks=False)
+        target = os.readlink(self.entry, dir_fd=self.parent) if stat.S_ISLNK(found.st_mode) else ""
+        return FileStatus(self.name, found.st_mode, found.st_size, found.st_mtime_ns, target)
 
     def close(self) -> None:
         os.close(self.parent)

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+import msgspec
+
 from bulle.engine import copy_ends, guest_files
+from bulle.engine.copy_ends import FileStatus
 from bulle.engine.inner_worker import Line, working
 from bulle.errors import BulleError, Conflict, NotFound
 from bulle.isolation.root_access import open_below
@@ -67,6 +70,21 @@ class ContainerFiles:
             while chunk := line.reading.read(_CHUNK_BYTES):
                 out.write(chunk)
             out.flush()
+
+    def stat(self, path: str) -> FileStatus:
+        """What is at a container path; a symlink as its last name is not followed. Raises NotFound, InvalidInput."""
+
+        def work(root: int, line: Line) -> None:
+            origin = copy_ends.source(lambda name, flags: open_below(root, name, flags), _absolute(path), False)
+            line.send(origin.status())
+            line.end_stream()
+
+        with self._explaining(path):
+            if self._plan.guest is not None:
+                with guest_files.files_of(self._home, self._plan, self._name) as files:
+                    return guest_files.status_of(files, _absolute(path))
+            with working(self._home, self._plan, self._name, work) as line:
+                return msgspec.convert(line.receive(), FileStatus)
 
     def copy_in(self, source: str, path: str, *, archive: bool = False, follow: bool = False) -> Copied:
         """Copy what is at a host path to a container path. New files belong to the container's root, or with ``archive`` to the same numbers."""

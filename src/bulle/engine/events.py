@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from bulle.errors import InvalidInput
 from bulle.model.reference import Reference
 from bulle.model.volume import DRIVER
@@ -99,6 +101,20 @@ def _images_of(event: Event) -> Iterator[str]:
         yield one
         last = one.rfind("/") + 1
         yield one[:last] + one[last:].partition("@")[0].partition(":")[0]
+
+
+def summary_of(event: Event) -> dict[str, str]:
+    """What Docker says once more of containers and images, where programs of its first years look for it."""
+    if event.kind not in ("container", "image"):
+        return {}
+    container = {"from": event.actor.attributes.get("image", "")} if event.kind == "container" else {}
+    return {"status": event.action, "id": event.actor.identifier, **container}
+
+
+def event_document(event: Event) -> dict[str, object]:
+    """The event as the API of Docker has it: empty fields are left out."""
+    own: dict[str, object] = msgspec.to_builtins(event)
+    return {**{name: value for name, value in summary_of(event).items() if value}, **own}
 
 
 def publish_image(home: Path, action: str, image: Image, name: str = "", **more: str) -> None:

@@ -188,6 +188,14 @@ def writing(files: GuestFiles, path: str, owners: bool) -> Iterator[tuple[InLine
     yield InLine(files, place, owners), what, name
 
 
+def status_of(files: GuestFiles, path: str) -> copy_ends.FileStatus:
+    """What is at a container path; a symlink as its last name is not followed. Raises NotFound."""
+    found = _status(files, _resolved(files, path) if path.endswith(("/", "/.")) else path)
+    if found is None:
+        raise NotFound(path)
+    return copy_ends.FileStatus(posixpath.basename(path.rstrip("/")), found.mode, found.size, found.modified_s * 1_000_000_000, found.target)
+
+
 def _resolved(files: GuestFiles, path: str) -> str:
     """A path whose last name is no symlink; one that leads to nothing counts as what it would lead to."""
     for _ in range(_MOST_LINKS):

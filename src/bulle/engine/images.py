@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bulle.engine.image_mounts import ImageMounts
     from bulle.engine.pruning import Pruned, PruneFilter
     from bulle.engine.pushing import Compression
+    from bulle.engine.registries import FindCredentials
     from bulle.registry.destination import Pushed
     from bulle.registry.progress import ProgressCallback
     from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
@@ -45,6 +46,7 @@ class Images:
         self._database = database
         self._containers = ContainerRecords(database)
         self._store = store
+        self.credentials: FindCredentials | None = None  # of whoever asks, where that is not the user whose logins are kept
 
     def pull(self, reference: str, *, platform: str = "", progress: ProgressCallback | None = None) -> Image:
         """Bring one image in: from a registry, or from ``docker-archive:FILE``, ``oci:DIR[:TAG]``, ``oci-archive:FILE``, ``dir:DIR``, ``host``,
@@ -59,9 +61,9 @@ class Images:
             open_source(reference, platform=parse_platform(platform), configuration=configuration) as source,
         ):
             images = self._receive(source, "pull")
-        if not images:
-            raise NotFound(f"{reference} holds no image", "", "check the name")
-        return images[0]
+        if images:
+            return images[0]
+        raise NotFound(f"{reference} holds no image", "", "check the name")
 
     def pull_all(self, repository: str, *, platform: str = "", progress: ProgressCallback | None = None) -> list_[Image]:
         """Bring in every tag of a registry's repository that is an image for the platform. Raises what :meth:`pull` does if there is none."""
@@ -290,8 +292,7 @@ class Images:
         """
         if self._index(name) is not None:
             raise Conflict(f"{name} is an index", "its images stay when it goes", f"remove it with `bulle manifest rm {name}`")
-        known_as = self._find(name)[1]
-        lines = []
+        known_as, lines = self._find(name)[1], list_[str]()
         images = [only] if only is not None else self._store.images.platforms(known_as)
         for image in sorted(images, key=lambda image: not self.users(image)):  # what is refused is refused before anything is gone
             lines += self._remove(name, image, known_as, force=force)
@@ -343,7 +344,7 @@ class Images:
         with self._store.receiving():
             temporary = self._store.temporary_directory()
             try:
-                yield (network_configuration if network else local_configuration)(temporary, progress)
+                yield network_configuration(temporary, progress, self.credentials) if network else local_configuration(temporary, progress)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 

@@ -37,7 +37,7 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
         "Driver": "overlay",
         "Platform": "linux",
         "HostConfig": _host_config(record),
-        "Mounts": [_mount(mount) for mount in plan.mounts],
+        "Mounts": [mount_document(mount) for mount in plan.mounts],
         "Config": {
             "Hostname": plan.hostname,
             "Domainname": "",
@@ -58,7 +58,7 @@ def container_document(record: ContainerRecord, state: ContainerState, *, paused
     }
 
 
-def _mount(mount: Mount) -> dict[str, object]:
+def mount_document(mount: Mount) -> dict[str, object]:
     """One of Docker's ``Mounts``."""
     kind = "volume" if mount.volume else mount.kind
     return {
@@ -99,6 +99,8 @@ def image_document(image: Image) -> dict[str, object]:
         "RepoTags": [reference.familiar for reference in references if reference.digest is None],
         "RepoDigests": sorted({f"{reference.familiar_name}@{image.manifest_digest}" for reference in references}),
         "Created": config.created or _NEVER,
+        "Author": config.author or "",
+        "Comment": (config.history[-1].comment if config.history else "") or "",
         "Architecture": config.architecture,
         "Variant": config.variant,
         "Os": config.os,

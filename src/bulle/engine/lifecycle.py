@@ -42,7 +42,7 @@ def restart_policy(text: str) -> RestartPolicy:
 
 def _health(options: ContainerOptions, config: ExecutionConfig) -> HealthCheck | None:
     given = Healthcheck(
-        ("CMD-SHELL", options.health_command) if options.health_command else None,
+        options.health_test or (("CMD-SHELL", options.health_command) if options.health_command else None),
         options.health_interval_ns,
         options.health_timeout_ns,
         options.health_start_period_ns,

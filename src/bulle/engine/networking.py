@@ -101,9 +101,9 @@ def _egress(options: ContainerOptions, mode: str) -> Egress:
 
 
 def _ports(options: ContainerOptions, config: ExecutionConfig) -> tuple[PortMapping, ...]:
-    found = list(with_addresses(options.ports))
+    found = list(with_addresses(options.ports, options.publish_addresses))
     if options.publish_all:
-        addresses = read_settings().publish_addresses
+        addresses = options.publish_addresses or read_settings().publish_addresses
         known = {(mapping.container_port, mapping.protocol) for mapping in found}
         for text in dict.fromkeys((*(config.exposed_ports or {}), *options.expose)):
             port, _, protocol = text.partition("/")
@@ -128,9 +128,9 @@ def _chosen(mapping: PortMapping) -> PortMapping:
     raise Unavailable(f"port {mapping.container_port} cannot be published", "every port of the range is taken", "name another range")
 
 
-def with_addresses(mappings: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
-    """The mappings, published where the configuration says when they say nothing themselves."""
-    addresses = read_settings().publish_addresses if mappings else ()
+def with_addresses(mappings: Sequence[PortMapping], default: tuple[str, ...] = ()) -> tuple[PortMapping, ...]:
+    """The mappings, published at the default addresses, or where the configuration says, when they say nothing themselves."""
+    addresses = default or (read_settings().publish_addresses if mappings else ())
     return tuple(mapping if mapping.host_addresses else replace(mapping, host_addresses=addresses) for mapping in mappings)
 
 

@@ -6,12 +6,16 @@ limit of time) lets it go on first, or it could not end.
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bulle.engine.drivers import driver_for
 from bulle.errors import BulleError, Conflict
+from bulle.linux.fork import fork
 from bulle.model.run_plan import RunPlan
 from bulle.records.events import publish_container
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bulle.engine.container import Container
+    from bulle.isolation.driver import Driver
     from bulle.monitor import Attachment
 
 
@@ -74,13 +79,34 @@ def standing_still(home: Path, container: Container, notes: list[str]) -> Iterat
     if state.status != "running" or driver.is_paused(plan):
         yield
         return
-    try:
-        driver.pause(plan, state.pid)
-    except BulleError:
-        notes.append("the container went on while its files were read: it cannot be paused here")
+    with _going_on(driver, plan):
+        try:
+            driver.pause(plan, state.pid)
+        except BulleError:
+            notes.append("the container went on while its files were read: it cannot be paused here")
         yield
-        return
+
+
+@contextmanager
+def _going_on(driver: Driver, plan: RunPlan) -> Iterator[None]:
+    """Have what stands still go on at the end of the block, also where that is this process's end by force: a child sees it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = fork()
+    if pid == 0:
+        try:
+            ours.close()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            if not theirs.recv(1) and driver.is_paused(plan):
+                driver.resume(plan)
+        finally:
+            os._exit(0)
+    theirs.close()
     try:
         yield
     finally:
-        driver.resume(plan)
+        if driver.is_paused(plan):  # also where it was interrupted while they came to a stand
+            driver.resume(plan)
+        with ours:
+            ours.send(b".")
+        os.waitpid(pid, 0)

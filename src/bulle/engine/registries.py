@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from bulle.registry.progress import ProgressCallback
-    from bulle.registry.transport import SourceConfiguration
+    from bulle.registry.transport import Credentials, SourceConfiguration
+
+    FindCredentials = Callable[[str], Credentials | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,13 @@ def local_configuration(temporary: Path | None, progress: ProgressCallback | Non
     return SourceConfiguration(temporary=temporary, progress=progress or silent)
 
 
-def network_configuration(temporary: Path | None, progress: ProgressCallback | None) -> SourceConfiguration:
-    """How registries are spoken to, as the user configured it. Raises InvalidInput where a file of settings is wrong."""
+def network_configuration(
+    temporary: Path | None, progress: ProgressCallback | None, find: FindCredentials | None = None
+) -> SourceConfiguration:
+    """How registries are spoken to, as the user configured it, with the user's logins or those that ``find`` finds.
+
+    Raises InvalidInput where a file of settings is wrong.
+    """
     from bulle.registry import credentials, settings
 
     found = settings.read_settings()
@@ -42,30 +51,45 @@ def network_configuration(temporary: Path | None, progress: ProgressCallback | N
         local_configuration(temporary, progress),
         insecure_registries=found.insecure,
         mirrors=found.mirrors,
-        credentials=credentials.find,
+        credentials=find or credentials.find,
         trust=found.trust,
     )
+
+
+def login_for(server: str, username: str, password: str) -> FindCredentials:
+    """A login that somebody gives along, for one registry alone (``""`` is Docker's own). Raises InvalidInput."""
+    return logins_for({server: (username, password)})
+
+
+def logins_for(logins: Mapping[str, tuple[str, str]]) -> FindCredentials:
+    """Logins that somebody gives along: user name and password by registry. Raises InvalidInput."""
+    from bulle.registry import credentials
+    from bulle.registry.transport import Credentials
+
+    given = {credentials.server_name(server): Credentials(*login) for server, login in logins.items()}
+    return given.get
 
 
 class Registries:
     """The user's logins."""
 
-    def login(self, server: str, username: str, password: str) -> Login:
-        """Keep a login for a registry (``""`` is Docker's own), once the registry took it.
-
-        Raises AuthenticationFailed, RegistryFailure, InvalidInput; then nothing is kept.
-        """
+    def check(self, server: str, username: str, password: str) -> None:
+        """Ask a registry whether it takes a login, which is kept nowhere. Raises AuthenticationFailed, RegistryFailure, InvalidInput."""
         from bulle.registry import credentials
         from bulle.registry.destination import check_login
-        from bulle.registry.transport import Credentials
 
         if not username or not password or ":" in username or any(not character.isprintable() for character in username + password):
             raise InvalidInput("a login needs a user name and a password", "one is empty, or has characters that cannot be")
+        check_login(credentials.server_name(server), network_configuration(None, None, login_for(server, username, password)))
+
+    def login(self, server: str, username: str, password: str) -> Login:
+        """Keep a login for a registry (``""`` is Docker's own), once the registry took it. Raises as :meth:`check`; then nothing is kept."""
+        from bulle.registry import credentials
+        from bulle.registry.transport import Credentials
+
+        self.check(server, username, password)
         host = credentials.server_name(server)
-        given = Credentials(username, password)
-        configuration = replace(network_configuration(None, None), credentials=lambda asked: given if asked == host else None)
-        check_login(host, configuration)
-        path = credentials.store(host, given)
+        path = credentials.store(host, Credentials(username, password))
         return Login(host, path, not credentials.is_kept_by_helper(host))
 
     def known_user(self, server: str) -> str:

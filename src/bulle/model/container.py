@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,6 +25,22 @@ class VolumeOption(msgspec.Struct, frozen=True):
     host_path: str
     container_path: str
     read_only: bool = False
+
+
+def mount_fields(wanted: Iterable[MountOption], tmpfs: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The fields of :class:`ContainerOptions` that hold these mounts: a plain bind stays a :class:`VolumeOption`, a tmpfs a path and options."""
+    volumes: list[VolumeOption] = []
+    mounts: list[MountOption] = []
+    memory = list(tmpfs)
+    for one in wanted:
+        plain = MountOption(kind=one.kind, source=one.source, target=one.target, read_only=one.read_only)
+        if one.kind == "bind" and one == plain:
+            volumes.append(VolumeOption(one.source, one.target, one.read_only))
+        elif one.kind == "tmpfs" and not one.read_only:
+            memory.append((one.target, ",".join(one.tmpfs_options)))
+        else:
+            mounts.append(one)
+    return {"volumes": tuple(volumes), "mounts": tuple(mounts), "tmpfs": tuple(memory)}
 
 
 class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +90,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 0
     idle_timeout_s: float = 0
     health_command: str = ""
+    health_test: tuple[str, ...] = ()
+    """The check in an image's form (``CMD`` and arguments, or ``CMD-SHELL`` and a line), in place of ``health_command``."""
     health_interval_ns: int = 0
     health_timeout_ns: int = 0
     health_retries: int = 0
@@ -99,6 +118,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The networks that it is on, where more is to be said of them than the name in ``network``, or there are several."""
     ports: tuple[PortMapping, ...] = ()
     publish_all: bool = False
+    publish_addresses: tuple[str, ...] = ()
+    """Where ports are published that name no address of the host; none: where the configuration says."""
     expose: tuple[str, ...] = ()
     """Ports such as ``80/tcp`` that are published by ``publish_all``, beside the image's."""
     dns: tuple[str, ...] = ()

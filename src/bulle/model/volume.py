@@ -7,7 +7,7 @@ Words are those of ``docker volume`` and of ``--mount``; what a plan makes of th
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -22,6 +22,8 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 MountKind = Literal["volume", "bind", "tmpfs", "image"]
 Propagation = Literal["", "private", "rprivate", "shared", "rshared", "slave", "rslave"]
 Recursive = Literal["enabled", "disabled", "writable", "readonly"]
+PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
+_WITHOUT_MEANING = frozenset({"z", "Z", "cached", "delegated", "consistent", "default", "rbind", "bind"})
 
 
 class MountOption(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,3 +74,40 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         why = "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
         raise InvalidInput(f"invalid volume name {name!r}", why, "choose another, or give a directory of the host by its absolute path")
+
+
+def parse_volume(text: str) -> MountOption:
+    """``[SOURCE:]CONTAINER[:OPTIONS]``, what ``-v`` and Docker's ``Binds`` say. Raises InvalidInput."""
+
+    def invalid(why: str, mend: str = "") -> InvalidInput:
+        return InvalidInput(f"invalid volume specification: '{text}'", why, mend)
+
+    parts = text.split(":")
+    if len(parts) > 3 or not all(parts):
+        raise invalid("", "write it as CONTAINER, SOURCE:CONTAINER or SOURCE:CONTAINER:ro")
+    source, target = ("", parts[0]) if len(parts) == 1 else (parts[0], parts[1])
+    if not target.startswith("/"):
+        raise invalid("the path in the container must be absolute")
+    kind: MountKind = "bind" if source.startswith("/") else "volume"
+    if kind == "volume" and source:
+        check_name(source)
+    modes = parts[2].split(",") if len(parts) == 3 else []
+    if len({"ro", "rw"}.intersection(modes)) > 1 or len(PROPAGATIONS.intersection(modes)) > 1:
+        raise invalid("its modes contradict each other")
+    known = PROPAGATIONS | _WITHOUT_MEANING | {"ro", "rw", "nocopy", "U"}
+    if unknown := [mode for mode in modes if mode not in known]:
+        raise invalid(f"there is no mode '{unknown[0]}'")
+    if kind == "bind" and "nocopy" in modes:
+        raise invalid("nocopy is for volumes: nothing is copied into a directory of the host")
+    propagation = next(iter(PROPAGATIONS.intersection(modes)), "")
+    if kind == "volume" and propagation:
+        raise invalid(f"{propagation} is for directories of the host")
+    return MountOption(
+        kind=kind,
+        source=source,
+        target=target,
+        read_only="ro" in modes,
+        propagation=cast("Propagation", propagation),
+        copy="nocopy" not in modes,
+        change_owner="U" in modes,
+    )

@@ -118,6 +118,19 @@ class Attachment:
                 self._connection.send(frame(Kind.RELEASED))
         return kind, payload
 
+    def take(self) -> list[tuple[int, bytes]] | None:
+        """The frames that have arrived, without waiting; None when the monitor is gone. For loops that watch many; :attr:`when_exited` is theirs."""
+        frames, self._frames = self._frames, []
+        try:
+            data = self._connection.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return frames
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            return frames or None
+        return frames + self._reader.feed(data)
+
     @property
     def has_more(self) -> bool:
         """Whether frames were read already that :meth:`receive` has not given yet: poll(2) does not tell of those."""

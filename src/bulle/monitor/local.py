@@ -10,7 +10,25 @@ import os
 import select
 import stat
 
+from bulle.errors import InvalidInput
+
 _CHUNK = 64 * 1024
+
+
+def detach_keys(text: str | None) -> bytes:
+    """The bytes that detach, from Docker's notation (``ctrl-p,ctrl-q``); the default where nothing was given."""
+    if text is None:
+        return b"\x10\x11"
+    keys = bytearray()
+    for key in text.split(",") if text else ():
+        letter = key.removeprefix("ctrl-").lower() if key.startswith("ctrl-") else ""
+        if len(letter) == 1 and "@" <= letter.upper() <= "_":
+            keys.append(ord(letter.upper()) & 0x1F)
+        elif len(key) == 1 and key.isascii():
+            keys += key.encode()
+        else:
+            raise InvalidInput(f"invalid detach keys ({text})", f"unknown key '{key}'", "use letters and ctrl-<letter>, separated by commas")
+    return bytes(keys)
 
 
 class DetachKeys:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from bulle.linux import scheduling
-from bulle.spawner.caller import Takeover
+from bulle.linux.namespaces import CLONE_NEWNS, setns
+from bulle.spawner.caller import Takeover, peer_credentials
 from bulle.spawner.leash import Leash
 from bulle.spawner.protocol import Reply, pack_reply, receive_with_descriptors
 
@@ -37,6 +38,27 @@ callers_line = -1
 """The connection to the caller of this process, where one waits for it: the kernel knows who that is. SO_PEERCRED in unix(7)"""
 afterwards: list[Callable[[], object]] = []
 """What this process does when its caller knows the end already: tidying that nobody should wait for."""
+
+
+def return_to_callers_mounts() -> None:
+    """Move this process, which has one thread yet, to the mount namespace that its caller is in; where there is no spawner or no right to, it stays.
+
+    For a child that lives on and on, and itself asks the spawner: when the machine's mounts change the spawner takes another namespace, and whoever
+    stands in an old one is a stranger to it, served by fresh interpreters only.
+    """
+    if callers_line < 0:
+        return
+    with contextlib.suppress(OSError):
+        with socket.socket(fileno=os.dup(callers_line)) as line:
+            pid, _uid, _gid = peer_credentials(line)
+        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if os.fstat(namespace).st_ino != os.stat("/proc/self/ns/mnt").st_ino:
+                directory = os.getcwd()
+                setns(namespace, CLONE_NEWNS)
+                os.chdir(directory)
+        finally:
+            os.close(namespace)
 
 
 @dataclass(slots=True)

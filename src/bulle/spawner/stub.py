@@ -29,7 +29,9 @@ ATTEMPTS = 3
 def main(argv: Sequence[str] | None = None, home: Path | None = None, command: Sequence[str] | None = None) -> NoReturn:
     """Run one command through the spawner; ends this process as the command's ended. ``command`` runs the package (default: this one)."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if os.environ.get("BULLE_NO_SPAWNER", "") in ("", "0"):
+    # What systemd opened for this very process nobody else could take. sd_listen_fds(3)
+    given_sockets = os.environ.get("LISTEN_PID") == str(os.getpid())
+    if os.environ.get("BULLE_NO_SPAWNER", "") in ("", "0") and not given_sockets:
         for _ in range(ATTEMPTS):
             connection = connect_or_start(home or default_home(), command)
             if connection is None:
