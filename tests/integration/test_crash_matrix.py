@@ -16,7 +16,7 @@ import pytest
 
 import bulle
 from bulle.isolation.driver import Feature
-from bulle_testing import places
+from bulle_testing import places, tiers
 from bulle_testing.running import Level, Machine, alive, usable, wait_for
 
 COUNT = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
@@ -151,3 +151,24 @@ def test_killed(place: Machine, level: Level, victim: str, verb: str) -> None:
         wait_for(lambda: numbers(bystander)[-1] > last, "the bystander's next lines")
         said = numbers(bystander)
         assert said == list(range(1, len(said) + 1)), "nothing of what it said is lost"
+
+
+def test_created_whole_or_not_at_all(place: Machine, level: Level) -> None:
+    """A program is killed at each directory that it makes while it creates a container: what is there then can be started."""
+    strace = str(tiers.program("strace"))
+    program = PROGRAM.replace("HOME", str(place.home)).replace("NAME", "subject").replace("VERB", "create").replace("OPTIONS", repr(level.options))
+    codes = []
+    while not codes or codes[-1] != 0:
+        kill = f"inject=mkdir,mkdirat:signal=KILL:when={len(codes) + 1}"
+        line = [strace, "-f", "-qq", "-o", "/dev/null", "-e", kill, sys.executable, "-c", program]
+        codes.append(subprocess.run(line, env=place.environment, stdin=subprocess.DEVNULL, timeout=60).returncode)
+        assert codes[-1] in (0, -signal.SIGKILL), codes
+        assert len(codes) < 40
+        if (found := subject(place)) is not None:
+            found.start()
+            found.remove(force=True)
+        for name in os.listdir(place.home / "containers"):
+            os.utime(place.home / "containers" / name, (0, 0))
+        place.engine.gc()
+        assert os.listdir(place.home / "containers") == []
+    assert len(codes) > 3, "it was killed in between"

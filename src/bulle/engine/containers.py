@@ -88,23 +88,7 @@ class Containers:
                 plan = replace(plan, network=network)
             return ContainerRecord.of(identifier, name, base.image_id, time.time_ns(), first, kept, plan)
 
-        if mounting is None or not mounting.mounts:
-            record = self._insert(build, bool(options.name))
-        else:
-            record = self._insert_with_volumes(build, bool(options.name), mounting, base, options.user or base.config.user)
-        try:
-            if record.plan.root.size_bytes or record.plan.guest is not None:
-                driver_for(record.plan.isolation, self._home).require(record.plan)
-            make_directory(record.plan)
-        except BaseException as error:
-            self._records.delete(identifier, volumes=True)
-            shutil.rmtree(record.plan.state_host_path, ignore_errors=True)
-            for mount in record.plan.mounts:
-                if mount.volume:
-                    self._volumes.sweep(mount.volume)
-            if isinstance(error, OSError) and error.errno in (28, 122):
-                raise StorageFull("the container could not be created", os.strerror(error.errno), "free some space") from error
-            raise
+        record = self._insert_with_directory(build, options, mounting, base, identifier)
         if not for_build:  # what a build does is not what a user sees of containers
             attributes = {**kept.labels, "image": options.image, "name": record.name}
             describe_container(record.plan.state_host_path, attributes)
@@ -185,13 +169,48 @@ class Containers:
         level = options.isolation or "container"
         return bool(base.config.volumes) and level in LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
 
-    def _insert_with_volumes(self, build: Build, named: bool, mounting: Mounting, base: Base, user: str) -> ContainerRecord:
+    def _insert_with_directory(
+        self, build: Build, options: ContainerOptions, mounting: Mounting | None, base: Base, identifier: str
+    ) -> ContainerRecord:
+        made: list[RunPlan] = []
+
+        def make(record: ContainerRecord) -> None:
+            """The directory, before the row is everybody's: who is killed here leaves no container that cannot start."""
+            made.append(record.plan)
+            if record.plan.root.size_bytes or record.plan.guest is not None:
+                driver_for(record.plan.isolation, self._home).require(record.plan)
+            make_directory(record.plan)
+
+        try:
+            if mounting is None or not mounting.mounts:
+                return self._insert(build, bool(options.name), lambda _connection, record: make(record))
+            return self._insert_with_volumes(build, bool(options.name), mounting, base, options.user or base.config.user, make)
+        except BaseException as error:
+            for plan in made:
+                if self._records.exists(identifier):  # it broke off behind the transaction
+                    self._records.delete(identifier, volumes=True)
+                shutil.rmtree(plan.state_host_path, ignore_errors=True)
+                for mount in plan.mounts:
+                    if mount.volume:
+                        self._volumes.sweep(mount.volume)
+            if made and isinstance(error, OSError) and error.errno in (28, 122):
+                raise StorageFull("the container could not be created", os.strerror(error.errno), "free some space") from error
+            raise
+
+    def _insert_with_volumes(
+        self, build: Build, named: bool, mounting: Mounting, base: Base, user: str, make: Callable[[ContainerRecord], None]
+    ) -> ContainerRecord:
         from bulle.engine.mounting import VolumesChanged
 
         for _ in range(_ATTEMPTS):
             try:
                 with mounting.prepared(base, user) as adopt:
-                    return self._insert(build, named, adopt)
+
+                    def complete(connection: Connection, record: ContainerRecord, adopt: Adopt = adopt) -> None:
+                        adopt(connection, record)
+                        make(record)
+
+                    return self._insert(build, named, complete)
             except VolumesChanged:
                 continue
         raise Conflict("the volumes of the container are made and removed again and again", "", "see what does that")
