@@ -131,16 +131,17 @@ def test_commit_pauses(module_machine: Machine, images: Machine) -> None:
     assert first - second in (0, 1)
 
 
-def test_a_commit_that_is_killed_lets_its_container_go_on(module_machine: Machine, images: Machine) -> None:
-    """Whoever is killed by force cannot clean up behind itself."""
+@pytest.mark.parametrize("spawner", ["", "1"], ids=["spawned", "alone"])
+def test_a_commit_that_is_killed_lets_its_container_go_on(module_machine: Machine, images: Machine, spawner: str) -> None:
+    """Whoever is killed by force cannot clean up behind itself, whether the command is the process that works or the spawner's child is."""
     level = Level("container", "container", {"memory_bytes": 256 << 20} if bulle_limits(module_machine) else {})
     script = "head -c 150000000 /dev/urandom > /big; exec sleep 1000"
     with module_machine.running(level, "sh", "-c", script, image="busybox", network="none") as container:
         wait_for(lambda: b"sleep" in module_machine.execute(container, "cat", "/proc/1/comm").stdout, "it has written")
         paused = 0
         for _ in range(5):
-            # In a process of its own, which is the one that is killed.
-            command = module_machine.start_command("commit", container.name, "killed:1", env=module_machine.environment | {"BULLE_NO_SPAWNER": "1"})
+            environment = module_machine.environment | {"BULLE_NO_SPAWNER": spawner}
+            command = module_machine.start_command("commit", container.name, "killed:1", env=environment)
             wait_for(lambda command=command: container.is_paused() or command.poll() is not None, "it is paused")
             paused += container.is_paused()
             command.kill()

@@ -101,6 +101,7 @@ def _going_on(driver: Driver, plan: RunPlan) -> Iterator[None]:
                 driver.resume(plan)
         finally:
             os._exit(0)
+    os.setpgid(pid, pid)  # whose caller is killed is killed with its whole group
     theirs.close()
     try:
         yield
