@@ -70,6 +70,19 @@ def test_always_until_it_is_stopped(place: Machine, level: Level, policy: str) -
         assert container.state().status == "exited", "kill ends it for good, as stop does"
 
 
+def test_killed_while_it_waits(place: Machine, level: Level) -> None:
+    """There is nothing to be killed then; that it is not started again is what was meant."""
+    with place.running(level, "sh", "-c", "echo again; exit 1", restart_policy="always") as container:
+        wait_for(lambda: container.state().restart_count > 3 and container.state().status == "restarting", "a longer wait")
+        container.kill()
+        assert container.state().status == "exited"
+        said = words(container)
+        time.sleep(0.5)
+        assert words(container) == said
+        with pytest.raises(Conflict, match="is not running"):
+            container.kill()
+
+
 def test_while_it_waits(place: Machine, level: Level) -> None:
     """Between two runs it counts as running, is stopped and removed at once, and cannot be entered."""
     with place.running(level, "sh", "-c", "echo again; exit 1", restart_policy="always") as container:

@@ -25,7 +25,7 @@ _FORCE_MARGIN_S = 10.0
 
 
 def kill(home: Path, container: Container, signal: str) -> None:
-    """Send a signal; after SIGKILL the end is waited for. Raises Conflict where it does not run."""
+    """Send a signal; after SIGKILL the end is waited for. Raises Conflict where it does not run, and is not about to run again."""
     name = planning.signal_name(signal)
     number = planning.signal_number(name)
     if number == SIGKILL or name == container.plan.stop_signal:
@@ -33,9 +33,21 @@ def kill(home: Path, container: Container, signal: str) -> None:
     if number != SIGKILL:
         _send_signal(home, container, number)
         return
-    with closing(container.attach(output=False)) as watch:
-        _send_signal(home, container, number)
-        _ended(watch, _KILL_MARGIN_S)
+    for last in (False, False, True):
+        if not container.state().active:
+            break
+        try:
+            with closing(container.attach(output=False)) as watch:
+                _send_signal(home, container, number)
+                _ended(watch, _KILL_MARGIN_S)
+            return
+        except Conflict:
+            if last or container.plan.lifecycle.restart.name == "no":
+                raise
+            _wait_while_restarting(container)  # it has just ended by itself: the intent ends what its policy would start again
+            if not container.state().active:
+                return
+    raise _not_running(container)
 
 
 def end(home: Path, container: Container, timeout_s: int | None, signal: str, verb: str) -> None:
@@ -79,7 +91,7 @@ def _send_signal(home: Path, container: Container, number: int, *, kept: bool = 
     state = container.state()
     pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.status == "running" else None
     if pidfd is None:
-        raise Conflict(f"container {container.name} is not running", "", f"start it with `bulle start {container.name}`")
+        raise _not_running(container)
     publish_container(container.directory, "kill", signal=str(number))
     try:
         if kept:
@@ -99,3 +111,7 @@ def _ended(watch: Attachment, patience_s: float | None) -> bool:
         watch.wait_exit(patience_s)
         return True
     return False
+
+
+def _not_running(container: Container) -> Conflict:
+    return Conflict(f"container {container.name} is not running", "", f"start it with `bulle start {container.name}`")
