@@ -143,10 +143,10 @@ def _ours(device: str, root: Path) -> bool:
 
 
 def _homes_of_others(root: Path) -> Iterator[Path]:
-    """The homes in the directories of other test processes, which come and go meanwhile."""
+    """The homes of other test processes, and of people, in the directories beside this process's; they come and go meanwhile."""
     for run in _directories(str(root.parent)):
-        if Path(run).name.startswith("bulle-") and run != str(root):
-            for place in _directories(run):
+        if run != str(root):
+            for place in (run, *_directories(run)):
                 yield from (Path(home) for home in (place, *_directories(place)) if os.path.exists(f"{home}/bulle.db"))
 
 
