@@ -74,6 +74,16 @@ def test_paused_stands_still_and_goes_on(place: Machine, level: Level) -> None:
         assert [one for one in actions(place, container) if "pause" in one] == ["pause", "unpause"]
 
 
+def test_removed_while_it_stands_still(place: Machine, level: Level) -> None:
+    """Killed and woken at once, it is gone before whoever wakes it has looked again; many times, for that is a matter of microseconds."""
+    if cannot_pause(place, level):
+        return
+    for _ in range(3 if level.options.get("isolation") == "vm" else 40):
+        with place.running(level) as container:
+            container.pause()
+            container.remove(force=True)
+
+
 def test_pause_of_what_cannot_be_paused(place: Machine, level: Level) -> None:
     if cannot_pause(place, level):
         return

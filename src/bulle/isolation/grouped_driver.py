@@ -84,7 +84,7 @@ class GroupedDriver(Driver):
         if not self.is_paused(plan):
             return
         with closing(ControlGroup.open(plan.container_id)) as group:
-            if not group.thaw():
+            if not group.thaw() and self.is_paused(plan):  # who was killed while it stood still is gone with its group
                 raise BulleError("the container could not be resumed", "the kernel does not let its processes continue", "see dmesg")
 
     def is_paused(self, plan: RunPlan) -> bool:
