@@ -559,8 +559,9 @@ def test_orphans_are_adopted_and_reported(served: Stub, tmp_path: Path) -> None:
     program = tmp_path / "leave.py"
     program.write_text(code)
     served("execute", str(program))
-    until(lambda: (served.home / "orphans").exists())
-    assert (served.home / "orphans").read_text().split()[1] == str(9 << 8)
+    orphans = served.home / "orphans"
+    until(lambda: orphans.exists() and orphans.read_text().endswith("\n"))
+    assert orphans.read_text().split()[1] == str(9 << 8)
     assert served.spawner == spawner
 
 
