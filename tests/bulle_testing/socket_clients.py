@@ -93,7 +93,11 @@ class Served:
     def send(self, text: str) -> socket.socket:
         """A connection on which these bytes were sent, lines ended as HTTP wants them."""
         connection = connected(self.path)
-        connection.sendall(text.replace("\n", "\r\n").encode())
+        try:
+            connection.sendall(text.replace("\n", "\r\n").encode())
+        except BaseException:  # the server may just have been killed
+            connection.close()
+            raise
         return connection
 
     def docker(self, *arguments: str, input: str | None = None, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
