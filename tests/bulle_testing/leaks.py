@@ -146,8 +146,9 @@ def _homes_of_others(root: Path) -> Iterator[Path]:
     """The homes of other test processes, and of people, in the directories beside this process's; they come and go meanwhile."""
     for run in _directories(str(root.parent)):
         if run != str(root):
-            for place in (run, *_directories(run)):
-                yield from (Path(home) for home in (place, *_directories(place)) if os.path.exists(f"{home}/bulle.db"))
+            places = _directories(run)
+            below = [home for place in places for home in _directories(place)]
+            yield from (Path(home) for home in (run, *places, *below) if os.path.exists(f"{home}/bulle.db"))
 
 
 def _loops(root: str) -> list[str]:
