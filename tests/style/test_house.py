@@ -24,7 +24,9 @@ FLOORS = (
     {"isolation", "store", "registry", "network"},
     {"monitor", "spawner"},
     {"engine"},
-    {"build", "compose", "kube", "aio"},
+    {"build", "aio"},
+    {"compose"},
+    {"kube"},
     {"api", "oci_runtime"},
     {"cli", "web"},
 )
