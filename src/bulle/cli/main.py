@@ -75,6 +75,7 @@ VERBS = {
     "builder": "main:builder",
     "compare": "comparing:compare",
     "completion": "completion:completion",
+    "compose": "composing:compose",
     "container": "main:container",
     "context": "serving:context",
     "doctor": "system:doctor",
@@ -214,9 +215,12 @@ def preload() -> None:
     for name in (*late, "api.job_process", "api.works"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, builder, container, image, manifest, system, volume):
+    groups = [ROOT]
+    for group in groups:
         for name in group.verbs:
             command = group.get_command(context, name)
+            if isinstance(command, VerbGroup):
+                groups.append(command)
             if isinstance(command, Verb):
                 command.flags(context)
 

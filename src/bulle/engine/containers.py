@@ -120,6 +120,10 @@ class Containers:
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().active]
 
+    def labelled(self, label: str, value: str) -> builtins.list[Container]:
+        """Every container that has this label with this value, running or not, newest first; one query for all."""
+        return [Container(self._home, self._database, record) for record in self._records.labelled(label, value)]
+
     def stats(self, *, all: bool = False, interval_s: float = 0.25) -> builtins.list[ContainerStatistics]:
         """What running containers, or all, use, newest first: looked at together, twice, ``interval_s`` apart."""
         from bulle.engine.measuring import measure
