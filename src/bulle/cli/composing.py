@@ -23,7 +23,24 @@ if TYPE_CHECKING:
 
 _META = "bulle.compose"
 
-COMPOSE_VERBS: dict[str, str] = {}
+COMPOSE_VERBS: dict[str, str] = {
+    "attach": "composing_inside:attach",
+    "commit": "composing_inside:commit",
+    "cp": "composing_inside:copy",
+    "events": "composing_inside:events",
+    "exec": "composing_inside:execute",
+    "export": "composing_inside:export",
+    "images": "composing_listing:images",
+    "logs": "composing_logs:logs",
+    "ls": "composing_listing:ls",
+    "port": "composing_listing:port",
+    "ps": "composing_listing:ps",
+    "stats": "composing_listing:stats",
+    "top": "composing_listing:top",
+    "version": "composing_listing:version",
+    "volumes": "composing_listing:volumes",
+    "wait": "composing_inside:wait",
+}
 HIDDEN_VERBS: tuple[str, ...] = ()
 
 

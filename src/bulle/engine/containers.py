@@ -126,8 +126,8 @@ class Containers:
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().active]
 
-    def labelled(self, label: str, value: str) -> builtins.list[Container]:
-        """Every container that has this label with this value, running or not, newest first; one query for all."""
+    def labelled(self, label: str, value: str | None = None) -> builtins.list[Container]:
+        """Every container that has this label (with this value), running or not, newest first; one query for all."""
         return [Container(self._home, self._database, record) for record in self._records.labelled(label, value)]
 
     def stats(self, *, all: bool = False, interval_s: float = 0.25) -> builtins.list[ContainerStatistics]:
