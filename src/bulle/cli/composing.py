@@ -25,6 +25,7 @@ _META = "bulle.compose"
 
 COMPOSE_VERBS: dict[str, str] = {
     "attach": "composing_inside:attach",
+    "build": "composing_images:build",
     "commit": "composing_inside:commit",
     "cp": "composing_inside:copy",
     "events": "composing_inside:events",
@@ -35,6 +36,8 @@ COMPOSE_VERBS: dict[str, str] = {
     "ls": "composing_listing:ls",
     "port": "composing_listing:port",
     "ps": "composing_listing:ps",
+    "pull": "composing_images:pull",
+    "push": "composing_images:push",
     "stats": "composing_listing:stats",
     "top": "composing_listing:top",
     "version": "composing_listing:version",
