@@ -111,6 +111,12 @@ class Containers:
         finally:
             connection.execute("ROLLBACK")
 
+    def check(self, options: ContainerOptions) -> None:
+        """Raise what ``create`` would, but for names, networks, volumes and the container whose network is shared, which may come to be meanwhile."""
+        shares = options.network.startswith("container:")
+        plan = self._compose(replace(options, network="none") if shares else options, self._base(options), "0" * 64, None, options.name)
+        driver_for(plan.isolation, self._home).require(plan)
+
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
         return Container(self._home, self._database, self._records.find(name))
