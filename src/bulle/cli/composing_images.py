@@ -14,7 +14,8 @@ from bulle.cli.option_types import Choice, Size, Suggestion, Text
 from bulle.cli.progress import progress_on_terminal
 from bulle.cli.session import note, printable, write
 from bulle.cli.verb import verb
-from bulle.compose.building import Asked, build_notes, build_options, build_services, document, image_name, in_order, with_dependencies
+from bulle.compose.app_images import image_name
+from bulle.compose.building import Asked, build_notes, build_options, build_services, document, in_order, with_dependencies
 from bulle.compose.containers import check_services
 from bulle.compose.transferring import AT_ONCE, pull_services, push_services
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from bulle.compose.building import Asked
 from bulle.compose.containers import check_services
 from bulle.compose.model import Project, Service
 from bulle.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from bulle.compose.foundations import Report
 
 
 @verb("run", "SERVICE [COMMAND] [ARGS...]", interspersed=False)
@@ -109,22 +112,30 @@ def _wanted(command: Sequence[str], flags: dict[str, Any]) -> Any:
     )
 
 
-def _prepare(app: App, project: Project, service: Service, flags: dict[str, Any], report: Any) -> None:
+def _prepare(app: App, project: Project, service: Service, flags: dict[str, Any], report: Report) -> None:
     """Have what it depends on run, and its image here."""
     from bulle.compose.app_images import ensure_images
     from bulle.compose.converging import Convergence, Orders
+    from bulle.compose.one_off import remove_orphans
     from bulle.compose.ordering import dependencies_of
     from bulle.compose.record import locked
     from bulle.compose.verdicts import judge
 
-    def build(services: Sequence[Service]) -> None:
-        build_images(app, services, Asked(one_platform=True), progress="quiet" if flags["quiet_build"] else "")
+    def build(services: Collection[Service]) -> None:
+        build_images(app, tuple(services), Asked(one_platform=True), progress="quiet" if flags["quiet_build"] else "")
 
     for one in judge(project, {service.name: service}):
         note(f"WARNING: {printable(str(one))}")
     needed = () if flags["no_deps"] else tuple(sorted(dependencies_of(service) & project.services.keys()))
+    with locked(app.engine, project.name):
+        if needed:
+            orders = Orders(services=needed, remove_orphans=flags["remove_orphans"], quiet_pull=flags["quiet_pull"])
+            convergence = Convergence(app.engine, project, orders, report, build)
+            convergence.prepare()
+            convergence.apply()
+            convergence.await_dependencies(service)
+        elif flags["remove_orphans"]:
+            remove_orphans(app.engine, project, report)
     ensure_images(
         app.engine, project, [service], report, builder=build, build=True if flags["build"] else None, pull=flags["pull"], quiet=flags["quiet_pull"]
     )
-    if needed or flags["remove_orphans"]:
-        ...

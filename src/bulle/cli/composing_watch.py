@@ -6,12 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from bulle.cli.composing import App, complete_services, pass_app
+from bulle.cli.composing import App
 from bulle.cli.composing_images import build_images
 from bulle.cli.session import note, printable
-from bulle.cli.verb import verb
 from bulle.compose.building import Asked
 
 if TYPE_CHECKING:

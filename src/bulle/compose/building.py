@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bulle.build.options import BuildEvent, BuildOptions, Report, Secret, silent
+from bulle.compose.app_images import image_name
 from bulle.compose.model import Note, Project, Service
 from bulle.compose.service_parts import Build
 from bulle.compose.verdicts import refused
@@ -48,13 +49,11 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Only for the platform that the service runs on: for ``up``."""
 
 
-def image_name(project: Project, service: Service) -> str:
-    """What the image of a service is called."""
-    return service.image or f"{project.name}-{service.name}"
+AS_SAID = Asked()
 
 
 def build_services(
-    engine: Engine, project: Project, services: Iterable[Service], asked: Asked = Asked(), report: Report = silent
+    engine: Engine, project: Project, services: Iterable[Service], asked: Asked = AS_SAID, report: Report = silent
 ) -> dict[str, list[Built]]:
     """Build the images of those of these services that are built, one after the other; what each came to, one image for each platform.
 
@@ -118,7 +117,7 @@ def build_notes(project: Project, services: Iterable[Service]) -> Iterator[Note]
                 yield Note(project.place("services", service.name, "build", key), key, text)
 
 
-def build_options(project: Project, service: Service, asked: Asked = Asked()) -> BuildOptions:
+def build_options(project: Project, service: Service, asked: Asked = AS_SAID) -> BuildOptions:
     """The options of the build of a service. Raises InvalidInput with file and line for what cannot be done."""
     build = service.build
     assert build is not None
@@ -152,7 +151,7 @@ def build_options(project: Project, service: Service, asked: Asked = Asked()) ->
     )
 
 
-def document(project: Project, services: Iterable[Service], asked: Asked = Asked()) -> dict[str, Any]:
+def document(project: Project, services: Iterable[Service], asked: Asked = AS_SAID) -> dict[str, Any]:
     """What would be built, in the form of a file for ``docker buildx bake``."""
     targets = {}
     for service in in_order(project, services):
@@ -197,7 +196,7 @@ def _here(platforms: tuple[str, ...]) -> tuple[str, ...]:
     from bulle.model.platform import parse_platform, this_platform
 
     own = [one for one in platforms if parse_platform(one) == this_platform()]
-    return (own or list(platforms))[:1]
+    return tuple(own or platforms)[:1]
 
 
 def _containerfile(build: Build, context: str) -> str:
@@ -261,5 +260,3 @@ def _limits(project: Project, build: Build, path: tuple[str | int, ...]) -> Iter
         except (KeyError, TypeError, ValueError):
             where = project.place(*path, "ulimits", name)
             raise InvalidInput(f"{where}: build.ulimits.{name} is neither a number nor soft and hard", "", "write {soft: 1024, hard: 2048}") from None
-
-

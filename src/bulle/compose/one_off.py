@@ -1,4 +1,7 @@
-"""Containers that ``compose run`` makes: as a replica of the service is made, but with another command, without its ports, and nobody's to look after."""
+"""Containers that ``compose run`` makes: as a replica of the service is made, but with another command and without its ports.
+
+Nobody looks after them: no policy starts them again, and no ``up`` counts them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from msgspec.structs import replace
 
 from bulle.compose import labels
 from bulle.compose.actual import containers_of
-from bulle.compose.building import image_name
+from bulle.compose.app_images import image_name
 from bulle.compose.foundations import Foundations, Report
 from bulle.compose.kept_files import kept_files
 from bulle.compose.model import Project, Service
@@ -34,7 +37,7 @@ _SLUG_LENGTH = 12
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command line asks of one, in place of what the service says. ``environment`` are ``NAME=VALUE``; None of ``entrypoint``: the service's."""
+    """What a command line asks of one, in place of what the service says. ``environment`` are ``NAME=VALUE``; ``entrypoint`` None: the service's."""
 
     command: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
@@ -65,6 +68,16 @@ def make(engine: Engine, project: Project, service: Service, wanted: Wanted, rep
     except InvalidInput as error:
         place = project.place("services", service.name)
         raise InvalidInput(f"{place}: {error.brief}", error.details, error.resolution) from None
+
+
+def remove_orphans(engine: Engine, project: Project, report: Report) -> None:
+    """Remove the containers of services that the project does not have any more."""
+    there = by_service(containers_of(engine, project.name))
+    known = {one.name for one in project.all_services()}
+    replicas = Replicas(engine, project, report, {}, there)
+    for name in there.keys() - known:
+        for container in list(there[name]):
+            replicas.end(None, container)
 
 
 def options_of(engine: Engine, project: Project, service: Service, wanted: Wanted) -> ContainerOptions:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from bulle.compose.building import image_name
+from bulle.compose.app_images import image_name
 from bulle.compose.model import Project, Service
 from bulle.engine.parallel import each
 from bulle.errors import BulleError, InvalidInput, NotFound
