@@ -203,7 +203,7 @@ class Convergence:
         """Bring one service to what is wanted, when those that it depends on are as it wants them."""
         service, replicas, start = step.service, self.replicas, self._orders.start
         if start and (step.renews or any(not one.state().active for one in step.kept)):
-            self._await_dependencies(service)
+            self.await_dependencies(service)
         self._each(step.surplus, lambda one: replicas.end(service, one))
         for one in unfinished(replicas, service) if not step.outdated else ():
             replicas.succeed(service, one)
@@ -238,7 +238,8 @@ class Convergence:
         listed = list(containers)
         each(lambda number: act(listed[number]), len(listed), self._engine.close, lambda: None, self._orders.at_once)
 
-    def _await_dependencies(self, service: Service) -> None:
+    def await_dependencies(self, service: Service) -> None:
+        """Wait until those are ready that a service depends on, as far as this ``up`` is about them. Raises Conflict where they cannot be."""
         for name, wanted in service.depends_on.items():
             if name not in self.services:
                 continue
