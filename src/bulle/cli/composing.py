@@ -41,6 +41,7 @@ COMPOSE_VERBS: dict[str, str] = {
     "attach": "composing_inside:attach",
     "build": "composing_images:build",
     "commit": "composing_inside:commit",
+    **dict.fromkeys(("config", "convert"), "composing_config:config"),
     "cp": "composing_inside:copy",
     "events": "composing_inside:events",
     "exec": "composing_inside:execute",
@@ -58,7 +59,7 @@ COMPOSE_VERBS: dict[str, str] = {
     "volumes": "composing_listing:volumes",
     "wait": "composing_inside:wait",
 }
-HIDDEN_VERBS: tuple[str, ...] = ()
+HIDDEN_VERBS: tuple[str, ...] = ("convert",)
 
 
 @dataclass(frozen=True)

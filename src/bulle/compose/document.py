@@ -272,6 +272,11 @@ def _plain(text: str) -> Any:
     return float(text) if _FLOATING.fullmatch(text) else text
 
 
+def resolves_to_string(text: str) -> bool:
+    """Whether a plain scalar means itself."""
+    return type(_plain(text)) is str
+
+
 def _timestamp(text: str, date: re.Match[str]) -> Any:
     import datetime
 

@@ -123,7 +123,7 @@ def some_length(value: Any) -> Nanoseconds | None:
 def texts(value: Any) -> list[str] | None:
     """Strings; one alone is a list of it."""
     if isinstance(value, str):
-        return [value]
+        return [_string(value)]
     if not isinstance(value, list):
         raise Unreadable("not a list")
     return [_string(one) for one in value] or None
@@ -136,12 +136,12 @@ def shown_texts(value: Any) -> list[str] | None:
 
 def command(value: Any) -> list[str]:
     """The words of a command, which may be none."""
-    return split_words(value) if isinstance(value, str) else [_string(one) for one in value]
+    return split_words(_string(value)) if isinstance(value, str) else [_string(one) for one in value]
 
 
 def test(value: Any) -> list[str] | None:
     """How health is tested."""
-    return ["CMD-SHELL", value] if isinstance(value, str) else texts(value)
+    return ["CMD-SHELL", _string(value)] if isinstance(value, str) else texts(value)
 
 
 def _pairs(value: Any) -> list[tuple[str, Any]]:
