@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bulle.compose.document import Timestamp, resolves_to_string
+from bulle.compose.document import resolves_to_string
 from bulle.compose.model import Project
 from bulle.compose.quantities import shown_length
 from bulle.compose.service_parts import Bytes, Nanoseconds
@@ -133,18 +133,29 @@ def _scalar(value: Any, indent: str, *, key: bool = False) -> str:
         return str(value)
     if isinstance(value, float):
         return _float(value)
-    if isinstance(value, Timestamp):
-        return json.dumps(str(value))
     text = str(value)
     if _SPECIAL.search(text):
         if not key and "\n" in text and not _SPECIAL.search(text.replace("\n", "").replace("\t", "")) and not text.startswith((" ", "\t", "\n")):
             return _block(text, indent)
-        return json.dumps(text, ensure_ascii=bool(_SPECIAL.search(text.replace("\n", ""))))
+        return _quoted(text)
     if not resolves_to_string(text) or text in _OLD_BOOLEANS or _SEXAGESIMAL.fullmatch(text):
-        return json.dumps(text, ensure_ascii=False)
+        return _quoted(text)
     if _NOT_PLAIN.search(text):
         return "'" + text.replace("'", "''") + "'"
     return text
+
+
+_CONTROLS = {"\a": "\\a", "\v": "\\v", "\x1b": "\\e", "\0": "\\0", "\x85": "\\N", "\ufeff": "\\uFEFF"}
+_SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f", **_CONTROLS}
+
+
+def _quoted(text: str) -> str:
+    """In double quotes, with what cannot be shown as escapes."""
+    return '"' + "".join(_SHORT.get(one) or (_escape(ord(one)) if _SPECIAL.match(one) else one) for one in text) + '"'
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
 
 
 def _float(value: float) -> str:
@@ -160,7 +171,7 @@ def _block(text: str, indent: str) -> str:
     body = text.rstrip("\n")
     ends = len(text) - len(body)
     if not body or any(line != line.rstrip(" \t") for line in text.split("\n")):
-        return json.dumps(text, ensure_ascii=False)
+        return _quoted(text)
     sign = "-" if ends == 0 else "" if ends == 1 else "+"
     lines = body.split("\n") + [""] * max(ends - 1, 0)
     return "\n".join([f"|{sign}", *(f"{indent}{line}" if line else "" for line in lines)])

@@ -89,6 +89,8 @@ def natural(value: Any) -> int | None:
 
 def kept_natural(value: Any) -> int:
     """A number from 0 on."""
+    if isinstance(value, str):
+        raise Unreadable(f"{value!r} is not a number")
     if (number := kept_whole(value)) < 0:
         raise Unreadable(f"{number} is less than nothing")
     return number
@@ -204,8 +206,14 @@ def device_count(value: Any) -> int | None:
 def ulimit(value: Any) -> Any:
     """A limit, or a soft and a hard one."""
     if isinstance(value, dict):
-        return {key: kept_whole(value[key]) if value.get(key) is not None else 0 for key in ("soft", "hard")}
-    return kept_whole(value) or {"soft": 0, "hard": 0}
+        return {key: _limit(value[key]) if value.get(key) is not None else 0 for key in ("soft", "hard")}
+    return _limit(value) or {"soft": 0, "hard": 0}
+
+
+def _limit(value: Any) -> int:
+    if isinstance(value, float):
+        raise Unreadable(f"{sprint(value)} is not a whole number")
+    return kept_whole(value)
 
 
 def ssh(value: Any) -> list[str] | None:
