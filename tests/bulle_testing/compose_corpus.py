@@ -144,7 +144,7 @@ def _damage(tree: Any, chance: random.Random) -> None:
         case 0:
             del node[key]
         case 1 if isinstance(node, dict):
-            node[chance.choice((f"{key}s", f"x-{key}", "driver", "image", "a"))] = node.pop(key)
+            node[chance.choice((f"{key}s", f"y-{key}", "driver", "image", "a"))] = node.pop(key)
         case 2:
             node[key] = [node[key]]
         case 3 if isinstance(node, list):

@@ -136,6 +136,8 @@ def _pools(base: Any, over: Any, path: Path) -> Any:
                     break
             else:
                 found.append(merged)
+    if not found:
+        raise _CannotMerge
     return found
 
 

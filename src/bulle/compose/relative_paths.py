@@ -93,7 +93,8 @@ def _service(service: Tree, directory: str) -> None:
     develop = service.get("develop")
     for rule in trees(develop.get("watch") if isinstance(develop, Tree) else None):
         if isinstance(path := rule.get("path"), str):
-            rule["path"] = os.path.realpath(joined(directory, path)) if path else path
+            path = joined(directory, path)
+            rule["path"] = os.path.realpath(path) if path.startswith("/") else path
     for volume in trees(service.get("volumes")):
         if volume.get("type") == "bind":
             if "source" not in volume:

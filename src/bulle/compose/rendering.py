@@ -79,6 +79,8 @@ def shown(value: Any) -> Any:
         return [shown(one) for one in value]
     if isinstance(value, Nanoseconds):
         return shown_length(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return int(value)
     return str(int(value)) if isinstance(value, Bytes) else value
 
 
