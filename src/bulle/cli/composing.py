@@ -38,11 +38,13 @@ COMPOSE_VERBS: dict[str, str] = {
     "ps": "composing_listing:ps",
     "pull": "composing_images:pull",
     "push": "composing_images:push",
+    "run": "composing_run:run",
     "stats": "composing_listing:stats",
     "top": "composing_listing:top",
     "version": "composing_listing:version",
     "volumes": "composing_listing:volumes",
     "wait": "composing_inside:wait",
+    "watch": "composing_watch:watch",
 }
 HIDDEN_VERBS: tuple[str, ...] = ()
 
