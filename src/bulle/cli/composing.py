@@ -1,11 +1,12 @@
 """``bulle compose``: the group, the flags that all its verbs share, and what a verb needs of the app that they name.
 
-A verb is declared with ``@verb(...)`` and ``@pass_app``, which gives it an :class:`App` in place of the session..
+A verb is declared with ``@verb(...)`` and ``@pass_app``, which gives it an :class:`App` in place of the session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,29 @@ import click
 
 from bulle.cli.option_types import Choice, Suggestion, Text, Whole
 from bulle.cli.session import Session, note, printable
-from bulle.cli.verb import VerbGroup
+from bulle.cli.verb import Verb, VerbGroup
 from bulle.errors import BulleError
 
 if TYPE_CHECKING:
-    from bulle.compose.model import Project
+    from bulle.compose.model import Note, Project
     from bulle.engine import Container, Engine
 
 _META = "bulle.compose"
 
 COMPOSE_VERBS: dict[str, str] = {
+    "create": "composing_up:create",
+    "down": "composing_down:down",
+    "kill": "composing_lifecycle:kill",
+    "pause": "composing_lifecycle:pause",
+    "restart": "composing_lifecycle:restart",
+    "rm": "composing_lifecycle:remove",
+    "rollback": "composing_updates:rollback",
+    "scale": "composing_updates:scale",
+    "start": "composing_lifecycle:start",
+    "stop": "composing_lifecycle:stop",
+    "unpause": "composing_lifecycle:unpause",
+    "up": "composing_up:up",
+    "update": "composing_updates:update",
     "attach": "composing_inside:attach",
     "build": "composing_images:build",
     "commit": "composing_inside:commit",
@@ -110,12 +124,30 @@ class App:
 
         return containers_of(self.engine, self.name, services, one_off=one_off)
 
-    def say_notes(self) -> None:
+    def report(self, kind: str, name: str, what: str) -> None:
+        """Say on standard error what was done to a part of the app."""
+        if self.flags.progress == "json":
+            import json
+
+            note(json.dumps({"id": f"{kind} {name}", "status": what}))
+        elif self.flags.progress != "quiet":
+            dry = " DRY-RUN MODE - " if self.flags.dry_run else ""
+            note(f"{dry} {kind} {printable(name)}  {printable(what)}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only one who changes the app; who has to wait for another is told so."""
+        from bulle.compose import record
+
+        with record.locked(self.engine, self.name, say=lambda: note(f"another command changes the app {self.name}; waiting for its end")):
+            yield
+
+    def say_notes(self, more: Sequence[Note] = ()) -> None:
         """Say once what the files ask for that is done in another way or means nothing here."""
         if not self._notes_said:
             self._notes_said = True
-            for one in self.project.notes:
-                note(f"WARNING: {printable(str(one))}")
+            for one in dict.fromkeys(str(one) for one in (*self.project.notes, *more)):
+                note(f"WARNING: {printable(one)}")
 
 
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,6 +182,21 @@ def complete_services(context: click.Context, _parameter: click.Parameter, incom
         return [name for name in _app(context).project.services if name.startswith(incomplete)]
     except (BulleError, OSError):
         return []
+
+
+def for_root(made: click.Command, summary: str) -> Verb:
+    """The same verb without ``compose`` before it, with the flags that say which app."""
+    names = [one.name for one in PROJECT_FLAGS]
+
+    def call(**flags: Any) -> Any:
+        context = click.get_current_context()
+        said = {name: flags.pop(name) for name in names if name is not None}
+        context.meta[_META] = Flags(**{name: value for name, value in said.items() if value is not None})
+        assert made.callback is not None
+        return made.callback(**flags)
+
+    usage = made.usage if isinstance(made, Verb) else ""
+    return Verb(made.name, callback=call, params=[*PROJECT_FLAGS, *made.params], help=summary, usage=usage)
 
 
 PROJECT_FLAGS = (

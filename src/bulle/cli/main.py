@@ -78,6 +78,7 @@ VERBS = {
     "compose": "composing:compose",
     "container": "main:container",
     "context": "serving:context",
+    "down": "composing_down:root_down",
     "doctor": "system:doctor",
     "image": "main:image",
     "images": "images:images",
@@ -91,6 +92,7 @@ VERBS = {
     "search": "image_search:search",
     "serve": "serving:serve",
     "system": "main:system",
+    "up": "composing_up:root_up",
     "version": "system:version",
     "volume": "main:volume",
 }

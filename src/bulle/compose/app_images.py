@@ -41,9 +41,10 @@ def ensure_images(
     build: bool | None = None,
     pull: str = "",
     quiet: bool = False,
+    dry: bool = False,
 ) -> dict[str, str]:
     """The ids of the services' images by service, pulled and built as ``pull_policy`` says, or ``pull`` instead. ``build`` None: where one is
-    missing.
+    missing. ``dry`` only says what would be pulled.
 
     Raises NotFound with file and line for one that is not there and can be neither pulled nor built.
     """
@@ -53,6 +54,10 @@ def ensure_images(
     to_pull = {
         (image_name(project, one), one.platform): one for one in services if one.name not in built and _must_pull(one, here[one.name], pull)
     }
+    if dry:
+        for name, _platform in to_pull:
+            report("Image", name, "Pulling")
+        return {name: image.id if image else "" for name, image in here.items()}
     _pull(engine, project, list(to_pull.values()), report, quiet=quiet)
     if to_build:
         builder(to_build)

@@ -22,7 +22,7 @@ from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, unfi
 from bulle.compose.foundations import Foundations, Report
 from bulle.compose.model import Note, Project, Service
 from bulle.compose.mounts import check_binds
-from bulle.compose.options import config_hash
+from bulle.compose.options import config_hash, replica_name
 from bulle.compose.ordering import chosen, dependencies, in_waves
 from bulle.compose.replicas import Replicas, by_service
 from bulle.compose.rollout import RolledBack, Rollout
@@ -57,6 +57,7 @@ class Orders:
     timeout_s: int | None = None
     every_resource: bool = False
     at_once: int = AT_ONCE
+    dry: bool = False
 
 
 class Convergence:
@@ -100,7 +101,7 @@ class Convergence:
         changed = self._foundations.changed()
         images = ensure_images(
             engine, self.project, list(services.values()), self._report, builder=self._builder, build=orders.build, pull=orders.pull,
-            quiet=orders.quiet_pull,
+            quiet=orders.quiet_pull, dry=orders.dry,
         )  # fmt: skip
         found = containers_of(engine, self.project.name)
         self.replicas = Replicas(
@@ -109,7 +110,8 @@ class Convergence:
         self.orphans = [one for one in found if self._is_orphan(one)]
         self._decide(changed.keys())
         renewing = [step.service for step in self.steps.values() if step.renews]
-        check_options(self.replicas, renewing)
+        if not orders.dry:
+            check_options(self.replicas, renewing)
         if orders.start:
             check_ports(self.project, self.steps.values())
         if any(service.ports for service in renewing):
@@ -145,6 +147,20 @@ class Convergence:
         in_waves(graph, lambda name: self._settle(self.steps[name]), leave=self._engine.close, given_up=self.given_up)
         self._see_to_orphans()
         self.sweep()
+
+    def tell(self) -> None:
+        """Say what :meth:`apply` would do."""
+        for step in self.steps.values():
+            for one in step.surplus:
+                self._report("Container", one.name, "Removed")
+            for number in step.missing:
+                self._report("Container", replica_name(self.project, step.service, number), "Created")
+            for one in step.outdated:
+                self._report("Container", one.name, "Recreated")
+            for one in step.kept:
+                self._report("Container", one.name, "Running" if one.state().active or not self._orders.start else "Started")
+        for one in self.orphans if self._orders.remove_orphans else ():
+            self._report("Container", one.name, "Removed")
 
     def _remember(self) -> None:
         """Keep what is wanted from now on; services that this ``up`` is not about stay wanted as they were."""

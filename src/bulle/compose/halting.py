@@ -6,6 +6,7 @@ They go by labels, and by the services that are kept where the order matters, so
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,19 @@ class Halt:
 
     def _at_once(self, containers: Sequence[Container], act: Callable[[Container], object]) -> None:
         each(lambda number: act(containers[number]), len(containers), self._engine.close, lambda: None, _AT_ONCE)
+
+    def tell(self, what: str) -> None:
+        """Say what would be done to them."""
+        for container in self.containers:
+            self._report("Container", container.name, what)
+
+    def orphans(self) -> list[Container]:
+        """Those of services that nobody knows any more."""
+        return [one for one in self.containers if service_of(one) not in self._services]
+
+    def await_ready(self, timeout_s: float | None) -> None:
+        """Wait until each runs and is healthy. Raises Conflict for one that is not."""
+        conditions.await_all(self.containers, conditions.is_ready, self._given_up, time.monotonic() + timeout_s if timeout_s else None)
 
     def _running(self, names: Collection[str], *, run: bool) -> None:
         """Keep which services are to run."""
