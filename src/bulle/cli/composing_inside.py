@@ -168,9 +168,10 @@ def wait(app: App, services: Sequence[str], down_project: bool) -> int:
         code = 255 if result < 0 else result
         write(f'container "{container.id}" exited with status code {code}\n')
     if down_project:
-        from bulle.cli.composing_stop import bring_down
+        from bulle.compose.halting import Halt
 
-        bring_down(app)
+        with app.locked():
+            Halt(app.engine, app.name, app.report, project=app.project_if_any(), one_off=True).down()
     return code
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from bulle.cli.composing import App, complete_services, pass_app
-from bulle.cli.composing_images import build_images
 from bulle.cli.session import note, printable
 from bulle.cli.verb import verb
-from bulle.compose.building import Asked
 from bulle.compose.containers import check_services
 
 if TYPE_CHECKING:
@@ -28,12 +27,13 @@ if TYPE_CHECKING:
 @pass_app
 def watch(app: App, services: Sequence[str], no_up: bool, prune: bool, quiet: bool) -> int:
     """Watch build context for service and rebuild/refresh containers when files are updated."""
+    app.services = tuple(services)
     check_services(app.project, services)
     watcher = watcher_of(app, services, prune=prune, quiet=quiet)
     if app.flags.dry_run:
         return 0
     if not no_up:
-        _bring_up(app, services, quiet=quiet, build=True)
+        _quietly(app, quiet, services)
     watcher.run()
     return 0
 
@@ -45,7 +45,7 @@ def watcher_of(app: App, services: Sequence[str], *, prune: bool = True, quiet: 
     project = app.project
 
     def rebuild(changed: Sequence[Service]) -> None:
-        _bring_up(app, [one.name for one in changed], quiet=quiet, build=True, with_dependencies=False)
+        _quietly(app, quiet, [one.name for one in changed], with_dependencies=False)
         if prune:
             app.engine.images.prune()
 
@@ -60,20 +60,10 @@ def watch_beside(watcher: Watcher) -> threading.Event:
     return stop
 
 
-def _bring_up(app: App, services: Sequence[str], *, quiet: bool, build: bool, with_dependencies: bool = True) -> None:
+def _quietly(app: App, quiet: bool, services: Sequence[str], *, with_dependencies: bool = True) -> None:
     """Have services run as the files say, their images built."""
-    from bulle.compose.converging import Convergence, Orders
-    from bulle.compose.record import locked
+    from bulle.cli.composing_up import converge
+    from bulle.compose.converging import Orders
 
-    def report(kind: str, name: str, text: str) -> None:
-        if not quiet:
-            note(printable(f" {kind} {name}  {text}"))
-
-    def make(wanted: Collection[Service]) -> None:
-        build_images(app, tuple(wanted), Asked(one_platform=True), progress="quiet" if quiet else "plain")
-
-    with locked(app.engine, app.name):
-        orders = Orders(services=tuple(services), build=build or None, with_dependencies=with_dependencies)
-        convergence = Convergence(app.engine, app.project, orders, report, make)
-        convergence.prepare()
-        convergence.apply()
+    shown = replace(app, flags=replace(app.flags, progress="quiet" if quiet else "plain"))
+    converge(shown, Orders(services=tuple(services), build=True, with_dependencies=with_dependencies))
