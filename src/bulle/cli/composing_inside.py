@@ -168,10 +168,9 @@ def wait(app: App, services: Sequence[str], down_project: bool) -> int:
         code = 255 if result < 0 else result
         write(f'container "{container.id}" exited with status code {code}\n')
     if down_project:
-        from bulle.compose.halting import Halt
+        from bulle.cli.composing_down import bring_down
 
-        with app.locked():
-            Halt(app.engine, app.name, app.report, project=app.project_if_any(), one_off=True).down()
+        bring_down(app)
     return code
 
 

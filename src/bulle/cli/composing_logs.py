@@ -98,8 +98,9 @@ OnExit = Callable[["Container", int], bool]
 class Following:
     """Shows what the containers of an app write, also of those that start later: each has a thread that reads its log from when it began.
 
-    ``wanted`` says of which containers; without it those of all services, without those of ``compose run``. ``choice`` is for those that
-    :meth:`add` is given; without it what they write from now on. ``on_exit`` is told who ended with which code, and says whether :meth:`wait` is over. The threads end with the process.
+    ``wanted`` says of which containers; without it those of all services, without those of ``compose run``. ``choice`` is for those that :meth:`add`
+    is given; without it what they write from now on. ``on_exit`` is told who ended with which code, and says whether :meth:`wait` is over.
+    The threads end with the process.
     """
 
     def __init__(
