@@ -143,7 +143,7 @@ def build_options(project: Project, service: Service, asked: Asked = AS_SAID) ->
         network=_network(project, build, path),
         isolation="" if build.isolation == "default" else build.isolation,
         memory_bytes=asked.memory_bytes,
-        shm_bytes=build.shm_size,
+        shm_bytes=int(build.shm_size),
         extra_hosts=tuple(_pair(text) for text in build.extra_hosts),
         limits=tuple(_limits(project, build, path)),
         sbom="" if (asked.sbom or build.sbom) in _OFF else "spdx",
