@@ -85,7 +85,7 @@ def config_hash(service: Service) -> str:
     deploy = service.deploy and replace(service.deploy, replicas=None, update_config=None, rollback_config=None)
     kept = replace(
         service, build=None, pull_policy="", scale=None, deploy=deploy, depends_on={}, profiles=(), develop=None, attach=True, autoscale=None,
-        balance="random", drain=type(service.drain)(0), post_start=(), pre_stop=(), extensions={},
+        drain=type(service.drain)(0), post_start=(), pre_stop=(), extensions={},
     )  # fmt: skip
     return hashlib.sha256(encoded(kept)).hexdigest()
 
