@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from bulle.compose import labels
 from bulle.compose.actual import number_of
 from bulle.compose.deciding import needs_place_first
+from bulle.compose.hashing import service_hash
 from bulle.compose.model import Project, Service
-from bulle.compose.options import config_hash, replica_name
+from bulle.compose.options import replica_name
 from bulle.compose.record import App
 from bulle.engine.booting import SHUTDOWN
 from bulle.engine.container import Container
@@ -191,7 +192,7 @@ class Healing:
         return state.status == "running" and (state.health is None or state.health.status == "healthy")
 
     def _is_of_now(self, service: Service, container: Container) -> bool:
-        return container.options.labels.get(labels.CONFIG_HASH) == config_hash(service)
+        return container.options.labels.get(labels.CONFIG_HASH) == service_hash(service)
 
     def _is_to_run(self, service: Service, container: Container, state: ContainerState) -> bool:
         """Whether one that does not run should."""

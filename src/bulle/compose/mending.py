@@ -14,9 +14,9 @@ import msgspec
 from bulle.compose import balance, labels, record
 from bulle.compose.actual import containers_of, number_of
 from bulle.compose.app_images import ensure_images
+from bulle.compose.hashing import service_hash
 from bulle.compose.healing import Actions, Key
 from bulle.compose.model import Service
-from bulle.compose.options import config_hash
 from bulle.compose.replicas import Replicas, by_service
 from bulle.engine.container import Container
 from bulle.engine.engine import Engine
@@ -88,7 +88,7 @@ def _find_image(engine: Engine, app: record.App, replicas: Replicas, service: Se
     """The image of the other replicas, else that which is called so now; nothing is fetched."""
     if service.name in replicas.images:
         return
-    alike = [one.image_id for one in replicas.of(service.name) if one.options.labels.get(labels.CONFIG_HASH) == config_hash(service)]
+    alike = [one.image_id for one in replicas.of(service.name) if one.options.labels.get(labels.CONFIG_HASH) == service_hash(service)]
     images = {service.name: alike[-1]} if alike else ensure_images(engine, app.project, [service], replicas.report, builder=_refuse, pull="never")
     replicas.images = {**replicas.images, **images}
 

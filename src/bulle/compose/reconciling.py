@@ -26,20 +26,18 @@ from bulle.compose import labels, record
 from bulle.compose.actual import containers_of
 from bulle.compose.autoscaling import STEADY_S, Autoscaler
 from bulle.compose.healing import Actions, Failures, Healing, Key
+from bulle.compose.keeping import open_lock
 from bulle.compose.mending import end_slowly, mend
 from bulle.engine.engine import Engine
 from bulle.linux.fork import fork
 from bulle.records.apps import AppRecords
 from bulle.records.events import Following, publish
-from bulle.spawner import client
 
 if TYPE_CHECKING:
     from bulle.compose.model import Service
     from bulle.engine.container import Container
     from bulle.spawner.leash import Leash
 
-ENTRY = "reconciler"
-LOCK_NAME = "reconciler.lock"
 STEADY_SETTING = "BULLE_AUTOSCALE_STEADY_S"
 _PATIENCE_S, _PAUSE_S = 1.0, 0.02
 _LOOKS_EVERY_S = 5.0
@@ -47,18 +45,6 @@ _LOCKED_S, _LOCKED_AT_MOST_S = 0.05, 1.0
 _MEASURES_EVERY_S = 2.0
 _TELLING = ("die", "destroy", "start", "stop", "create", "rename", "health_status")
 _LONGEST = 1 << 16
-
-
-def ensure(home: Path) -> None:
-    """Have the home's reconciler live; costs nothing to speak of where it does."""
-    descriptor = _open_lock(home)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(descriptor)
-    client.submit(home, ENTRY, [str(home)], local=main)
 
 
 def main(argv: Sequence[str], _descriptors: Sequence[int], leash: Leash | None) -> int:
@@ -70,10 +56,6 @@ def main(argv: Sequence[str], _descriptors: Sequence[int], leash: Leash | None) 
     if leash is not None:
         leash.release()
     return 0
-
-
-def _open_lock(home: Path) -> int:
-    return os.open(home / "run" / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 @dataclass
@@ -129,7 +111,7 @@ class Reconciler:
                     break
 
     def _take_lock(self) -> bool:
-        self._lock = _open_lock(self._home)
+        self._lock = open_lock(self._home)
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
