@@ -145,7 +145,17 @@ class Convergence:
         self._foundations.make(self._report)
         self._make()
         graph = dependencies(self.services.values())
-        in_waves(graph, lambda name: self._settle(self.steps[name]), leave=self._engine.close, given_up=self.given_up)
+        settled = list[str]()
+
+        def settle(name: str) -> None:
+            self._settle(self.steps[name])
+            settled.append(name)
+
+        try:
+            in_waves(graph, settle, leave=self._engine.close, given_up=self.given_up)
+        finally:
+            if self._orders.start:
+                self._keep_running(settled)
         self._see_to_orphans()
         self.sweep()
 
@@ -170,9 +180,9 @@ class Convergence:
         services = dict(self.project.services)
         scales = dict(self._orders.scales)
         images: dict[str, str] = {}
-        running = set(names if self._orders.start else ())
+        running = set[str]()
         if before is not None:
-            running |= set(before.choices.running) & services.keys()
+            running = set(before.choices.running) & services.keys()
             scales = {**{name: one for name, one in before.choices.scales.items() if name in services and name not in names}, **scales}
             images = {name: one for name, one in before.choices.images.items() if name in services and name not in names}
             for name, old in before.project.services.items():
@@ -182,6 +192,13 @@ class Convergence:
                     previous[name] = before.service(name)
         choices = Choices(scales=scales, images=images, running=tuple(sorted(running)))
         record.write(self._engine, record.App(replace(self.project, services=services), previous, choices))
+
+    def _keep_running(self, names: Collection[str]) -> None:
+        """Keep that these are to run from now on: once they were started in their order, so that nobody else starts them before it."""
+        app = record.read(self._engine, self.project.name)
+        if app is not None and not set(names) <= set(app.choices.running):
+            running = tuple(sorted({*app.choices.running, *names}))
+            record.write(self._engine, replace(app, choices=replace(app.choices, running=running)))
 
     def _make(self) -> None:
         """Make every container that can be made beside what runs; none of them stays where one cannot be made."""
