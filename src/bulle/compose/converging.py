@@ -18,7 +18,7 @@ from bulle.compose import conditions, kept_files, record
 from bulle.compose.actual import containers_of, number_of, service_of
 from bulle.compose.app_images import Builder, ensure_images
 from bulle.compose.checking import check_options, check_ports, check_replicas, loopback_ports
-from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, unfinished
+from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, shares, unfinished
 from bulle.compose.foundations import Foundations, Report
 from bulle.compose.hashing import service_hash
 from bulle.compose.model import Note, Project, Service
@@ -133,6 +133,8 @@ class Convergence:
         for service in self.services.values():
             step = decide(self.replicas, service, wishes, self._foundations, renewed)
             self.steps[service.name] = step
+            late = (needs_place_first(service) or is_rolled(step)) and bool(step.outdated)
+            step.is_late = late or any(self.steps[name].is_late for name in shares(service) if name in self.steps)
             if step.renews:
                 renewed.add(service.name)
 
@@ -205,10 +207,11 @@ class Convergence:
         made: list[Container] = []
         try:
             for step in self.steps.values():
+                if step.is_late:
+                    continue
                 for number in step.missing:
                     made.append(self.replicas.make(step.service, number))
-                    step.made.append(made[-1])
-                if step.outdated and not is_rolled(step) and not needs_place_first(step.service):
+                if not is_rolled(step):
                     for old in step.outdated:
                         made.append(self.replicas.make(step.service, number_of(old), predecessor=old, aside=True))
                         step.ready[old.id] = made[-1]
@@ -223,6 +226,8 @@ class Convergence:
         if start and (step.renews or any(not one.state().active for one in step.kept)):
             self.await_dependencies(service)
         self._each(step.surplus, lambda one: replicas.end(service, one))
+        for number in step.missing if step.is_late else ():
+            replicas.make(service, number)
         for one in unfinished(replicas, service) if not step.outdated else ():
             replicas.succeed(service, one)
         if step.outdated and is_rolled(step) and start:
