@@ -75,7 +75,8 @@ def test_noted() -> None:
 def test_a_whole_service() -> None:
     web = Service(
         name="web", image="busybox", command=("a", "b"), entrypoint=("e",), environment={"A": "1", "B": None}, working_dir="/w", user="7",
-        hostname="h", domainname="example", isolation="vm", platform="linux/arm64", labels={"l": "1"}, annotations={"n": "2"}, init=True, tty=True, stdin_open=True,
+        hostname="h", domainname="example", isolation="vm", platform="linux/arm64", labels={"l": "1"}, annotations={"n": "2"},
+        init=True, tty=True, stdin_open=True,
         read_only=True, cap_add=("NET_ADMIN",), cap_drop=("ALL",), stop_signal="INT", stop_grace_period=parts.Nanoseconds(1_500_000_000),
         dns=("192.0.2.1",), extra_hosts=("a=192.0.2.2",), tmpfs=("/t:size=1m",), cpu_shares=5, mem_limit=parts.Bytes(64 << 20), pids_limit=9,
         ulimits={"nofile": parts.Ulimit(soft=1, hard=2)}, blkio_config={"weight": 300, "device_read_bps": [{"path": "/dev/x", "rate": "1m"}]},
@@ -95,7 +96,9 @@ def test_a_whole_service() -> None:
         "user": "7", "hostname": "h.example", "isolation": "vm", "platform": "linux/arm64", "init": True, "terminal": True, "interactive": True,
         "read_only": True, "cap_add": ("NET_ADMIN",), "cap_drop": ("ALL",), "stop_signal": "INT", "stop_timeout_s": 2, "dns": ("192.0.2.1",),
         "extra_hosts": (("a", "192.0.2.2"),), "tmpfs": (("/t", "size=1m"),), "cpu_shares": 5, "memory_bytes": 32 << 20, "nano_cpus": 1_500_000_000,
-        "pids_limit": 9, "limits": (ResourceLimit("nofile", 1, 2),), "blkio_weight": 300, "log_driver": "json-file", "log_options": (("max-size", "1m"),), "health_test": ("CMD", "true"), "health_interval_ns": 5, "health_retries": 4,
+        "pids_limit": 9, "limits": (ResourceLimit("nofile", 1, 2),), "blkio_weight": 300,
+        "log_driver": "json-file", "log_options": (("max-size", "1m"),),
+        "health_test": ("CMD", "true"), "health_interval_ns": 5, "health_retries": 4,
         "restart_policy": "on-failure:3", "device_limits": (DeviceLimit("read_bps", "/dev/x", 1 << 20),),
         "networks": (NetworkOption("backbone", "192.0.2.9", "", "", ("web",)), NetworkOption("shop_default", aliases=("web", "www"))),
         "ports": (PortMapping(80, "tcp", ("127.0.0.1",), 8000, 8002), PortMapping(53, "udp")),
