@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 STEADY_SETTING = "BULLE_AUTOSCALE_STEADY_S"
 _PATIENCE_S, _PAUSE_S = 1.0, 0.02
 _LOOKS_EVERY_S = 5.0
-_LOCKED_S, _LOCKED_AT_MOST_S = 0.05, 1.0
+_LOCKED_S, _LOCKED_AT_MOST_S = 0.02, 0.2
 _MEASURES_EVERY_S = 2.0
 _TELLING = ("die", "destroy", "start", "stop", "create", "rename", "health_status")
 _LONGEST = 1 << 16
