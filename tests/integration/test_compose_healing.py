@@ -169,7 +169,12 @@ def test_the_unhealthy_are_replaced(app: Running) -> None:
     before = app.replicas("web")
     with Load(port) as load:
         app.net("exec", "shop-web-1", "touch", "/tmp/ill")
-        wait_for(lambda: app.replicas("web").keys() == before.keys() and app.replicas("web") != before, "another one stands in its place")
+
+        def is_replaced() -> bool:
+            found = app.replicas("web")
+            return found.keys() == before.keys() and found["shop-web-1"][0] != before["shop-web-1"][0]
+
+        wait_for(is_replaced, "another one stands in its place")
         wait_for(lambda: app.net.inspect("shop-web-1", ".State.Health.Status") == "healthy", "which is well")
     assert load.asked and all(answer == "ConnectionRefusedError" for answer in load.lost), "nobody waits for one that is ill"
     wait_for(lambda: ask("127.0.0.1", port).startswith("web "), "it answers")

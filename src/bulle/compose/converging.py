@@ -46,6 +46,8 @@ class Orders:
     services: tuple[str, ...] = ()
     scales: Mapping[str, int] = field(default_factory=dict)
     start: bool = True
+    kept: bool = True
+    """Whether what is started is to run from now on, and is started again where it dies; else its first end is waited for."""
     with_dependencies: bool = True
     force_recreate: bool = False
     recreate: bool = True
@@ -170,7 +172,7 @@ class Convergence:
         services = dict(self.project.services)
         scales = dict(self._orders.scales)
         images: dict[str, str] = {}
-        running = set(names if self._orders.start else ())
+        running = set(names if self._orders.start and self._orders.kept else ())
         if before is not None:
             running |= set(before.choices.running) & services.keys()
             scales = {**{name: one for name, one in before.choices.scales.items() if name in services and name not in names}, **scales}
