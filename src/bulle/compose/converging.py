@@ -46,6 +46,8 @@ class Orders:
     services: tuple[str, ...] = ()
     scales: Mapping[str, int] = field(default_factory=dict)
     start: bool = True
+    kept: bool = True
+    """Whether what is started is to run from now on, and is started again where it dies; else its first end is waited for."""
     with_dependencies: bool = True
     force_recreate: bool = False
     recreate: bool = True
@@ -158,7 +160,7 @@ class Convergence:
         try:
             in_waves(dependencies(waiting), settle, leave=self._engine.close, given_up=self.given_up)
         finally:
-            if self._orders.start:
+            if self._orders.start and self._orders.kept:
                 self._keep_running(settled)
         self._see_to_orphans()
         self.sweep()
