@@ -20,7 +20,6 @@ from bulle.compose.building import Asked
 from bulle.compose.converging import AT_ONCE, Convergence, Orders
 from bulle.compose.halting import Halt
 from bulle.errors import InvalidInput
-from bulle.monitor.log_reading import Choice as LogChoice
 
 if TYPE_CHECKING:
     from bulle.engine import Container
@@ -45,7 +44,7 @@ _MAKING: Sequence[Callable[[Any], Any]] = (
 _UP: Sequence[Callable[[Any], Any]] = (
     click.option("-d", "--detach", is_flag=True, help="Detached mode: Run containers in the background"),
     click.option("--abort-on-container-exit", is_flag=True, help="Stops all containers if any container was stopped. Incompatible with -d"),
-    click.option("--abort-on-container-failure", is_flag=True, help="Stops all containers if any container exited with failure. Incompatible with -d"),
+    click.option("--abort-on-container-failure", is_flag=True, help="Stops all containers if any exited with failure. Incompatible with -d"),
     click.option("--always-recreate-deps", is_flag=True, help="Recreate dependent containers. Incompatible with --no-recreate"),
     click.option("--attach", multiple=True, type=Text("stringArray"), help="Restrict attaching to the specified services"),
     click.option("--attach-dependencies", is_flag=True, help="Automatically attach to log output of dependent services"),
@@ -56,8 +55,9 @@ _UP: Sequence[Callable[[Any], Any]] = (
     click.option("--timestamps", is_flag=True, help="Show timestamps"),
     click.option("--no-deps", is_flag=True, help="Don't start linked services"),
     click.option("--no-start", is_flag=True, help="Don't start the services after creating them"),
-    click.option("-V", "--renew-anon-volumes", is_flag=True, help="Recreate anonymous volumes instead of retrieving data from the previous containers"),
+    click.option("-V", "--renew-anon-volumes", is_flag=True, help="Recreate anonymous volumes instead of those of the previous containers"),
     click.option("-t", "--timeout", type=Whole(-1), help="Seconds for containers to end in when they are stopped"),
+    click.option("-w", "--watch", is_flag=True, help="Watch source code and rebuild/refresh containers when files are updated"),
     click.option("--wait", "await_ready", is_flag=True, help="Wait for services to be running|healthy. Implies detached mode"),
     click.option("--wait-timeout", type=Whole(0), default=0, help="Maximum duration in seconds to wait for the project to be running|healthy"),
 )
@@ -92,6 +92,7 @@ def orders_of(app: App, services: Sequence[str], flags: dict[str, Any]) -> Order
         services=tuple(services),
         scales=scales(flags["scale"]),
         start=not flags.get("no_start"),
+        kept=not any(flags.get(name) for name in ("abort_on_container_exit", "abort_on_container_failure", "exit_code_from")),
         with_dependencies=not flags.get("no_deps"),
         force_recreate=flags["force_recreate"],
         recreate=not flags["no_recreate"],
@@ -139,7 +140,10 @@ def converge(app: App, orders: Orders, timeout_s: int | None = None, *, wait: bo
 @pass_app
 def up(app: App, services: Sequence[str], **flags: Any) -> int:
     """Create and start containers."""
+    app.services = tuple(services)
     aborts = flags["abort_on_container_exit"] or flags["abort_on_container_failure"] or flags["exit_code_from"]
+    if flags["watch"] and flags["detach"]:
+        raise InvalidInput("--watch and --detach are incompatible", "", "choose one")
     detached = flags["detach"] or flags["await_ready"] or flags["no_start"] or app.flags.dry_run
     if aborts and detached:
         raise InvalidInput("--abort-on-container-exit, --abort-on-container-failure and --exit-code-from cannot be used with -d or --wait")
@@ -163,6 +167,7 @@ root_up = for_root(up, "Create and start the containers of an app (bulle compose
 @pass_app
 def create(app: App, services: Sequence[str], **flags: Any) -> int:
     """Creates containers for a service."""
+    app.services = tuple(services)
     converge(app, orders_of(app, services, {**flags, "no_start": True}))
     return 0
 
@@ -179,6 +184,8 @@ class Foreground:
 
     def run(self) -> int:
         """To the end; returns what the command returns."""
+        from bulle.cli.composing_watch import watch_beside, watcher_of
+
         app, flags = self._app, self._flags
         view = LogView(coloured=is_coloured(app, no_color=flags["no_color"]), prefixed=not flags["no_log_prefix"], timestamps=flags["timestamps"])
         shown = self._shown()
@@ -186,6 +193,8 @@ class Foreground:
         try:
             with _terminated():
                 made = converge(app, self._orders)
+                if flags["watch"]:
+                    watch_beside(watcher_of(app, self._orders.services))
                 following.add([one for name in made.services if name in shown for one in made.replicas.of(name) if one.state().active])
                 following.wait()
         except KeyboardInterrupt:
