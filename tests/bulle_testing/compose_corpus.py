@@ -1,7 +1,7 @@
 """Compose files to compare with docker compose: where they are, what is made of them by chance, and what docker compose answered to each.
 
-The answers are kept as digests in ``answers.txt``, so that thousands of cases take seconds and a machine without the peer holds to them as well; tests ask
-the peer itself for a sample. ``python -m bulle_testing.compose_corpus`` (in ``tests/``) asks for all that is not kept yet.
+The answers are kept as digests in ``answers.txt``, so that thousands of cases take seconds and a machine without the peer holds to them as well; tests
+ask the peer itself for a sample. ``python -m bulle_testing.compose_corpus`` (in ``tests/``) asks for all that is not kept yet.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ _ANY_VALUE = (
     "", "true", "1", "-1", "1.5", "text", '"7"', "[]", "{}", "[a]", "[a, a]", "{a: b}", "{a: }", "[{a: b}]", "10s", "08", "[null]", '"true"', "./rel",
 )  # fmt: skip
 # docker compose crashes on it, or ignores a size without a word: docs/differences.md
-_DIFFERENT = frozenset({
-    "pid: ", *(f"{key}: {value}" for key in ("mem_limit", "memswap_limit", "mem_reservation", "shm_size") for value in ("1.5", "08")), "mem_swappiness: 08",
-})  # fmt: skip
+_SIZES = ("mem_limit", "memswap_limit", "mem_reservation", "shm_size")
+_DIFFERENT = frozenset({"pid: ", "mem_swappiness: 08", *(f"{key}: {value}" for key in _SIZES for value in ("1.5", "08"))})
 _NEWER = frozenset({"provider", "models"})
 
 
@@ -125,7 +124,9 @@ def _untagged(text: str) -> str:
     return text.replace("!reset ", "").replace("!override ", "")
 
 
-_REPLACEMENTS: tuple[Any, ...] = (None, True, 0, 3, -1, "", "text", "1m", "10s", [], {}, ["a"], {"a": "b"}, [None], "${SET}", "./x", "80:80", ["a", "a"])
+_REPLACEMENTS: tuple[Any, ...] = (
+    None, True, 0, 3, -1, "", "text", "1m", "10s", [], {}, ["a"], {"a": "b"}, [None], "${SET}", "./x", "80:80", ["a", "a"],
+)  # fmt: skip
 
 
 def _damage(tree: Any, chance: random.Random) -> None:

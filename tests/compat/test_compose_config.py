@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bulle.errors import BulleError
 from bulle_testing import compose_corpus
 from bulle_testing.compose_corpus import ENVIRONMENT, Case
 from bulle_testing.compose_peer import DockerCompose, docker_compose
+from conftest import BulleCommand
 
 __all__ = ["docker_compose"]
 
@@ -22,8 +24,9 @@ _PARTS = 8
 def answer(case: Case, place: Path) -> str:
     """What we say: ``refused``, or the digest of the document."""
     flags = case.flags
+    profiles = tuple(flag.partition("=")[2] for flag in flags if flag.startswith("--profile="))
     request = LoadRequest(
-        project_directory=str(place), environment=ENVIRONMENT, profiles=tuple(flag.partition("=")[2] for flag in flags if flag.startswith("--profile=")),
+        project_directory=str(place), environment=ENVIRONMENT, profiles=profiles,
         services=tuple(flag for flag in flags if not flag.startswith("-")), no_interpolate="--no-interpolate" in flags,
         no_normalize="--no-normalize" in flags, no_path_resolution="--no-path-resolution" in flags, no_consistency="--no-consistency" in flags,
     )  # fmt: skip
@@ -66,6 +69,51 @@ def test_kept_answers_are_docker_composes(docker_compose: DockerCompose, tmp_pat
         code, text = docker_compose.config(case.words, case.files, cwd=place, environment=ENVIRONMENT)
         found = compose_corpus.digest(compose_corpus.understood(text, case.flags, place)) if code == 0 else "refused"
         assert found == kept[case.key], case
+
+
+def test_the_command_prints_what_docker_compose_prints(
+    bulle: BulleCommand, docker_compose: DockerCompose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in _CASES if case.name == "a long app" and not case.flags)
+    place = case.write(tmp_path)
+    monkeypatch.chdir(place)
+    for flags in (
+        (), ("--format", "json"), ("--services",), ("--profiles",), ("--no-interpolate",), ("--no-path-resolution",), ("db",), ("-q",),
+    ):  # fmt: skip
+        code, text = docker_compose.config(("config", *flags), case.files, cwd=place, environment=ENVIRONMENT)
+        done = bulle("compose", "config", *flags, environment=ENVIRONMENT)
+        assert done.returncode == code, flags
+        if "json" in flags:
+            assert json.loads(done.stdout) == json.loads(text)
+        else:  # in which order docker compose names services that do not need each other is chance
+            assert sorted(done.stdout.splitlines()) == sorted(text.splitlines()), flags
+
+
+def test_lists_of_the_command(bulle: BulleCommand, tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(
+        "name: shop\nservices: {a: {image: 'x:${TAG:-1}', networks: [n], volumes: [data:/v]}, b: {build: ., profiles: [p]}}\n"
+        "networks: {n: , m: }\nvolumes: {data: , w: }\n"
+    )
+
+    def lines(*flags: str) -> list[str]:
+        return bulle("compose", "--project-directory", tmp_path, "--profile", "p", "config", *flags, check=True).stdout.splitlines()
+
+    assert lines("--images") == ["x:1", "shop-b"]
+    assert lines("--networks") == ["default", "n"]
+    assert lines("--volumes") == ["data"]
+    assert lines("--profiles") == ["p"]
+    assert "COMPOSE_PROJECT_NAME=shop" in lines("--environment")
+    assert [line.split()[0] for line in lines("--hash", "*")] == ["a", "b"]
+    assert lines("--variables")[1].split() == ["TAG", "false", "1"]
+    assert lines("-o", str(tmp_path / "out")) == []
+    assert (tmp_path / "out").read_text().startswith("name: shop\n")
+
+
+def test_a_broken_file_is_one_sentence(bulle: BulleCommand, tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text("services:\n  a:\n    imag: x\n")
+    done = bulle("compose", "-f", tmp_path / "compose.yaml", "config")
+    assert (done.returncode, done.stdout) == (15, "")
+    assert done.stderr == f"bulle: {tmp_path}/compose.yaml:3: services.a.imag is not a key that can stand here (did you mean image?)\n"
 
 
 def test_corpus_is_large() -> None:

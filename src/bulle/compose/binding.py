@@ -166,7 +166,7 @@ def _autoscale(value: Any) -> Autoscale:
 
 def _resource(structure: Callable[..., _Made], found: Mapping[str, Any], **inner: _Binder) -> _Made:
     extensions = {key: value for key, value in found.items() if key.startswith("x-")}
-    return _as(lambda **fields: structure(**fields, extensions=extensions), **inner)(found)
+    return _as(lambda **fields: structure(**fields, extensions=extensions), _NOTHING, **inner)(found)
 
 
 def network(name: str, found: Mapping[str, Any]) -> Network:
