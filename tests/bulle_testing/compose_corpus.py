@@ -1,7 +1,7 @@
 """Compose files to compare with docker compose: where they are, what is made of them by chance, and what docker compose answered to each.
 
-The answers are kept as digests in ``answers.txt``, so that thousands of cases take seconds and a machine without the peer holds to them as well; tests
-ask the peer itself for a sample. ``python -m bulle_testing.compose_corpus`` (in ``tests/``) asks for all that is not kept yet.
+The answers are kept as digests in ``answers.txt``, so that thousands of cases take seconds and a machine without the peer holds to them as well;
+tests ask the peer itself for a sample. ``python -m bulle_testing.compose_corpus`` (in ``tests/``) asks for all that is not kept yet.
 """
 
 from __future__ import annotations
