@@ -18,14 +18,14 @@ from bulle.compose import conditions, kept_files, record
 from bulle.compose.actual import containers_of, number_of, service_of
 from bulle.compose.app_images import Builder, ensure_images
 from bulle.compose.checking import check_options, check_ports, check_replicas, loopback_ports
-from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, shares, unfinished
+from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, shares
 from bulle.compose.foundations import Foundations, Report
 from bulle.compose.hashing import service_hash
 from bulle.compose.model import Note, Project, Service
 from bulle.compose.mounts import check_binds
 from bulle.compose.options import replica_name
 from bulle.compose.ordering import chosen, dependencies, in_waves
-from bulle.compose.replicas import Replicas, by_service
+from bulle.compose.replicas import Replicas, by_service, is_aside
 from bulle.compose.rollout import RolledBack, Rollout
 from bulle.compose.verdicts import judge
 from bulle.engine.container import Container
@@ -232,7 +232,7 @@ class Convergence:
         self._each(step.surplus, lambda one: replicas.end(service, one))
         for number in step.missing if step.is_late else ():
             replicas.make(service, number)
-        for one in unfinished(replicas, service) if not step.outdated else ():
+        for one in step.kept:  # those that an ``up`` had made which was killed before it gave them their names
             replicas.succeed(service, one)
         if step.outdated and is_rolled(step) and start:
             self._roll(step)
@@ -252,7 +252,7 @@ class Convergence:
 
     def _is_to_do(self, step: Step) -> bool:
         """Whether there is anything to do for a service."""
-        if step.renews or step.surplus or unfinished(self.replicas, step.service):
+        if step.renews or step.surplus or any(is_aside(one, self.project, step.service) for one in step.kept):
             return True
         idle = self._orders.start and any(not one.state().active for one in step.kept)
         return idle or (self._orders.start and self._follows_a_restart(step.service))

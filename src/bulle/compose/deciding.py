@@ -13,7 +13,7 @@ from bulle.compose.actual import number_of
 from bulle.compose.attachments import network_mode, networks_of
 from bulle.compose.foundations import Foundations
 from bulle.compose.model import Service
-from bulle.compose.replicas import Replicas, is_aside
+from bulle.compose.replicas import Replicas
 from bulle.engine.container import Container
 
 
@@ -115,8 +115,3 @@ def _fits(replicas: Replicas, service: Service, container: Container, foundation
 def needs_place_first(service: Service) -> bool:
     """Whether a container can only be made when the one before it is gone: it has an address of its own."""
     return bool(service.mac_address) or any(one.ipv4_address or one.ipv6_address or one.mac_address for one in service.networks.values())
-
-
-def unfinished(replicas: Replicas, service: Service) -> list[Container]:
-    """Containers that still have a name for the time in between."""
-    return [one for one in replicas.of(service.name) if is_aside(one, replicas.project, service)]

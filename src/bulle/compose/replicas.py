@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bulle.engine import Engine
 
 _ANONYMOUS_LENGTH = 64
+_OTHERS_S, _PAUSE_S = 10.0, 0.01
 
 
 @dataclass
@@ -102,7 +104,11 @@ class Replicas:
 
     def start(self, service: Service, container: Container, *, tell: bool = True) -> None:
         """Start it, and run what is to be run after its start."""
-        container.start()
+        try:
+            container.start()
+        except Conflict:
+            if not _is_started_by_another(container):
+                raise
         for hook in service.post_start:
             run_hook(container, hook)
         if tell:
@@ -152,6 +158,16 @@ class Replicas:
         self.succeed(service, new)
         self.report("Container", new.name, "Recreated")
         return new
+
+
+def _is_started_by_another(container: Container) -> bool:
+    """Whether it runs soon because of somebody else: what a command has ordered that was killed is done all the same."""
+    deadline = time.monotonic() + _OTHERS_S
+    while not container.state().active:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
 
 
 def run_hook(container: Container, hook: Hook) -> None:
