@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bulle.compose import balance, labels
 from bulle.compose.actual import number_of, service_of
 from bulle.compose.foundations import Report
+from bulle.compose.hashing import service_hash
 from bulle.compose.kept_files import files_at_hand, kept_files
 from bulle.compose.model import Project, Service
 from bulle.compose.mounts import make_bound_directories
@@ -46,6 +47,7 @@ class Replicas:
     """The project is the one that is kept: secrets and configs are as they were kept."""
     given_up: threading.Event = field(default_factory=threading.Event)
     _files: dict[str, tuple[MountOption, ...]] = field(default_factory=dict)
+    _digests: dict[str, tuple[Service, str]] = field(default_factory=dict)
 
     def of(self, service: str) -> list[Container]:
         """The containers of a service."""
@@ -57,6 +59,13 @@ class Replicas:
         if not found:
             raise NotFound(f"service {service} has no container", "another shares its network or volumes", f"start {service} first")
         return max(found, key=lambda one: one.created_at_ns).id
+
+    def digest(self, service: Service) -> str:
+        """What tells whether a container was made from this service; worked out once."""
+        known = self._digests.get(service.name)
+        if known is None or known[0] is not service:
+            known = self._digests[service.name] = (service, service_hash(service))
+        return known[1]
 
     def files(self, service: Service) -> tuple[MountOption, ...]:
         """The service's secrets and configs, kept."""
