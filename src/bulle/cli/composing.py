@@ -43,6 +43,7 @@ COMPOSE_VERBS: dict[str, str] = {
     "build": "composing_images:build",
     "chaos": "composing_chaos:chaos",
     "commit": "composing_inside:commit",
+    **dict.fromkeys(("config", "convert"), "composing_config:config"),
     "cp": "composing_inside:copy",
     "events": "composing_inside:events",
     "exec": "composing_inside:execute",
@@ -62,7 +63,7 @@ COMPOSE_VERBS: dict[str, str] = {
     "wait": "composing_inside:wait",
     "watch": "composing_watch:watch",
 }
-HIDDEN_VERBS: tuple[str, ...] = ()
+HIDDEN_VERBS: tuple[str, ...] = ("convert",)
 
 
 @dataclass(frozen=True)
