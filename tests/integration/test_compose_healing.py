@@ -189,7 +189,7 @@ def test_one_that_has_files_is_started_again(app: Running, tmp_path: Path) -> No
     assert app.replicas("data").keys() == before.keys() and app.replicas("data")["shop-data-1"][0] == before["shop-data-1"][0]
 
 
-def test_an_up_that_failed_is_finished_when_it_can_be(app: Running, tmp_path: Path) -> None:
+def test_what_an_up_did_not_come_to_is_not_started(app: Running, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o755)
     tmp_path.chmod(0o755)
@@ -203,6 +203,7 @@ def test_an_up_that_failed_is_finished_when_it_can_be(app: Running, tmp_path: Pa
     wait_for(lambda: len(app.starts("shop-other-1")) == 2, "it is looked after")
     assert app.starts("shop-web-1") == [], "it would find no data"
     (shared / "well").touch()
+    app("up", "-d")
     wait_for(lambda: app.runs("shop-web-1"), "now it does")
 
 
