@@ -83,7 +83,7 @@ SERVICE = {
     "devices": _refused("a pod gets devices from a device plugin of the cluster only"),
     "device_cgroup_rules": _refused("a pod gets devices from a device plugin of the cluster only"),
     "gpus": _mapped("a limit of `nvidia.com/gpu` or `amd.com/gpu`; refused without a number, or with device ids"),
-    "healthcheck": _mapped("`readinessProbe`, and `startupProbe` where there is a start period; with `x-bulle-liveness: true` also `livenessProbe`"),
+    "healthcheck": _mapped("`readinessProbe`, and `startupProbe` where there is a start period; with `x-kubernetes-liveness: true` also `livenessProbe`"),
     "deploy": _mapped("replicas, strategy, resources, placement"),
     "develop": _noted(_HERE),
     "scale": _mapped("`replicas`"),
@@ -138,7 +138,7 @@ SERVICE = {
     "autoscale": _mapped("a HorizontalPodAutoscaler", "x-bulle-autoscale"),
     "balance": _mapped("`sticky`: `sessionAffinity: ClientIP`", "x-bulle-balance"),
     "drain": _mapped("`lifecycle.preStop.sleep`, with a note (1.30)", "x-bulle-drain"),
-    "extensions": _mapped("`x-bulle-liveness`; other extensions with a note", "x-…"),
+    "extensions": _mapped("`x-kubernetes-liveness`; other extensions with a note", "x-…"),
 }
 
 KEYS: dict[type[msgspec.Struct], dict[str, Key]] = {
@@ -147,7 +147,7 @@ KEYS: dict[type[msgspec.Struct], dict[str, Key]] = {
         "condition": _mapped(
             "`service_completed_successfully` makes a Job of the other; it and `service_healthy` with a note: `kubectl apply` does not wait"
         ),
-        "restart": _noted("a cluster restarts no pod because another was"),
+        "restart": _mapped("with a note, where the file says it: a cluster restarts no pod because another was"),
         "required": _mapped("a service that is not there is left out"),
     },
     parts.ServiceNetwork: {

@@ -8,7 +8,7 @@ from bulle.kube.names import Document, seconds
 from bulle.kube.report import Path
 from bulle.kube.translation import Translation
 
-LIVENESS = "x-bulle-liveness"
+LIVENESS = "x-kubernetes-liveness"
 _INTERVAL = _TIMEOUT = 30_000_000_000
 _START_INTERVAL = 5_000_000_000
 _RETRIES = 3

@@ -55,6 +55,8 @@ def add_workload(translation: Translation, service: Service) -> None:
     if kind == "DaemonSet" and ends(service):
         report.refuse("pods on every node are always restarted", *path, "restart")
     for name, on in service.depends_on.items():
+        if on.restart and (*path, "depends_on") in translation.project.places:  # else it follows from another key
+            report.note("a cluster restarts no pod because another was", *path, "depends_on", name, "restart")
         if on.condition != "service_started":
             report.note("`kubectl apply` does not wait: until then the pods fail and are restarted", *path, "depends_on", name)
     name = translation.names[service.name]
