@@ -83,7 +83,7 @@ SERVICE = {
     "devices": _refused("a pod gets devices from a device plugin of the cluster only"),
     "device_cgroup_rules": _refused("a pod gets devices from a device plugin of the cluster only"),
     "gpus": _mapped("a limit of `nvidia.com/gpu` or `amd.com/gpu`; refused without a number, or with device ids"),
-    "healthcheck": _mapped("`readinessProbe`, and `startupProbe` where there is a start period; with `x-kubernetes-liveness: true` also `livenessProbe`"),
+    "healthcheck": _mapped("`readinessProbe`, with a start period `startupProbe` too, with `x-kubernetes-liveness: true` `livenessProbe` too"),
     "deploy": _mapped("replicas, strategy, resources, placement"),
     "develop": _noted(_HERE),
     "scale": _mapped("`replicas`"),

@@ -25,7 +25,7 @@ class Manifests:
 
 
 def manifests(project: Project, health_of_image: HealthOfImage = lambda image: None, *, strict: bool = False) -> Manifests:
-    """The documents of a project. Raises InvalidInput that names each key that cannot be mapped, ``strict``: also each that is mapped with a note."""
+    """The documents of a project. Raises NotMapped for keys that cannot be mapped, ``strict``: also for those with a note."""
     translation = Translation(project, health_of_image)
     for service in project.services.values():
         look_at(translation.report, service, ("services", service.name))

