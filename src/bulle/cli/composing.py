@@ -84,6 +84,8 @@ class App:
 
     session: Session
     flags: Flags
+    services: tuple[str, ...] = ()
+    """Those that the command line names: they are enabled whatever their profiles. To be said before the project is looked at."""
     _notes_said: bool = field(default=False, repr=False)
 
     @property
@@ -94,13 +96,14 @@ class App:
     @cached_property
     def project(self) -> Project:
         """The project that the files say; raises BulleError where there are none or they are wrong."""
-        from bulle.compose.loading import load  # a verb on a running app needs no files
+        from bulle.compose.loading import LoadRequest, load  # a verb on a running app needs no files
 
         flags = self.flags
-        return load(
+        request = LoadRequest(
             files=tuple(flags.file), project_name=flags.project_name, project_directory=flags.project_directory, profiles=tuple(flags.profile),
-            env_files=tuple(flags.env_file),
+            env_files=tuple(flags.env_file), services=self.services,
         )  # fmt: skip
+        return load(request)
 
     @cached_property
     def name(self) -> str:

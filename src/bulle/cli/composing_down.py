@@ -31,4 +31,10 @@ def down(app: App, services: Sequence[str], remove_orphans: bool, rmi: str | Non
     return 0
 
 
+def bring_down(app: App) -> None:
+    """Stop and remove all of an app but its volumes."""
+    with app.locked():
+        Halt(app.engine, app.name, app.report, project=app.project_if_any(), one_off=True).down()
+
+
 root_down = for_root(down, "Stop and remove the containers and networks of an app (bulle compose down).")

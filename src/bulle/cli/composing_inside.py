@@ -168,7 +168,7 @@ def wait(app: App, services: Sequence[str], down_project: bool) -> int:
         code = 255 if result < 0 else result
         write(f'container "{container.id}" exited with status code {code}\n')
     if down_project:
-        from bulle.cli.composing_stop import bring_down
+        from bulle.cli.composing_down import bring_down
 
         bring_down(app)
     return code

@@ -20,7 +20,6 @@ from bulle.compose.building import Asked
 from bulle.compose.converging import AT_ONCE, Convergence, Orders
 from bulle.compose.halting import Halt
 from bulle.errors import InvalidInput
-from bulle.monitor.log_reading import Choice as LogChoice
 
 if TYPE_CHECKING:
     from bulle.engine import Container
@@ -45,7 +44,7 @@ _MAKING: Sequence[Callable[[Any], Any]] = (
 _UP: Sequence[Callable[[Any], Any]] = (
     click.option("-d", "--detach", is_flag=True, help="Detached mode: Run containers in the background"),
     click.option("--abort-on-container-exit", is_flag=True, help="Stops all containers if any container was stopped. Incompatible with -d"),
-    click.option("--abort-on-container-failure", is_flag=True, help="Stops all containers if any container exited with failure. Incompatible with -d"),
+    click.option("--abort-on-container-failure", is_flag=True, help="Stops all containers if any exited with failure. Incompatible with -d"),
     click.option("--always-recreate-deps", is_flag=True, help="Recreate dependent containers. Incompatible with --no-recreate"),
     click.option("--attach", multiple=True, type=Text("stringArray"), help="Restrict attaching to the specified services"),
     click.option("--attach-dependencies", is_flag=True, help="Automatically attach to log output of dependent services"),
@@ -56,7 +55,7 @@ _UP: Sequence[Callable[[Any], Any]] = (
     click.option("--timestamps", is_flag=True, help="Show timestamps"),
     click.option("--no-deps", is_flag=True, help="Don't start linked services"),
     click.option("--no-start", is_flag=True, help="Don't start the services after creating them"),
-    click.option("-V", "--renew-anon-volumes", is_flag=True, help="Recreate anonymous volumes instead of retrieving data from the previous containers"),
+    click.option("-V", "--renew-anon-volumes", is_flag=True, help="Recreate anonymous volumes instead of those of the previous containers"),
     click.option("-t", "--timeout", type=Whole(-1), help="Seconds for containers to end in when they are stopped"),
     click.option("--wait", "await_ready", is_flag=True, help="Wait for services to be running|healthy. Implies detached mode"),
     click.option("--wait-timeout", type=Whole(0), default=0, help="Maximum duration in seconds to wait for the project to be running|healthy"),
@@ -139,6 +138,7 @@ def converge(app: App, orders: Orders, timeout_s: int | None = None, *, wait: bo
 @pass_app
 def up(app: App, services: Sequence[str], **flags: Any) -> int:
     """Create and start containers."""
+    app.services = tuple(services)
     aborts = flags["abort_on_container_exit"] or flags["abort_on_container_failure"] or flags["exit_code_from"]
     detached = flags["detach"] or flags["await_ready"] or flags["no_start"] or app.flags.dry_run
     if aborts and detached:
@@ -163,6 +163,7 @@ root_up = for_root(up, "Create and start the containers of an app (bulle compose
 @pass_app
 def create(app: App, services: Sequence[str], **flags: Any) -> int:
     """Creates containers for a service."""
+    app.services = tuple(services)
     converge(app, orders_of(app, services, {**flags, "no_start": True}))
     return 0
 

@@ -20,9 +20,10 @@ from bulle.compose.app_images import Builder, ensure_images
 from bulle.compose.checking import check_options, check_ports, check_replicas, loopback_ports
 from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, unfinished
 from bulle.compose.foundations import Foundations, Report
+from bulle.compose.hashing import service_hash
 from bulle.compose.model import Note, Project, Service
 from bulle.compose.mounts import check_binds
-from bulle.compose.options import config_hash, replica_name
+from bulle.compose.options import replica_name
 from bulle.compose.ordering import chosen, dependencies, in_waves
 from bulle.compose.replicas import Replicas, by_service
 from bulle.compose.rollout import RolledBack, Rollout
@@ -177,7 +178,7 @@ class Convergence:
             for name, old in before.project.services.items():
                 if name not in names and name in services:
                     services[name] = old
-                elif name in names and config_hash(before.service(name)) != config_hash(services[name]):
+                elif name in names and service_hash(before.service(name)) != service_hash(services[name]):
                     previous[name] = before.service(name)
         choices = Choices(scales=scales, images=images, running=tuple(sorted(running)))
         record.write(self._engine, record.App(replace(self.project, services=services), previous, choices))

@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from bulle.compose import labels
 from bulle.compose.attachments import network_fields, networks_of
+from bulle.compose.hashing import service_hash
 from bulle.compose.limits import limit_fields
 from bulle.compose.model import Project, Service
 from bulle.compose.mounts import mount_options
-from bulle.compose.record import encoded
 from bulle.compose.verdicts import refused
 from bulle.model.container import ContainerOptions
 from bulle.model.volume import MountOption
@@ -80,14 +77,8 @@ def replica_name(project: Project, service: Service, number: int) -> str:
     return service.container_name or labels.container_name(project.name, service.name, number)
 
 
-def config_hash(service: Service) -> str:
-    """What tells whether a container was made from this service: of all that a container is made from, not of how many there are of it and when."""
-    deploy = service.deploy and replace(service.deploy, replicas=None, update_config=None, rollback_config=None)
-    kept = replace(
-        service, build=None, pull_policy="", scale=None, deploy=deploy, depends_on={}, profiles=(), develop=None, attach=True, autoscale=None,
-        balance="random", drain=type(service.drain)(0), post_start=(), pre_stop=(), extensions={},
-    )  # fmt: skip
-    return hashlib.sha256(encoded(kept)).hexdigest()
+config_hash = service_hash
+"""What tells whether a container was made from a service."""
 
 
 def restart_policy(service: Service) -> str:
@@ -110,7 +101,7 @@ def _own_labels(project: Project, service: Service, number: int, image_id: str) 
         labels.SERVICE: service.name,
         labels.NUMBER: str(number),
         labels.ONE_OFF: "False",
-        labels.CONFIG_HASH: config_hash(service),
+        labels.CONFIG_HASH: service_hash(service),
         labels.CONFIG_FILES: ",".join(project.files),
         labels.WORKING_DIRECTORY: project.working_directory,
         labels.IMAGE: image_id,

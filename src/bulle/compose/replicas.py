@@ -91,14 +91,15 @@ class Replicas:
             self.report("Container", container.name, "Created")
         return container
 
-    def start(self, service: Service, container: Container) -> None:
+    def start(self, service: Service, container: Container, *, tell: bool = True) -> None:
         """Start it, and run what is to be run after its start."""
         container.start()
         for hook in service.post_start:
             run_hook(container, hook)
-        self.report("Container", container.name, "Started")
+        if tell:
+            self.report("Container", container.name, "Started")
 
-    def end(self, service: Service | None, container: Container, *, remove: bool = True, verb: str = "stop") -> None:
+    def end(self, service: Service | None, container: Container, *, remove: bool = True, tell: bool = True) -> None:
         """Take it out of the balance, stop it, and remove it; its anonymous volumes stay where they are handed on."""
         if container.state().active:
             if service is not None:
@@ -106,19 +107,21 @@ class Replicas:
                 for hook in service.pre_stop:
                     with suppress(BulleError):
                         run_hook(container, hook)
-            container.stop(self.timeout_s, verb=verb)
-            self.report("Container", container.name, "Stopped")
+            container.stop(self.timeout_s)
+            if tell:
+                self.report("Container", container.name, "Stopped")
         if remove:
-            self.remove(container)
+            self.remove(container, tell=tell)
 
-    def remove(self, container: Container, *, volumes: bool = False) -> None:
+    def remove(self, container: Container, *, volumes: bool = False, tell: bool = True) -> None:
         """Remove it, whatever it does."""
         with suppress(NotFound):
             container.remove(force=True, volumes=volumes)
         known = self.of(service_of(container))
         if container in known:
             known.remove(container)
-        self.report("Container", container.name, "Removed")
+        if tell:
+            self.report("Container", container.name, "Removed")
 
     def succeed(self, service: Service, container: Container) -> None:
         """Give a container that was made aside the name that its predecessor had."""
@@ -130,11 +133,11 @@ class Replicas:
         """Let a container take the place of another, which is stopped first; one that is not made yet is made in between."""
         number = number_of(old)
         if new is None:
-            self.end(service, old, remove=False)
+            self.end(service, old, remove=False, tell=False)
             for attachment in old.plan.network.attachments:  # its addresses are free for the next
                 self.engine.networks.disconnect(attachment.network_id, old)
             new = self.make(service, number, predecessor=old, aside=True)
-        self.end(service, old)
+        self.end(service, old, tell=False)
         self.succeed(service, new)
         self.report("Container", new.name, "Recreated")
         return new

@@ -12,8 +12,8 @@ from bulle.compose.actual import containers_of
 from bulle.compose.app_images import Builder, ensure_images
 from bulle.compose.checking import check_options
 from bulle.compose.foundations import Report
+from bulle.compose.hashing import service_hash
 from bulle.compose.model import Service
-from bulle.compose.options import config_hash
 from bulle.compose.replicas import Replicas, by_service
 from bulle.compose.rollout import START_FIRST, RolledBack, Rollout, at_image
 from bulle.compose.service_parts import UpdateConfig
@@ -66,7 +66,7 @@ def _exchange(
     check_options(replicas, [new])
     kept = replace(wanted, previous={**app.previous, name: old})
     record.write(engine, kept)
-    digest = config_hash(new)
+    digest = service_hash(new)
     outdated = [one for one in replicas.of(name) if one.options.labels.get(labels.CONFIG_HASH) != digest or one.image_id != images[name]]
     try:
         Rollout(replicas, new, config, at_image(replicas, old, before)).run(outdated)
