@@ -40,6 +40,7 @@ COMPOSE_VERBS: dict[str, str] = {
     "update": "composing_updates:update",
     "attach": "composing_inside:attach",
     "build": "composing_images:build",
+    "chaos": "composing_chaos:chaos",
     "commit": "composing_inside:commit",
     "cp": "composing_inside:copy",
     "events": "composing_inside:events",

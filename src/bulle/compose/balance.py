@@ -9,10 +9,11 @@ from contextlib import suppress
 from bulle.compose.model import Service
 from bulle.engine.container import Container
 from bulle.errors import BulleError
+from bulle.network.sockets import connected
 
 _DRAIN_S = 1.0
 _LISTENS_WITHIN_S = 10.0
-_PAUSE_S = 0.02
+_LEAST_S, _PAUSE_S = 0.02, 0.02
 
 
 def await_share(container: Container, given_up: threading.Event) -> None:
@@ -25,8 +26,14 @@ def await_share(container: Container, given_up: threading.Event) -> None:
 
 
 def withdraw(service: Service, container: Container) -> None:
-    """Have no new connection reach it, and leave it a while to finish those that it has."""
-    if any(port.shared for port in container.plan.network.ports) and container.state().active:
-        with suppress(BulleError):  # who cannot be told must not keep it from its end
-            container.withdraw()
-        time.sleep(service.drain / 1e9 or _DRAIN_S)
+    """Have no new connection reach it, and leave it a while (``drain``) to finish those that it has; that is over when there are none any more."""
+    state = container.state()
+    ports = {port.container_port for port in container.plan.network.ports if port.shared}
+    if not ports or state.status != "running":
+        return
+    with suppress(BulleError):  # who cannot be told must not keep it from its end
+        container.withdraw()
+    deadline = time.monotonic() + (service.drain / 1e9 or _DRAIN_S)
+    time.sleep(_LEAST_S)  # who was led to it at the last moment arrives
+    while time.monotonic() < deadline and (container.plan.guest is not None or ports & connected(state.pid)):
+        time.sleep(_PAUSE_S)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
+from bulle.compose.keeping import ensure
 from bulle.compose.model import Project, Service
 from bulle.records.apps import AppRecords, AppRow, Choices
 
@@ -91,6 +92,8 @@ def write(engine: Engine, app: App) -> None:
     before = records.find(app.name)
     if before is None or replace(before, changed_at_ns=row.changed_at_ns) != row:
         records.put(row)
+    if app.choices.running:
+        ensure(engine.home)
 
 
 def forget(engine: Engine, name: str) -> None:
