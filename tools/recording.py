@@ -1,7 +1,8 @@
 """A recording of a terminal as an SVG that moves by itself: ``tools/recording.py docs/images/apps.svg demo/apps.commands examples/fail-over``.
 
 Runs the commands of a file, one a line, in a copy of a directory that is called ``~/shop`` in the recording, each in a terminal of its own size, and
-writes what was seen, in real time but for long pauses. The SVG holds text and CSS only. A line that begins with ``#`` is a comment that is shown.
+writes what was seen, in real time but for long pauses. The SVG holds text and CSS only. Of the file's lines the first is the title; one that begins
+with ``#`` is a comment that is shown, one with ``@`` is run at the end and not shown.
 """
 
 from __future__ import annotations
@@ -236,6 +237,8 @@ def main() -> int:
     target, commands, example = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     lines = [line for line in commands.read_text().splitlines() if line]
     title = lines.pop(0).removeprefix("#").strip()
+    untold = [line.removeprefix("@") for line in lines if line.startswith("@")]
+    lines = [line for line in lines if not line.startswith("@")]
     recording = Recording()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
         shop = Path(place) / SHOP
@@ -243,10 +246,14 @@ def main() -> int:
         scripts = sysconfig.get_path("scripts")
         environment = {key: value for key, value in os.environ.items() if key in ("BULLE_HOME", "LANG")}
         environment |= {"HOME": place, "PATH": f"{scripts}:/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
-        for command in lines:
-            recording.type(command)
-            if not command.startswith("#"):
-                recording.run(command, shop, environment)
+        try:
+            for command in lines:
+                recording.type(command)
+                if not command.startswith("#"):
+                    recording.run(command, shop, environment)
+        finally:
+            for command in untold:
+                subprocess.run(["bash", "-c", command], cwd=shop, env=environment, capture_output=True, check=True)
         recording.wait(READING_S)
         picture = svg(recording, title)
         if told := [path for path in (place, str(Path.cwd()), scripts) if path in picture]:
