@@ -42,6 +42,7 @@ COMPOSE_VERBS: dict[str, str] = {
     "build": "composing_images:build",
     "chaos": "composing_chaos:chaos",
     "commit": "composing_inside:commit",
+    **dict.fromkeys(("config", "convert"), "composing_config:config"),
     "cp": "composing_inside:copy",
     "events": "composing_inside:events",
     "exec": "composing_inside:execute",
@@ -59,7 +60,7 @@ COMPOSE_VERBS: dict[str, str] = {
     "volumes": "composing_listing:volumes",
     "wait": "composing_inside:wait",
 }
-HIDDEN_VERBS: tuple[str, ...] = ()
+HIDDEN_VERBS: tuple[str, ...] = ("convert",)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""``bulle compose config --format kubernetes``: the app's documents on standard output, what is lost on the way on standard error."""
+"""``bulle compose config --format kubernetes``: the app's documents, and on standard error what is lost on the way."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bulle.cli.session import note, printable, write
+import msgspec
+
+from bulle.cli.session import note, printable
 from bulle.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -13,21 +16,38 @@ if TYPE_CHECKING:
     from bulle.engine import Engine
 
 
-def print_manifests(engine: Engine, project: Project, *, strict: bool) -> None:
-    """Print the documents and the notes; with ``strict`` notes are refusals. Raises InvalidInput, when every reason was printed."""
+def rendered(engine: Engine, project: Project, services: Sequence[str], *, strict: bool) -> str:
+    """The documents as YAML, of these services and what they depend on or of all; notes are printed, with ``strict`` they are refusals. Raises
+    InvalidInput, when every reason was printed.
+    """
     from bulle.kube.manifests import manifests
     from bulle.kube.report import NotMapped
     from bulle.kube.writing import write_yaml
 
+    if services:
+        project = _only(project, services)
     try:
         found = manifests(project, lambda image: _health(engine, image), strict=strict)
     except NotMapped as error:
         for one in error.refusals:
             note(printable(str(one)))
         raise InvalidInput(error.brief, "", "each is named above") from None
-    write(write_yaml(found.documents))
     for one in found.notes:
         note(f"WARNING: {printable(str(one))}")
+    return write_yaml(found.documents)
+
+
+def _only(project: Project, services: Sequence[str]) -> Project:
+    wanted: dict[str, None] = {}
+    waiting = list(services)
+    while waiting:
+        name = waiting.pop()
+        if name not in project.services:
+            raise NotFound(f"no service {name}", "", "the file has " + (", ".join(project.services) or "none"))
+        if name not in wanted:
+            wanted[name] = None
+            waiting += [other for other in project.services[name].depends_on if other in project.services]
+    return msgspec.structs.replace(project, services={name: one for name, one in project.services.items() if name in wanted})
 
 
 def _health(engine: Engine, name: str) -> Healthcheck | None:

@@ -56,7 +56,7 @@ def _tree(request: LoadRequest) -> tuple[Tree, Found, str, Warnings]:
     found = find(request)
     name = project_name(found, _said_name(found, request))
     found.environment["COMPOSE_PROJECT_NAME"] = name
-    warnings = Warnings({}, {})
+    warnings = Warnings()
     joiner = Joiner(
         environment=found.environment, directory=found.directory, shown_directory=found.directory, warnings=warnings, opened=[],
         interpolating=not request.no_interpolate, absolute=not request.no_path_resolution,
@@ -199,6 +199,7 @@ def _bind(
 
 
 def _notes(warnings: Warnings, file: str) -> tuple[Note, ...]:
-    notes = [Note(place, "version", "means nothing any more; take it out") for place in warnings.obsolete.values()]
-    notes += [Note(Place(file, 1), name, "the variable is not set; it is taken as empty") for name in warnings.missing]
-    return tuple(notes)
+    return (
+        *warnings.notes,
+        *(Note(Place(file, 1), name, "the variable is not set; it is taken as empty") for name in warnings.missing),
+    )

@@ -240,6 +240,8 @@ def ports_from(text: str) -> list[Tree]:
     if protocol not in _PROTOCOLS:
         raise ValueError(f"the port {text!r} has an unknown protocol")
     first, last = _range(target, text)
+    if first == 0:
+        raise ValueError(f"the port {text!r} is none of a container")
     start, end = _range(published, text) if published else (0, 0)
     if published and end - start != last - first and first != last:
         raise ValueError(f"the ranges of the port {text!r} are of different lengths")

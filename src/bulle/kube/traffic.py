@@ -8,7 +8,7 @@ import re
 from bulle.compose import labels as compose_labels
 from bulle.compose.model import Service
 from bulle.compose.service_parts import Port
-from bulle.kube.names import Document, dns_label, joined
+from bulle.kube.names import Document, dns_label, is_label_key, joined
 from bulle.kube.translation import Translation
 
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -17,7 +17,8 @@ _NAME_SERVICE = 53
 
 def network_label(network: str) -> str:
     """The label of the pods that are on a network."""
-    return f"{compose_labels.NETWORK}/{network.replace(' ', '-')[:63]}"
+    key = f"{compose_labels.NETWORK}/{network}"
+    return key if is_label_key(key) else f"{compose_labels.NETWORK}/{dns_label(network)}"
 
 
 def _port_name(translation: Translation, service: Service, number: int, port: Port) -> str:
