@@ -30,6 +30,7 @@ _services = click.argument("services", nargs=-1, shell_complete=complete_service
 
 def _chosen(app: App, names: Sequence[str]) -> list[Service]:
     """The services of these names, or all that are enabled."""
+    app.services = tuple(names)
     project = app.project
     check_services(project, names)
     known = {**project.disabled, **project.services}

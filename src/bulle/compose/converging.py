@@ -18,7 +18,7 @@ from bulle.compose import conditions, kept_files, record
 from bulle.compose.actual import containers_of, number_of, service_of
 from bulle.compose.app_images import Builder, ensure_images
 from bulle.compose.checking import check_options, check_ports, check_replicas, loopback_ports
-from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, unfinished
+from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, shares, unfinished
 from bulle.compose.foundations import Foundations, Report
 from bulle.compose.hashing import service_hash
 from bulle.compose.model import Note, Project, Service
@@ -133,6 +133,8 @@ class Convergence:
         for service in self.services.values():
             step = decide(self.replicas, service, wishes, self._foundations, renewed)
             self.steps[service.name] = step
+            late = (needs_place_first(service) or is_rolled(step)) and bool(step.outdated)
+            step.is_late = late or any(self.steps[name].is_late for name in shares(service) if name in self.steps)
             if step.renews:
                 renewed.add(service.name)
 
@@ -145,7 +147,17 @@ class Convergence:
         self._foundations.make(self._report)
         self._make()
         graph = dependencies(self.services.values())
-        in_waves(graph, lambda name: self._settle(self.steps[name]), leave=self._engine.close, given_up=self.given_up)
+        settled = list[str]()
+
+        def settle(name: str) -> None:
+            self._settle(self.steps[name])
+            settled.append(name)
+
+        try:
+            in_waves(graph, settle, leave=self._engine.close, given_up=self.given_up)
+        finally:
+            if self._orders.start:
+                self._keep_running(settled)
         self._see_to_orphans()
         self.sweep()
 
@@ -170,9 +182,9 @@ class Convergence:
         services = dict(self.project.services)
         scales = dict(self._orders.scales)
         images: dict[str, str] = {}
-        running = set(names if self._orders.start else ())
+        running = set[str]()
         if before is not None:
-            running |= set(before.choices.running) & services.keys()
+            running = set(before.choices.running) & services.keys()
             scales = {**{name: one for name, one in before.choices.scales.items() if name in services and name not in names}, **scales}
             images = {name: one for name, one in before.choices.images.items() if name in services and name not in names}
             for name, old in before.project.services.items():
@@ -183,15 +195,23 @@ class Convergence:
         choices = Choices(scales=scales, images=images, running=tuple(sorted(running)))
         record.write(self._engine, record.App(replace(self.project, services=services), previous, choices))
 
+    def _keep_running(self, names: Collection[str]) -> None:
+        """Keep that these are to run from now on: once they were started in their order, so that nobody else starts them before it."""
+        app = record.read(self._engine, self.project.name)
+        if app is not None and not set(names) <= set(app.choices.running):
+            running = tuple(sorted({*app.choices.running, *names}))
+            record.write(self._engine, replace(app, choices=replace(app.choices, running=running)))
+
     def _make(self) -> None:
         """Make every container that can be made beside what runs; none of them stays where one cannot be made."""
         made: list[Container] = []
         try:
             for step in self.steps.values():
+                if step.is_late:
+                    continue
                 for number in step.missing:
                     made.append(self.replicas.make(step.service, number))
-                    step.made.append(made[-1])
-                if step.outdated and not is_rolled(step) and not needs_place_first(step.service):
+                if not is_rolled(step):
                     for old in step.outdated:
                         made.append(self.replicas.make(step.service, number_of(old), predecessor=old, aside=True))
                         step.ready[old.id] = made[-1]
@@ -206,6 +226,8 @@ class Convergence:
         if start and (step.renews or any(not one.state().active for one in step.kept)):
             self.await_dependencies(service)
         self._each(step.surplus, lambda one: replicas.end(service, one))
+        for number in step.missing if step.is_late else ():
+            replicas.make(service, number)
         for one in unfinished(replicas, service) if not step.outdated else ():
             replicas.succeed(service, one)
         if step.outdated and is_rolled(step) and start:

@@ -29,7 +29,8 @@ class Step:
     missing: list[int] = field(default_factory=list)
     ready: dict[str, Container] = field(default_factory=dict)
     """What was made to take the place of outdated ones, by their ids."""
-    made: list[Container] = field(default_factory=list)
+    is_late: bool = False
+    """Its containers are only made when those before them are gone, or when those are made whose network it shares."""
 
     @property
     def renews(self) -> bool:
@@ -48,7 +49,7 @@ class Wishes:
 def decide(replicas: Replicas, service: Service, wishes: Wishes, foundations: Foundations, renewed: Collection[str]) -> Step:
     """The step of one service. ``renewed`` are services whose containers become others, which those have to follow that share their network."""
     step = Step(service)
-    shared = _shares(service)
+    shared = shares(service)
     for container in _one_of_each_number(replicas, service, step):
         fresh = not wishes.recreate or (
             service.name not in wishes.forced
@@ -86,7 +87,7 @@ def _one_of_each_number(replicas: Replicas, service: Service, step: Step) -> lis
     return list(found.values())
 
 
-def _shares(service: Service) -> set[str]:
+def shares(service: Service) -> set[str]:
     """The services whose containers this one's are made with."""
     found = {text.partition(":")[0] for text in service.volumes_from if not text.startswith("container:")}
     if service.network_mode.startswith("service:"):

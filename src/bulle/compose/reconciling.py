@@ -116,6 +116,8 @@ class Reconciler:
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, str(os.getpid()).encode(), 0)  # for who wonders
                 return True
             except BlockingIOError:
                 if time.monotonic() > deadline:

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +23,9 @@ from bulle.records.apps import AppRecords, AppRow, Choices
 
 if TYPE_CHECKING:
     from bulle.engine import Engine
+
+
+_PATIENCE_S, _PAUSE_S = 1.0, 0.005
 
 
 def _plain(value: object) -> int:
@@ -110,6 +113,18 @@ def _app(row: AppRow) -> App:
     return App(_project.decode(row.project), _services.decode(row.previous), row.choices, row.changed_at_ns)
 
 
+def _wait_for(descriptor: int, say: Callable[[], object]) -> None:
+    """Wait for the lock; somebody who has it for a moment only is not worth a word."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE_S)
+    say()
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
 @contextmanager
 def locked(engine: Engine, name: str, *, wait: bool = True, say: Callable[[], object] = lambda: None) -> Iterator[bool]:
     """Be the only one who changes the containers of an app; ``say`` is called where that has to be waited for.
@@ -126,8 +141,7 @@ def locked(engine: Engine, name: str, *, wait: bool = True, say: Callable[[], ob
             if not wait:
                 yield False
                 return
-            say()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _wait_for(descriptor, say)
         yield True
     finally:
         os.close(descriptor)

@@ -134,10 +134,12 @@ class Replicas:
         number = number_of(old)
         if new is None:
             self.end(service, old, remove=False, tell=False)
-            for attachment in old.plan.network.attachments:  # its addresses are free for the next
-                self.engine.networks.disconnect(attachment.network_id, old)
+            left = self.engine.containers.get(old.id)
+            for attachment in left.plan.network.attachments:  # its addresses are free for the next
+                self.engine.networks.disconnect(attachment.network_id, left)
             new = self.make(service, number, predecessor=old, aside=True)
-        self.end(service, old, tell=False)
+        self.end(service, old, remove=False, tell=False)
+        self.remove(old, volumes=not self.keep_volumes, tell=False)
         self.succeed(service, new)
         self.report("Container", new.name, "Recreated")
         return new
