@@ -2,7 +2,7 @@
 
 Runs the commands of a file, one a line, in a copy of a directory that is called ``~/shop`` in the recording, each in a terminal of its own size, and
 writes what was seen, in real time but for long pauses. The SVG holds text and CSS only. Of the file's lines the first is the title; one that begins
-with ``#`` is a comment that is shown, one with ``@`` is run at the end and not shown.
+with ``#`` is a comment that is shown, one with ``@`` is run at the end and not shown. Bulle has a home of its own for that time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ import termios
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from bulle_testing import places
 
 COLUMNS, ROWS = 92, 20
 TYPING_S, READING_S, END_S = 0.035, 0.9, 4.0
@@ -244,8 +248,10 @@ def main() -> int:
         shop = Path(place) / SHOP
         shutil.copytree(example, shop)
         scripts = sysconfig.get_path("scripts")
-        environment = {key: value for key, value in os.environ.items() if key in ("BULLE_HOME", "LANG")}
-        environment |= {"HOME": place, "PATH": f"{scripts}:/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+        home = Path(place) / "home"
+        home.mkdir(mode=0o700)
+        environment = {"BULLE_HOME": str(home), "HOME": place, "PATH": f"{scripts}:/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm-256color"}
+        environment["LC_ALL"] = "C.UTF-8"
         try:
             for command in lines:
                 recording.type(command)
@@ -254,6 +260,7 @@ def main() -> int:
         finally:
             for command in untold:
                 subprocess.run(["bash", "-c", command], cwd=shop, env=environment, capture_output=True, check=True)
+            places.close_home(home)
         recording.wait(READING_S)
         picture = svg(recording, title)
         if told := [path for path in (place, str(Path.cwd()), scripts) if path in picture]:
