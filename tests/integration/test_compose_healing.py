@@ -169,7 +169,12 @@ def test_the_unhealthy_are_replaced(app: Running) -> None:
     before = app.replicas("web")
     with Load(port) as load:
         app.net("exec", "shop-web-1", "touch", "/tmp/ill")
-        wait_for(lambda: app.replicas("web").keys() == before.keys() and app.replicas("web") != before, "another one stands in its place")
+
+        def is_replaced() -> bool:
+            found = app.replicas("web")
+            return found.keys() == before.keys() and found["shop-web-1"][0] != before["shop-web-1"][0]
+
+        wait_for(is_replaced, "another one stands in its place")
         wait_for(lambda: app.net.inspect("shop-web-1", ".State.Health.Status") == "healthy", "which is well")
     assert load.asked and all(answer == "ConnectionRefusedError" for answer in load.lost), "nobody waits for one that is ill"
     wait_for(lambda: ask("127.0.0.1", port).startswith("web "), "it answers")
@@ -182,6 +187,23 @@ def test_one_that_has_files_is_started_again(app: Running, tmp_path: Path) -> No
     app.net("exec", "shop-data-1", "touch", "/tmp/ill")
     wait_for(lambda: len(app.starts("shop-data-1")) == 2, "two at once could spoil what both write")
     assert app.replicas("data").keys() == before.keys() and app.replicas("data")["shop-data-1"][0] == before["shop-data-1"][0]
+
+
+def test_an_up_that_failed_is_finished_when_it_can_be(app: Running, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    tmp_path.chmod(0o755)
+    check = {"test": ["CMD-SHELL", "test -e /shared/well"], "interval": "100ms", "retries": 1}
+    sleep = {"command": ["sleep", "1000"]}
+    data = {**sleep, "healthcheck": check, "volumes": [{"type": "bind", "source": str(shared), "target": "/shared", "read_only": True}]}
+    with pytest.raises(AssertionError, match="unhealthy"):
+        app.up(wait=False, data=data, web={**sleep, "depends_on": {"data": {"condition": "service_healthy"}}}, other=sleep)
+    wait_for(lambda: app.runs("shop-other-1"), "what depends on nobody runs")
+    app.crash("shop-other-1")
+    wait_for(lambda: len(app.starts("shop-other-1")) == 2, "it is looked after")
+    assert app.starts("shop-web-1") == [], "it would find no data"
+    (shared / "well").touch()
+    wait_for(lambda: app.runs("shop-web-1"), "now it does")
 
 
 def test_who_crashes_again_and_again_is_waited_for_longer(app: Running) -> None:

@@ -92,6 +92,7 @@ def orders_of(app: App, services: Sequence[str], flags: dict[str, Any]) -> Order
         services=tuple(services),
         scales=scales(flags["scale"]),
         start=not flags.get("no_start"),
+        kept=not any(flags.get(name) for name in ("abort_on_container_exit", "abort_on_container_failure", "exit_code_from")),
         with_dependencies=not flags.get("no_deps"),
         force_recreate=flags["force_recreate"],
         recreate=not flags["no_recreate"],

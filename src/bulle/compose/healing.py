@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bulle.compose import labels
+from bulle.compose import conditions, labels
 from bulle.compose.actual import number_of
 from bulle.compose.deciding import needs_place_first
 from bulle.compose.hashing import service_hash
@@ -158,7 +158,9 @@ class Healing:
 
     def _start(self, service: Service, number: int, container: Container) -> None:
         due_s = max(self._failures.due_s((service.name, number)), _due_after(ends.read(container.directory)))
-        if self._waits(service) or not self._is_due(due_s):
+        state = self._states[container.id]
+        is_first = state.status == "created" or state.boot_id != process.boot_id()
+        if self._waits(service) or (is_first and not self._conditions_hold(service)) or not self._is_due(due_s):
             return
         self.actions.start.append((service, container))
 
@@ -174,6 +176,20 @@ class Healing:
     def _waits(self, service: Service) -> bool:
         """Whether one that it depends on is not there yet."""
         return any(name in self._unsettled for name in service.depends_on)
+
+    def _conditions_hold(self, service: Service) -> bool:
+        """Whether what it depends on is as it wants it before it is started for the first time, or after a boot."""
+        for name, wanted in service.depends_on.items():
+            states = [self._states[one.id] for found in self._there.get(name, {}).values() for one in found]
+            if wanted.condition == conditions.COMPLETED:
+                holds = all(state.status == "exited" and state.exit_code == 0 for state in states)
+            elif wanted.condition == conditions.HEALTHY:
+                holds = all(state.status == "running" and state.health is not None and state.health.status == "healthy" for state in states)
+            else:
+                holds = any(state.active for state in states)
+            if wanted.required and not (holds and states):
+                return False
+        return True
 
     def _is_unsettled(self, service: Service) -> bool:
         if _is_job(self._app.project, service.name):
@@ -234,7 +250,7 @@ def _stays_ended(service: Service) -> bool:
 def _is_job(project: Project, name: str) -> bool:
     """Whether it is there to come to an end: others wait for that."""
     waited: list[Mapping[str, object]] = [one.depends_on for one in project.services.values() if name in one.depends_on]
-    return any(getattr(depends_on[name], "condition", "") == "service_completed_successfully" for depends_on in waited)
+    return any(getattr(depends_on[name], "condition", "") == conditions.COMPLETED for depends_on in waited)
 
 
 def _due_after(found: Sequence[End]) -> float:

@@ -56,10 +56,10 @@ def mend(home: Path, name: str, actions: Actions, words: int) -> None:
             key, what, act = work[at]
             try:
                 act()
-                _say(home, f"{name}: {what}")
+                say(home, f"{name}: {what}")
             except (BulleError, OSError) as error:
                 failed.append(key)
-                _say(home, f"{name}: {what}: {error}")
+                say(home, f"{name}: {what}: {error}")
 
         each(do, len(work), engine.close, lambda: None, _AT_ONCE)
         os.write(words, msgspec.json.encode(failed))
@@ -69,7 +69,7 @@ def end_slowly(home: Path, name: str, service: Service, identifier: str, *, agai
     """Take a replica out of the balance, give it its time to end, and remove it, or start it ``again``."""
     with Engine(home) as engine, suppress(BulleError):
         container = engine.containers.get(identifier)
-        _say(home, f"{name}: {container.name} is {'restarted' if again else 'removed'}")
+        say(home, f"{name}: {container.name} is {'restarted' if again else 'removed'}")
         app = record.read(engine, name)
         if app is None:
             return
@@ -77,7 +77,11 @@ def end_slowly(home: Path, name: str, service: Service, identifier: str, *, agai
             _replicas(engine, app).end(service, container)
             return
         balance.withdraw(service, container)
-        container.restart()
+        container.stop(verb="restart")
+        with record.locked(engine, name):
+            app = record.read(engine, name)
+            if app is not None and service.name in app.choices.running:  # nobody has stopped it meanwhile
+                container.start()
 
 
 def _replicas(engine: Engine, app: record.App) -> Replicas:
@@ -97,7 +101,7 @@ def _refuse(_services: Collection[Service]) -> None:
     """Nothing is built by who only heals."""
 
 
-def _say(home: Path, text: str) -> None:
+def say(home: Path, text: str) -> None:
     """A line for who wonders what was done."""
     path = home / "run" / _LOG_NAME
     with suppress(OSError), open(path, "a") as file:

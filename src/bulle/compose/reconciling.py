@@ -27,8 +27,9 @@ from bulle.compose.actual import containers_of
 from bulle.compose.autoscaling import STEADY_S, Autoscaler
 from bulle.compose.healing import Actions, Failures, Healing, Key
 from bulle.compose.keeping import open_lock
-from bulle.compose.mending import end_slowly, mend
+from bulle.compose.mending import end_slowly, mend, say
 from bulle.engine.engine import Engine
+from bulle.errors import BulleError
 from bulle.linux.fork import fork
 from bulle.records.apps import AppRecords
 from bulle.records.events import Following, publish
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 STEADY_SETTING = "BULLE_AUTOSCALE_STEADY_S"
 _PATIENCE_S, _PAUSE_S = 1.0, 0.02
 _LOOKS_EVERY_S = 5.0
-_LOCKED_S, _LOCKED_AT_MOST_S = 0.05, 1.0
+_LOCKED_S, _LOCKED_AT_MOST_S = 0.02, 0.2
 _MEASURES_EVERY_S = 2.0
 _TELLING = ("die", "destroy", "start", "stop", "create", "rename", "health_status")
 _LONGEST = 1 << 16
@@ -102,9 +103,9 @@ class Reconciler:
         with Following(self._home) as events:
             while self._take_lock():
                 while self._read_apps() or self._children:
-                    self._scale()
+                    self._guarded("scaling", lambda _: self._scale())
                     for name in [name for name, one in self._apps.items() if one.due_s <= time.time()]:
-                        self._look(name)
+                        self._guarded(name, self._look)
                     self._wait(events)
                 os.close(self._lock)
                 if not self._read_apps():  # who wanted one before that saw the lock, and relies on us
@@ -132,10 +133,22 @@ class Reconciler:
             del self._apps[name]
         for name, row in rows.items():
             known = self._apps.get(name)
-            if (known is None or known.app.changed_at_ns != row.changed_at_ns) and (app := record.read(self._engine, name)) is not None:
-                self._apps[name] = _Watched(app, known.failures if known is not None else Failures())
-                self._apps[name].is_worked_on = known is not None and known.is_worked_on
+            if known is None or known.app.changed_at_ns != row.changed_at_ns:
+                self._guarded(name, self._read_app)
         return any(one.app.choices.running for one in self._apps.values())
+
+    def _read_app(self, name: str) -> None:
+        known = self._apps.get(name)
+        if (app := record.read(self._engine, name)) is not None:
+            self._apps[name] = _Watched(app, known.failures if known is not None else Failures())
+            self._apps[name].is_worked_on = known is not None and known.is_worked_on
+
+    def _guarded(self, name: str, act: Callable[[str], None]) -> None:
+        """What goes wrong with one app keeps nobody from the others; it is tried again with the next look."""
+        try:
+            act(name)
+        except (BulleError, OSError, msgspec.MsgspecError, LookupError) as error:
+            say(self._home, f"{name}: {type(error).__name__}: {error}")
 
     def _wait(self, events: Following) -> None:
         """Until something happened that concerns an app, a child ended, or something is due."""

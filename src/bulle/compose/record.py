@@ -99,6 +99,12 @@ def write(engine: Engine, app: App) -> None:
         ensure(engine.home)
 
 
+def have_kept(engine: Engine) -> None:
+    """Have the home's apps kept as they are wanted, if one is."""
+    if any(row.choices.running for row in AppRecords(engine.database).all()):
+        ensure(engine.home)
+
+
 def forget(engine: Engine, name: str) -> None:
     """Nothing is wanted of it any more."""
     AppRecords(engine.database).delete(name)
