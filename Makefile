@@ -11,7 +11,7 @@ ARGUMENTS ?=
 # A test module runs in one of so many processes.
 PROCESSES ?= 2
 
-.PHONY: help demo test test-machines test-guests test-unit check bench bench-write reference packages packages-bench packages-demo packages-test clean
+.PHONY: help demo test test-machines test-guests test-unit check bench bench-write recording reference packages packages-bench packages-demo packages-test clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -66,6 +66,9 @@ bench-write: packages-bench .venv/dev.stamp
 
 reference: .venv/dev.stamp
 	@$(PYTHON) tools/reference.py > docs/reference.md.new && mv docs/reference.md.new docs/reference.md
+
+recording: packages-demo .venv/dev.stamp
+	@$(PYTHON) tools/recording.py docs/images/apps.svg demo/apps.commands examples/fail-over
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import apps
 import doors
 import figures
 import images
@@ -30,7 +31,7 @@ from measuring import Failed, machine, program
 from bulle_testing import leaks, peers, places, tiers
 
 BEGIN, END = "<!-- figures{}: written by make bench-write -->", "<!-- end of figures{} -->"
-PARTS = ("start", "library", "ps", "memory", "lives", "stats", "idle", "doors", "load", "build", "pull", "platforms", "machines", "sockets")
+PARTS = ("start", "library", "ps", "memory", "lives", "stats", "idle", "doors", "load", "build", "pull", "platforms", "machines", "sockets", "apps")
 
 
 @dataclass
@@ -60,7 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--containers", type=int, default=100, help="running containers for ps and memory")
     parser.add_argument("--idle-containers", type=int, default=500, help="idle containers of which all the engine's memory is told")
     parser.add_argument(
-        "--section", default="", help="which table of the page to write: images, lives, doors, platforms, machines, sockets, or the first one"
+        "--section", default="", help="which table of the page to write: images, lives, doors, platforms, machines, sockets, apps, or the first one"
     )
     parser.add_argument("--write", type=Path, help="page to write the table into")
     return parser.parse_args()
@@ -107,6 +108,7 @@ def report(rows: list[Row], details: list[str], options: argparse.Namespace) -> 
         "platforms": ("rounds",),
         "machines": ("rounds",),
         "sockets": ("rounds",),
+        "apps": ("rounds",),
     }
     names = of_section.get(options.section, ("rounds", "library_rounds", "load_rounds", "containers"))
     chosen = f"--section {options.section} --only {options.only} " if options.section else ""
@@ -131,7 +133,7 @@ def main() -> int:
         "start": figures.start, "library": figures.library, "ps": figures.many, "memory": figures.alone, "lives": lives.lives, "stats": lives.stats,
         "idle": lives.idle, "doors": doors.doors, "load": figures.load,
         "build": images.build, "pull": images.pull, "platforms": platforms.platforms, "machines": machines.machines,
-        "sockets": sockets.sockets,
+        "sockets": sockets.sockets, "apps": apps.apps,
     }  # fmt: skip
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="bulle-bench-", dir=os.environ.get("BULLE_TEST_DIRECTORY", "/var/tmp")))

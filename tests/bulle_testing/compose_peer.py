@@ -75,9 +75,8 @@ def _fetch(target: Path) -> None:
     places.remove_tree(place)
 
 
-@pytest.fixture(scope="session")
-def docker_compose() -> DockerCompose:
-    """Debian's docker-compose, fetched once."""
+def fetched() -> Path:
+    """Debian's docker-compose in the tests' cache, fetched the first time."""
     target = places.cache_directory() / f"docker-compose-{_SUITE}"
     with open(places.cache_directory() / "docker-compose.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -85,4 +84,10 @@ def docker_compose() -> DockerCompose:
             if cause := tiers.PROBES["debian_mirror"]():
                 tiers.give_up("debian_mirror", cause)
             _fetch(target)
-    return DockerCompose(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def docker_compose() -> DockerCompose:
+    """Debian's docker-compose, fetched once."""
+    return DockerCompose(fetched())

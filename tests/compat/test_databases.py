@@ -64,7 +64,7 @@ def in_shell(net: Networked, script: str) -> str:
 
 
 def test_the_page_of_three_databases(net: Networked) -> None:
-    images, servers, look, sql_server, by_name, again, end = chapters(EXAMPLE / "README.md")
+    images, servers, look, sql_server, by_name, again, end, app = chapters(EXAMPLE / "README.md")
     in_shell(net, images)
     in_shell(net, servers)
     in_shell(net, sql_server)
@@ -88,6 +88,8 @@ def test_the_page_of_three_databases(net: Networked) -> None:
     assert in_shell(net, again).endswith("you\n")
     in_shell(net, end)
     assert net("ps", "-aq") == "" and net("volume", "ls", "-q") == ""
+    assert in_shell(net, app) == "hello from an app\nhello by name\n"
+    assert net("ps", "-aq") == "" and net("volume", "ls", "-q") == "" and "my-postgres" not in net("images")
     for port in (5432, 3306, 1433):
         assert ask("127.0.0.1", port) == "ConnectionRefusedError"
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="Only validate the configuration, don't print anything")
 @click.option("--resolve-image-digests", is_flag=True, help="Pin image tags to digests")
 @click.option("--services", "service_names", is_flag=True, help="Print the service names, one per line")
+@click.option("--strict", is_flag=True, help="With --format kubernetes: refuse what is done in another way")
 @click.option("--variables", is_flag=True, help="Print model variables and default values")
 @click.option("--volumes", is_flag=True, help="Print the volume names, one per line")
 @pass_app
@@ -166,7 +167,9 @@ def _rendered(app: App, request: LoadRequest, services: Sequence[str], flags: di
     from bulle.compose import rendering
 
     if flags["format"] == "kubernetes":
-        return _kubernetes(_loaded(app, request))
+        from bulle.cli.composing_kubernetes import rendered
+
+        return rendered(app.engine, _loaded(app, request), services, strict=flags["strict"])
     if flags["format"] not in ("yaml", "json"):
         raise InvalidInput(f"unsupported format {flags['format']!r}", "", "it is yaml, json or kubernetes")
     if request.no_interpolate:
@@ -184,12 +187,6 @@ def _rendered(app: App, request: LoadRequest, services: Sequence[str], flags: di
     else:
         text = rendering.tree_as_json(document) if request.no_interpolate or flags["lock_image_digests"] else rendering.as_json(document)
     return text if request.no_interpolate else text.replace("$", "$$")
-
-
-def _kubernetes(project: Project) -> str:
-    from bulle.kube import render  # type: ignore[import-not-found, unused-ignore]
-
-    return str(render(project))
 
 
 def _with_digests(app: App, document: dict[str, Any], *, only: bool) -> dict[str, Any]:
