@@ -17,6 +17,11 @@ from bulle.fleet.hosts import Chosen
 
 _OF_CONTAINERS = "commit diff inspect kill logs pause port rename restart rm stats stop top unpause update wait why"
 _SIMPLE = frozenset(f"builder doctor events history images info logout manifest network ps rmi search system tag version {_OF_CONTAINERS}".split())
+_STARTING = frozenset(["create", "exec", "run", "start"])
+_INTERACTIVE = frozenset(["-i", "--interactive", "-it", "-ti", "-dit", "-itd", "-id", "-di"])
+_LONG = "detach tty rm name network publish user workdir hostname memory cpus pull platform restart init isolation label entrypoint quiet attach"
+_HARMLESS = _INTERACTIVE | {"-t", "-td", "-dt", *(f"-{letter}" for letter in "dpuwhmlqa"), *(f"--{name}" for name in _LONG.split())}
+_ARCHIVES = ("docker-archive:", "oci-archive:", "oci:", "dir:")
 _FAMILIES = {
     "container": frozenset(f"list ls prune ps remove {_OF_CONTAINERS}".split()),
     "image": frozenset(["history", "inspect", "list", "ls", "mount", "prune", "referrers", "remove", "rm", "tag", "umount", "unmount", "verify"]),
@@ -43,7 +48,7 @@ def _travel(choice: Chosen) -> int:
     words = choice.words
     if is_simple(words):
         # A verb that reads nothing must not take from a pipe what is somebody else's; questions come on terminals, or to prune.
-        stdin = 0 if terminal or "prune" in words else -1
+        stdin = 0 if terminal or "prune" in words or not _INTERACTIVE.isdisjoint(words) else -1
         return transport.run(choice.host, [*choice.flags, *words], terminal=terminal, stdin=stdin)
     from bulle.cli.remote_files import read
     from bulle.fleet.carrying import Told, carried
@@ -75,7 +80,10 @@ class _Ended(SystemExit):
 
 
 def is_simple(words: Sequence[str]) -> bool:
-    """Whether a verb names no files of the machine that it is typed on."""
+    """Whether a verb names no files of the machine that it is typed on; told without the declarations, whose import costs more than ssh."""
+    if words[0] in _STARTING:
+        flags = {word.partition("=")[0] for word in words if word.startswith("-")}
+        return flags <= _HARMLESS and not any(":/" in word or word.startswith(_ARCHIVES) for word in words)
     family = _FAMILIES.get(words[0])
     return words[1:2] != [] and words[1] in family if family is not None else words[0] in _SIMPLE
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bulle.cli.journey import Journey, path_and_tag
-from bulle.errors import NotFound
+from bulle.errors import InvalidInput, NotFound
 from bulle.fleet.carrying import Keep, Upload
 
 
