@@ -73,7 +73,7 @@ def relayed(thread: LoopThread) -> Iterator[Callable]:
             target = server.address
         listener = socket.create_server((host, 0), family=socket.AF_INET6, backlog=2000)
         place: tuple[str, int] = ("::1", listener.getsockname()[1])
-        made = thread.do(lambda: Relay(thread.loop, listener, target))
+        made = thread.do(lambda: Relay(thread.loop, listener, lambda _: target))
         closing.insert(0, lambda: thread.do(made.close))
         return place
 
@@ -334,7 +334,7 @@ def test_closing_cuts_everybody_off(thread: LoopThread) -> None:
     server = Server(echo)
     listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
     place = listener.getsockname()[:2]
-    made = thread.do(lambda: Relay(thread.loop, listener, server.address))
+    made = thread.do(lambda: Relay(thread.loop, listener, lambda _: server.address))
     with socket.create_connection(place, timeout=9) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
@@ -380,7 +380,7 @@ def datagrams(thread: LoopThread) -> Iterator[tuple[tuple[str, int], Echo]]:
     bound = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     bound.bind(("::", 0))
     place = ("::1", bound.getsockname()[1])
-    made = thread.do(lambda: UdpRelay(thread.loop, bound, server.address))
+    made = thread.do(lambda: UdpRelay(thread.loop, bound, lambda _: server.address))
     yield place, server
     thread.do(made.close)
     server.close()
@@ -442,7 +442,7 @@ def test_nobody_listening_harms_nobody(thread: LoopThread) -> None:
     bound = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     bound.bind(("::1", 0))
     place = bound.getsockname()[:2]
-    made = thread.do(lambda: UdpRelay(thread.loop, bound, target))
+    made = thread.do(lambda: UdpRelay(thread.loop, bound, lambda _: target))
     with udp_client(place) as client:
         for _ in range(20):
             client.send(b"x")

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from bulle.model.run_plan import ResourceLimit
+
 IMAGE_CONTEXTS = ("docker-image://", "oci-layout://")
 """How a place given with ``--build-context`` begins when it is an image and no directory."""
 
@@ -59,6 +61,10 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     isolation: str = ""
     memory_bytes: int = 0
     shm_bytes: int = 0
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    """Names and addresses for /etc/hosts in RUN."""
+    limits: tuple[ResourceLimit, ...] = ()
+    """What is set with setrlimit(2) in RUN."""
     sbom: str = ""
     source_date_epoch_s: int | None = None
     environment: dict[str, str] = {}

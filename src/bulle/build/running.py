@@ -104,6 +104,8 @@ def execute(
             isolation=options.isolation,
             memory_bytes=options.memory_bytes,
             shm_bytes=options.shm_bytes,
+            extra_hosts=options.extra_hosts,
+            limits=options.limits,
             privileged=run.security == "insecure",
             auto_remove=True,
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from bulle.cli.container_flags import detach_keys, environment
 from bulle.cli.option_types import Text, complete_containers
@@ -15,6 +17,9 @@ from bulle.cli.terminal import follow, proxy, window_size
 from bulle.cli.verb import verb
 from bulle.errors import CommandNotExecutable, Conflict, InvalidInput, NotFound
 from bulle.model.container import ExecOptions
+
+if TYPE_CHECKING:
+    from bulle.engine import Container
 
 
 @verb("exec", "CONTAINER COMMAND [ARG...]", interspersed=False)
@@ -48,7 +53,6 @@ def execute(
     detaching = detach_keys(keys)
     if tty and interactive and not detach and not os.isatty(0):
         raise InvalidInput("cannot attach stdin to a TTY-enabled container because stdin is not a terminal", "", "leave out -t or -i")
-    rows, columns = window_size() if tty else (0, 0)
     options = ExecOptions(
         command=tuple(command),
         environment=environment(env_file, env),
@@ -57,10 +61,15 @@ def execute(
         terminal=tty,
         interactive=interactive and not detach,
         privileged=privileged,
-        rows=rows,
-        columns=columns,
     )
-    found = session.engine.containers.get(container)
+    return execute_in(session.engine.containers.get(container), options, detach=detach, keys=detaching)
+
+
+def execute_in(found: Container, options: ExecOptions, *, detach: bool, keys: bytes = b"") -> int:
+    """Run a command in a container with the caller's streams; returns what the command line returns. ``keys`` detach from it."""
+    if options.terminal:
+        rows, columns = window_size()
+        options = msgspec.structs.replace(options, rows=rows, columns=columns)
     try:
         attachment = found.execute(options, detach=detach)
     except (InvalidInput, NotFound) as error:
@@ -69,7 +78,7 @@ def execute(
     warn_of(found.notes)
     if attachment is None:
         return 0
-    outcome = follow(attachment, terminal=tty, stdin=interactive, keys=detaching)
+    outcome = follow(attachment, terminal=options.terminal, stdin=options.interactive, keys=keys)
     return 0 if outcome.detached else exit_code_of(outcome.exit_code)
 
 
@@ -81,15 +90,18 @@ def execute(
 @click.pass_obj
 def attach(session: Session, container: str, no_stdin: bool, sig_proxy: bool, keys: str | None) -> int:
     """Attach local standard input, output, and error streams to a running container."""
-    detaching = detach_keys(keys)
-    found = session.engine.containers.get(container)
+    return attach_to(session.engine.containers.get(container), stdin=not no_stdin, sig_proxy=sig_proxy, keys=detach_keys(keys))
+
+
+def attach_to(found: Container, *, stdin: bool, sig_proxy: bool, keys: bytes = b"") -> int:
+    """Follow a running container with the caller's streams to its end; returns what the command line returns. ``keys`` detach from it."""
     if found.state().status != "running":
-        raise Conflict("cannot attach to a stopped container", "", f"start it first: bulle start {container}")
+        raise Conflict("cannot attach to a stopped container", "", f"start it first: bulle start {found.name}")
     options = found.options
-    stdin = options.interactive and not no_stdin
+    stdin = stdin and options.interactive
     if options.terminal and stdin and not os.isatty(0):
         raise InvalidInput("cannot attach stdin to a TTY-enabled container because stdin is not a terminal", "", "use --no-stdin")
     with proxy(found, sig_proxy and not (options.terminal and stdin)) as signals:
         attachment = found.attach(stdin=stdin)
         signals.open()
-        return follow_container(found, attachment, stdin=stdin, keys=detaching)
+        return follow_container(found, attachment, stdin=stdin, keys=keys)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bulle.cli.build_progress import build_progress
+from bulle.cli.container_flags import resource_limit
+from bulle.cli.network_flags import extra_host
 from bulle.cli.option_types import PLATFORM, Choice, HostPath, Size, Suggestion, Text
 from bulle.cli.progress import progress_on_terminal
 from bulle.cli.session import Session, note, printable, write
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
 @click.option("--pull", is_flag=True, help="Always pull the images that the file names")
 @click.option("--network", type=Suggestion("network", "host", "none", "bridge"), default="", help="Network of RUN (default: host)")
 @click.option("--isolation", type=Suggestion("level", "container", "chroot"), default="", help="How strongly to isolate RUN (container, chroot)")
+@click.option("--add-host", multiple=True, type=Text("list"), help="Add a custom host-to-IP mapping to RUN (HOST:IP)")
+@click.option("--ulimit", multiple=True, type=Text("ulimit"), help="Ulimit options of RUN (NAME=SOFT[:HARD])")
 @click.option("-m", "--memory", type=Size(), help="Memory limit of RUN")
 @click.option("--shm-size", type=Size(), help="Size of /dev/shm in RUN")
 @click.option("--push", is_flag=True, help="Push the result under all its names")
@@ -137,6 +141,8 @@ def _options(context: str, flags: dict[str, Any]) -> Any:
         isolation=flags["isolation"],
         memory_bytes=flags["memory"] or 0,
         shm_bytes=flags["shm_size"] or 0,
+        extra_hosts=tuple(extra_host(text) for text in flags["add_host"]),
+        limits=tuple(resource_limit(text) for text in flags["ulimit"]),
         source_date_epoch_s=_epoch(arguments, environment),
         environment=environment,
     )

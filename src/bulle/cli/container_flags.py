@@ -143,7 +143,7 @@ def _options(flags: Mapping[str, Any], image: str, command: Sequence[str]) -> Co
         cap_add=flags["cap_add"],
         cap_drop=flags["cap_drop"],
         security_options=tuple(map(_security_option, flags["security_opt"])),
-        limits=tuple(map(_limit, flags["ulimit"])),
+        limits=tuple(map(resource_limit, flags["ulimit"])),
         memory_bytes=flags["memory"] or 0,
         memory_swap_bytes=flags["memory_swap"] or 0,
         nano_cpus=flags["cpus"] or 0,
@@ -249,7 +249,8 @@ def _security_option(text: str) -> str:
         raise InvalidInput(f"opening seccomp profile ({value}) failed", getattr(error, "strerror", None) or str(error)) from None
 
 
-def _limit(text: str) -> ResourceLimit:
+def resource_limit(text: str) -> ResourceLimit:
+    """One ``--ulimit``. Raises InvalidInput."""
     name, _, values = text.partition("=")
     soft_text, colon, hard_text = values.partition(":")
     try:
@@ -271,4 +272,4 @@ def _log_option(text: str) -> tuple[str, str]:
     return name, value
 
 
-__all__ = ["CONTAINER_FLAGS", "container_flags", "detach_keys", "environment", "options_from"]
+__all__ = ["CONTAINER_FLAGS", "container_flags", "detach_keys", "environment", "options_from", "resource_limit"]

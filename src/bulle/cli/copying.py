@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -16,11 +17,12 @@ from bulle.cli.verb import verb
 from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from bulle.engine import Container
     from bulle.engine.copying import Copied
     from bulle.engine.differences import Change
 
 
-def _split(argument: str) -> tuple[str, str]:
+def split(argument: str) -> tuple[str, str]:
     """Container and path of ``CONTAINER:PATH``; an empty container for a path of the host. Docker's rule: a colon in a path needs ``./`` or ``/``."""
     container, colon, path = argument.partition(":")
     if not colon or argument.startswith(("/", ".")):
@@ -41,7 +43,7 @@ def copy(session: Session, source: str, target: str, archive: bool, follow: bool
     Use '-' as the source to read a tar archive from stdin and extract it to a directory destination in a container. Use '-' as the destination to
     stream a tar archive of a container source to stdout.
     """
-    (from_container, source_path), (to_container, target_path) = _split(source), _split(target)
+    (from_container, source_path), (to_container, target_path) = split(source), split(target)
     if from_container and to_container:
         raise InvalidInput("copying between containers is not supported", "", "copy to the host first, or pipe one cp to another")
     if not from_container and not to_container:
@@ -49,22 +51,27 @@ def copy(session: Session, source: str, target: str, archive: bool, follow: bool
     if not source_path or not target_path:
         raise InvalidInput(f"{'source' if not source_path else 'destination'} can not be empty")
     if from_container:
-        files = session.engine.containers.get(from_container).files
-        if target_path == "-":
-            if os.isatty(1):
-                raise InvalidInput("cowardly refusing to write an archive to a terminal", "", "redirect it")
-            with open(1, "wb", closefd=False) as out:
-                files.read_archive(source_path, out, follow=follow)
-            return 0
-        copied = files.copy_out(source_path, target_path, archive=archive, follow=follow)
-        return _said(copied, target_path, quiet)
-    files = session.engine.containers.get(to_container).files
-    if source_path == "-":
+        return copy_out(session.engine.containers.get(from_container), source_path, target_path, archive=archive, follow=follow, quiet=quiet)
+    return copy_in(session.engine.containers.get(to_container), source_path, target_path, archive=archive, follow=follow, quiet=quiet)
+
+
+def copy_out(found: Container, source: str, target: str, *, archive: bool, follow: bool, quiet: bool) -> int:
+    """From a container's path to one of the host, or as an archive to standard output (``-``)."""
+    if target == "-":
+        if os.isatty(1):
+            raise InvalidInput("cowardly refusing to write an archive to a terminal", "", "redirect it")
+        with open(1, "wb", closefd=False) as out:
+            found.files.read_archive(source, out, follow=follow)
+        return 0
+    return _said(found.files.copy_out(source, target, archive=archive, follow=follow), target, quiet)
+
+
+def copy_in(found: Container, source: str, target: str, *, archive: bool, follow: bool, quiet: bool) -> int:
+    """From a path of the host, or an archive on standard input (``-``), to a container's path."""
+    if source == "-":
         with open(0, "rb", closefd=False) as stream:
-            copied = files.write_archive(stream, target_path, archive=archive)
-        return _said(copied, target, quiet=True)
-    copied = files.copy_in(source_path, target_path, archive=archive, follow=follow)
-    return _said(copied, target, quiet)
+            return _said(found.files.write_archive(stream, target, archive=archive), target, quiet=True)
+    return _said(found.files.copy_in(source, target, archive=archive, follow=follow), f"{found.name}:{target}", quiet)
 
 
 @verb("diff", "CONTAINER")
@@ -98,9 +105,14 @@ _CHANGES: Listing[Change] = Listing(
 @click.pass_obj
 def export(session: Session, container: str, output: str | None) -> int:
     """Export a container's filesystem as a tar archive."""
+    return export_files(lambda: session.engine.containers.get(container), output)
+
+
+def export_files(find: Callable[[], Container], output: str | None) -> int:
+    """Write the files of the container that is found to a host path, or to standard output."""
     if output is None and os.isatty(1):
         raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
-    found = session.engine.containers.get(container)
+    found = find()
     from bulle.engine.output_file import output_file
 
     with output_file(output) as out:

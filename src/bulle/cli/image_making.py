@@ -21,7 +21,7 @@ from bulle.errors import InvalidInput, NotFound
 if TYPE_CHECKING:
     from bulle.engine.history import HistoryEntry
 
-_CHANGE = click.option("-c", "--change", "changes", multiple=True, type=Text("list"), help="Apply a Containerfile instruction to the created image")
+CHANGE = click.option("-c", "--change", "changes", multiple=True, type=Text("list"), help="Apply a Containerfile instruction to the created image")
 _WIDTH = 45
 _MISSING = "<missing>"
 
@@ -80,7 +80,7 @@ def history(session: Session, image: str, human_readable: bool, no_trunc: bool, 
 @click.argument("container", shell_complete=complete_containers)
 @click.argument("name", required=False, type=Text())
 @click.option("-a", "--author", type=Text(), default="", help='Author (e.g., "Ada Lovelace <ada@example.org>")')
-@_CHANGE
+@CHANGE
 @click.option("-m", "--message", type=Text(), default="", help="Commit message")
 @click.option("-p", "--pause", is_flag=True, default=True, help="Pause container during commit (default true)")
 @click.pass_obj
@@ -96,7 +96,7 @@ def commit(session: Session, container: str, name: str | None, author: str, chan
 @verb("import", "FILE|URL|- [REPOSITORY[:TAG]]")
 @click.argument("source", type=HostPath())
 @click.argument("name", required=False, type=Text())
-@_CHANGE
+@CHANGE
 @click.option("-m", "--message", type=Text(), default="", help="Set commit message for imported image")
 @click.option("--platform", type=PLATFORM, default="", help="Set platform of the image")
 @click.pass_obj

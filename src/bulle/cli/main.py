@@ -78,8 +78,10 @@ VERBS = {
     "builder": "main:builder",
     "compare": "comparing:compare",
     "completion": "completion:completion",
+    "compose": "composing:compose",
     "container": "main:container",
     "context": "contexts:context",
+    "down": "composing_down:root_down",
     "doctor": "system:doctor",
     "image": "main:image",
     "images": "images:images",
@@ -93,6 +95,7 @@ VERBS = {
     "search": "image_search:search",
     "serve": "serving:serve",
     "system": "main:system",
+    "up": "composing_up:root_up",
     "version": "system:version",
     "volume": "main:volume",
 }
@@ -222,9 +225,12 @@ def preload() -> None:
     for name in (*late, "api.job_process", "api.works", "fleet.carrying"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, builder, container, image, manifest, system, volume):
+    groups = [ROOT]
+    for group in groups:
         for name in group.verbs:
             command = group.get_command(context, name)
+            if isinstance(command, VerbGroup):
+                groups.append(command)
             if isinstance(command, Verb):
                 command.flags(context)
 

@@ -56,7 +56,7 @@ def network_options_from(flags: Mapping[str, Any]) -> dict[str, Any]:
         "dns": flags["dns"],
         "dns_search": tuple(domain for domain in flags["dns_search"] if domain != "."),
         "dns_options": flags["dns_option"],
-        "extra_hosts": tuple(map(_extra_host, flags["add_host"])),
+        "extra_hosts": tuple(map(extra_host, flags["add_host"])),
         "egress": flags["egress"] or "",
     }
 
@@ -169,7 +169,8 @@ def _exposed(text: str) -> list[str]:
     return [f"{port}/{protocol or 'tcp'}" for port in range(first, last + 1)]
 
 
-def _extra_host(text: str) -> tuple[str, str]:
+def extra_host(text: str) -> tuple[str, str]:
+    """A name and an address of ``--add-host``. Raises InvalidInput."""
     name, separator, address = text.partition("=") if "=" in text else text.partition(":")
     address = address.removeprefix("[").removesuffix("]")
     if not separator or not name or not (address == "host-gateway" or _is_address(address, 4) or _is_address(address, 6)):

@@ -58,6 +58,20 @@ def follow_container(
             return exit_code_of(container.wait())
 
 
+def start_and_follow(
+    container: Container, *, stdin: bool, sig_proxy: bool = True, keys: bytes = b"", stdout: bool = True, stderr: bool = True
+) -> int:
+    """Start a container that was just made, with the caller's streams, and follow it to its end; returns what the command line returns."""
+    options = container.options
+    with proxy(container, sig_proxy and not (options.terminal and stdin)) as signals:
+        with removed_on_failure(container, options):
+            rows, columns = window_size() if options.terminal else (0, 0)
+            attachment = container.start_here(stdin=stdin, rows=rows, columns=columns)
+        warn_of(container.notes)
+        signals.open()
+        return follow_container(container, attachment, stdin=stdin, stdout=stdout, stderr=stderr, keys=keys)
+
+
 @verb("run", "IMAGE [COMMAND] [ARG...]", interspersed=False)
 @click.argument("image", shell_complete=complete_images)
 @click.argument("command", nargs=-1)
@@ -80,19 +94,13 @@ def run(session: Session, /, image: str, command: Sequence[str], detach: bool, a
         return _show_plan(session, options)
     container = _create(session, options, flags["cidfile"], quiet=flags["quiet"])
     if detach:
-        with _removed_on_failure(container, options):
+        with removed_on_failure(container, options):
             container.start()
         warn_of(container.notes)
         write(container.id + "\n")
         return 0
-    with proxy(container, sig_proxy and not (options.terminal and stdin)) as signals:
-        with _removed_on_failure(container, options):
-            rows, columns = window_size() if options.terminal else (0, 0)
-            attachment = container.start_here(stdin=stdin, rows=rows, columns=columns)
-        warn_of(container.notes)
-        signals.open()
-        output = {"stdout": not attach or "stdout" in attach, "stderr": not attach or "stderr" in attach}
-        return follow_container(container, attachment, stdin=stdin, keys=keys, **output)
+    output = {"stdout": not attach or "stdout" in attach, "stderr": not attach or "stderr" in attach}
+    return start_and_follow(container, stdin=stdin, sig_proxy=sig_proxy, keys=keys, **output)
 
 
 @verb("create", "IMAGE [COMMAND] [ARG...]", interspersed=False)
@@ -190,7 +198,7 @@ def _container_id_file(path: str | None) -> Iterator[int]:
 
 
 @contextmanager
-def _removed_on_failure(container: Container, options: ContainerOptions) -> Iterator[None]:
+def removed_on_failure(container: Container, options: ContainerOptions) -> Iterator[None]:
     """With ``--rm``, a container that could not be started does not stay behind."""
     try:
         yield

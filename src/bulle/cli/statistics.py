@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -62,8 +62,6 @@ def _listing(*, truncate: bool, named: dict[str, str]) -> Listing[ContainerStati
 @click.pass_obj
 def stats(session: Session, containers: Sequence[str], every: bool, no_stream: bool, no_trunc: bool, form: str) -> int:
     """Display a live stream of container(s) resource usage statistics."""
-    from bulle.engine.measuring import Meter
-
     engine = session.engine
     named = {engine.containers.get(name).id: name for name in containers}
 
@@ -71,17 +69,26 @@ def stats(session: Session, containers: Sequence[str], every: bool, no_stream: b
         # Others may have been started meanwhile, and some of those that were named be gone.
         return _those_left(engine, named) if containers else engine.containers.list(all=every)
 
-    shown = _listing(truncate=not no_trunc, named=named)
+    return show_usage(engine, look, named, form, stream=not no_stream, truncate=not no_trunc, endless=not containers)
+
+
+def show_usage(
+    engine: Engine, look: Callable[[], list[Container]], named: dict[str, str], form: str, *, stream: bool, truncate: bool, endless: bool
+) -> int:
+    """What the containers use that ``look`` finds, once or again and again, until it finds none unless ``endless``."""
+    from bulle.engine.measuring import Meter
+
+    shown = _listing(truncate=truncate, named=named)
     meter = Meter(engine.home)
     meter.measure(look())
     time.sleep(_FIRST_S)
-    on_terminal = not no_stream and os.isatty(1)
+    on_terminal = stream and os.isatty(1)
     write(_HOME + _REST_OF_SCREEN if on_terminal else "")
     while True:
         chosen = look()
         text = render(shown, meter.measure(chosen), form)
         write(_HOME + text.replace("\n", _REST_OF_LINE + "\n") + _REST_OF_SCREEN if on_terminal else text)
-        if no_stream or (containers and not chosen):
+        if not stream or not (endless or chosen):
             return 0
         time.sleep(_EVERY_S)
 

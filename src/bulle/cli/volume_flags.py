@@ -32,7 +32,7 @@ _OWN_KEYS = {"volume": "volume-", "bind": "bind-", "tmpfs": "tmpfs-", "image": "
 
 def mounts_from(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of :class:`ContainerOptions` that the flags come to. Raises InvalidInput."""
-    wanted = (*map(_volume, flags["volume"]), *map(_mount, flags["mount"]))
+    wanted = (*map(volume_mount, flags["volume"]), *map(_mount, flags["mount"]))
     return mount_fields(wanted, map(_tmpfs, flags["tmpfs"])) | {"volumes_from": tuple(flags["volumes_from"])}
 
 
@@ -48,7 +48,8 @@ def _absolute(path: str) -> str:
     return str(Path(path).absolute()) if path.startswith(".") else path
 
 
-def _volume(text: str) -> MountOption:
+def volume_mount(text: str) -> MountOption:
+    """One ``-v``. Raises InvalidInput."""
     source, colon, rest = text.partition(":")
     return parse_volume(f"{_absolute(source)}{colon}{rest}" if colon else text)
 

@@ -22,7 +22,7 @@ from bulle.model.volume import DRIVER, Volume
 
 _SEVERAL = "VOLUME [VOLUME...]"
 
-_LISTING: Listing[Volume] = Listing(
+LISTING: Listing[Volume] = Listing(
     fields={
         "Name": ("VOLUME NAME", lambda one: one.name),
         "Driver": ("DRIVER", lambda one: DRIVER),
@@ -69,7 +69,7 @@ def ls(session: Session, quiet: bool, wanted: Sequence[str], form: str) -> int:
     found = [one for one in session.engine.volumes.list() if all(test(one) for test in tests)]
     if quiet and form:
         note("WARNING: Ignoring custom format, because both --format and --quiet are set.")
-    write("".join(f"{one.name}\n" for one in found) if quiet else render(_LISTING, found, form))
+    write("".join(f"{one.name}\n" for one in found) if quiet else render(LISTING, found, form))
     return 0
 
 

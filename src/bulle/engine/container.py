@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bulle.engine import further_commands, pausing, planning, removal, stopping, supervisor
+from bulle.engine import balancing, further_commands, pausing, planning, removal, stopping, supervisor
 from bulle.engine.container_log import ContainerLog
 from bulle.engine.drivers import driver_for
 from bulle.engine.foreground import Foreground
@@ -24,7 +24,7 @@ from bulle.engine.starting import Order
 from bulle.errors import BulleError, Conflict
 from bulle.model.container import ContainerOptions, ContainerState, ExecOptions, LimitChanges
 from bulle.model.lifecycle import Lifecycle
-from bulle.model.network import PublishedPort
+from bulle.model.network import PublishedPort, Standing
 from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
 from bulle.monitor.log_reading import Choice
@@ -198,6 +198,19 @@ class Container:
     def is_paused(self) -> bool:
         """Whether it was told to stand still."""
         return pausing.is_paused(self._home, self.plan)
+
+    def withdraw(self) -> None:
+        """Take it out of the balance: no new connection is led to it by the ports that it shares, and who asks for a name that others have too finds
+        those. What stands goes on. Until :meth:`admit` or its next start; nothing where it does not run."""
+        balancing.withdraw(self._home, self)
+
+    def admit(self) -> None:
+        """Take it into the balance again, as soon as it is healthy."""
+        balancing.admit(self._home, self)
+
+    def standing(self) -> Standing:
+        """Whether it is in balance (``ready``), will be once it is healthy or listens (``unready``), or not: withdrawn, ending, not running."""
+        return balancing.standing(self._home, self)
 
     def update(self, changes: LimitChanges) -> None:
         """Change limits and restart policy, at once where it runs: all that is given, or nothing. ``notes`` say what was weaker than asked."""

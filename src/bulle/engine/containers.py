@@ -111,6 +111,12 @@ class Containers:
         finally:
             connection.execute("ROLLBACK")
 
+    def check(self, options: ContainerOptions) -> None:
+        """Raise what ``create`` would, but for names, networks, volumes and the container whose network is shared, which may come to be meanwhile."""
+        shares = options.network.startswith("container:")
+        plan = self._compose(replace(options, network="none") if shares else options, self._base(options), "0" * 64, None, options.name)
+        driver_for(plan.isolation, self._home).require(plan)
+
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
         return Container(self._home, self._database, self._records.find(name))
@@ -119,6 +125,10 @@ class Containers:
         """Running containers, or all, newest first."""
         containers = [Container(self._home, self._database, record) for record in self._records.all()]
         return containers if all else [container for container in containers if container.state().active]
+
+    def labelled(self, label: str, value: str | None = None) -> builtins.list[Container]:
+        """Every container that has this label (with this value), running or not, newest first; one query for all."""
+        return [Container(self._home, self._database, record) for record in self._records.labelled(label, value)]
 
     def stats(self, *, all: bool = False, interval_s: float = 0.25) -> builtins.list[ContainerStatistics]:
         """What running containers, or all, use, newest first: looked at together, twice, ``interval_s`` apart."""

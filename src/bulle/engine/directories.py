@@ -59,9 +59,10 @@ def _identity_text(name: str, plan: RunPlan) -> str:
         return plan.hostname + "\n"
     if plan.network.mode == "host":
         try:
-            return Path(f"/etc/{name}").read_text()
+            text = Path(f"/etc/{name}").read_text()
         except OSError:
-            return ""
+            text = ""
+        return text if name != "hosts" else text + "".join(_extra_lines(plan, "127.0.0.1"))
     if name == "resolv.conf":
         network = plan.network
         if network.mode == "user":
@@ -73,15 +74,16 @@ def _identity_text(name: str, plan: RunPlan) -> str:
 
 def hosts_text(plan: RunPlan) -> str:
     """/etc/hosts as Docker writes it: the container itself on each of its networks, and what was asked for."""
-    lines = [HOSTS]
     gateways = [gateway for attachment in plan.network.attachments for gateway in attachment.gateways]
-    for name, address in plan.network.extra_hosts:
-        if address == "host-gateway":
-            address = gateways[0] if gateways else "127.0.0.1"
-        lines.append(f"{address}\t{name}\n")
+    lines = [HOSTS, *_extra_lines(plan, gateways[0] if gateways else "127.0.0.1")]
     names = "\t".join(dict.fromkeys((plan.hostname, plan.hostname.partition(".")[0])))
     lines += [f"{cidr.partition('/')[0]}\t{names}\n" for attachment in plan.network.attachments for cidr in attachment.addresses]
     return "".join(lines)
+
+
+def _extra_lines(plan: RunPlan, gateway: str) -> list[str]:
+    """What was asked for; ``gateway`` is where the host is."""
+    return [f"{gateway if address == 'host-gateway' else address}\t{name}\n" for name, address in plan.network.extra_hosts]
 
 
 def _write(path: str, text: str) -> None:

@@ -44,12 +44,13 @@ def ask(home: Path, request: Request) -> Answer:
     raise BulleError("the network could not be made", "its keeper ends before it answers", f"see {home}/run/spawner.log")
 
 
-def tell(home: Path, request: Request) -> bool:
+def tell(home: Path, request: Request, patience_s: float = protocol.PATIENCE_S) -> bool:
     """Ask the keeper if there is one, and whether there was: where nothing runs there is nothing to change."""
     connection = protocol.connect(home)
     if connection is None:
         return False
     with closing(connection):
+        connection.settimeout(patience_s)
         return protocol.ask(connection, request) is not None
 
 
@@ -72,6 +73,7 @@ def _start(home: Path) -> socket.socket:
 
 def main(argv: Sequence[str], _descriptors: Sequence[int], leash: Leash | None) -> int:
     """The entry ``keeper``: the first of ``argv`` is the home."""
+    from bulle.engine.balancing import standing_of
     from bulle.isolation.namespaces import NamespaceDriver
     from bulle.network.keeper import IDLE_S, Keeper
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str], _descriptors: Sequence[int], leash: Leash | None) 
         idle_s = float(os.environ.get(IDLE_SETTING) or IDLE_S)
     except ValueError:
         idle_s = IDLE_S
-    Keeper(home, lambda: running(home), idle_s).serve()
+    Keeper(home, lambda: running(home), standing_of, idle_s).serve()
     if leash is not None:
         leash.release()
     return 0
@@ -122,7 +124,8 @@ def registration(plan: RunPlan, pid: int, name: str = "") -> Register:
     """What the keeper is told of a container whose first process is ``pid``."""
     if not name:
         name = (container_attributes(plan.state_host_path) or {}).get("name", "")
-    return Register(plan.container_id, name, pid, plan.state_host_path, plan.network)
+    is_checked = plan.lifecycle.health is not None
+    return Register(plan.container_id, name, pid, plan.state_host_path, plan.network, is_checked, listens=plan.guest is None)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from bulle.engine import keeping, removal
+from bulle.engine import balancing, keeping, removal
 from bulle.engine.drivers import driver_for
 from bulle.engine.events import publish_volumes
 from bulle.errors import BulleError, Conflict, StorageFull
@@ -90,6 +90,7 @@ def begin(order: Order, leash: Leash | None, *, for_parent: bool = False, lock: 
         if lock < 0:
             raise Conflict("the container is being started by somebody else", "", "wait a moment")
         ends.forget_intent(directory)
+        balancing.forget(directory)
     driver, opened = driver_for(plan.isolation, home), list[int]()
 
     def meanwhile(workload: Workload) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import TYPE_CHECKING
 
-from bulle.engine import pausing, planning
+from bulle.engine import balancing, pausing, planning
 from bulle.engine.drivers import driver_for
 from bulle.errors import BulleError, Conflict
 from bulle.linux import process
@@ -30,6 +30,7 @@ def kill(home: Path, container: Container, signal: str) -> None:
     number = planning.signal_number(name)
     if number == SIGKILL or name == container.plan.stop_signal:
         ends.intend(container.directory, "kill", name)
+        balancing.changed(home, container.plan)
     if number != SIGKILL:
         _send_signal(home, container, number)
         return
@@ -55,6 +56,7 @@ def end(home: Path, container: Container, timeout_s: int | None, signal: str, ve
     name = planning.signal_name(signal or container.plan.stop_signal)
     with suppress(FileNotFoundError):  # somebody else removes it
         ends.intend(container.directory, verb, name)
+    balancing.changed(home, container.plan)
     patience = container.plan.stop_timeout_s if timeout_s is None else timeout_s
     try:
         _wait_while_restarting(container)

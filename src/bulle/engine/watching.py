@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from bulle.engine import pausing, planning
+from bulle.engine import balancing, pausing, planning
 from bulle.engine.executing import execute
 from bulle.engine.starting import Order
 from bulle.isolation.driver import Driver
@@ -61,6 +61,7 @@ def equip(watch: Supervisor, order: Order, driver: Driver, pidfd: int, kept: Seq
             before = read_state(plan.state_host_path)
             write_state(plan.state_host_path, msgspec.structs.replace(before, health=health))
             if before.health is None or before.health.status != health.status:
+                balancing.changed(Path(order.home), plan)
                 publish_container(plan.state_host_path, f"health_status: {health.status}")
             if failed and on_failure != "none":
                 ender.end("unhealthy", kill=on_failure == "kill", again=on_failure == "restart", final=on_failure == "stop")

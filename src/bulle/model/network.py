@@ -12,6 +12,8 @@ import msgspec
 
 Protocol = Literal["tcp", "udp", "sctp"]
 NetworkDriver = Literal["bridge", "macvlan", "host", "none"]
+Standing = Literal["ready", "unready", "withdrawn"]
+"""Whether a container that runs is in balance: as a replica of what it serves it is found by its name, and led to by the ports that it shares."""
 DEFAULT_NETWORK = "bridge"
 """The network of a container that asks for none, as in Docker."""
 
@@ -20,7 +22,9 @@ class PortMapping(msgspec.Struct, frozen=True):
     """One ``-p``: a port of the host that leads to a port of the container.
 
     ``host_addresses`` are where it is published, at the same port of each (none: where the configuration says). ``host_port`` 0 takes any that is
-    free, ``last_host_port`` the first that is free from ``host_port`` on.
+    free, ``last_host_port`` the first that is free from ``host_port`` on. Containers whose mappings name the same group in ``shared`` may have the
+    same port (``host_port`` then says which): who connects is led to one of those that are in balance, any (``random``) or always the same for one
+    address (``sticky``).
     """
 
     container_port: int
@@ -28,6 +32,8 @@ class PortMapping(msgspec.Struct, frozen=True):
     host_addresses: tuple[str, ...] = ()
     host_port: int = 0
     last_host_port: int = 0
+    shared: str = ""
+    balance: Literal["random", "sticky"] = "random"
 
 
 class PublishedPort(msgspec.Struct, frozen=True):

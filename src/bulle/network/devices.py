@@ -193,3 +193,13 @@ def name_server_sockets(namespace_fd: int, address: str = "") -> tuple[socket.so
         listener.close()
         raise BulleError("names cannot be answered inside the container", error.strerror or str(error), "see `bulle doctor`") from error
     return datagrams, listener
+
+
+def first_routes(has_route: list[bool], attachment: Attachment) -> tuple[bool, bool]:
+    """Whether this interface is the first of each family that leads further; notes it in ``has_route``."""
+    first = []
+    for number, colon in enumerate((False, True)):
+        leads = any((":" in gateway) == colon for gateway in attachment.gateways)
+        first.append(leads and not has_route[number])
+        has_route[number] = has_route[number] or leads
+    return first[0], first[1]

@@ -115,9 +115,12 @@ class NameServer:
         if not any(other.view.networks == client.view.networks for other in self._clients.values()):
             self._forget_ready()
 
-    def set_names(self, container_id: str, names: Names, own_name: str) -> None:
-        """What a container is called on each network, besides its own name and short id, and its addresses there; what was said before is gone."""
-        self._zones.set_names(container_id, names, own_name)
+    def set_names(self, container_id: str, names: Names, own_name: str, rank: int = 0) -> None:
+        """What a container is called on each network, besides its own name and short id, and its addresses there; what was said before is gone.
+
+        Of several who are called the same, only those of the lowest rank answer.
+        """
+        self._zones.set_names(container_id, names, own_name, rank)
         self._forget_ready()
 
     def forget_names(self, container_id: str) -> None:

@@ -24,36 +24,43 @@ import msgspec
 from bulle.errors import BulleError, NotFound, to_parts
 from bulle.linux import process
 from bulle.linux.nftables import Watcher
-from bulle.model.network import Attachment, Egress
+from bulle.model.network import Attachment, Egress, Standing
 from bulle.model.run_plan import Network
 from bulle.network import devices, host_settings, protocol
 from bulle.network.dns import NameServer, View
 from bulle.network.firewalls import Firewalls
 from bulle.network.loop import Loop
-from bulle.network.members import Member, as_before, published_ports
+from bulle.network.members import RANKS, Ground, Member, as_before, published_ports
 from bulle.network.naming import table_name
-from bulle.network.protocol import Answer, Connect, Disconnect, Forget, Publish, Register, Rename, Request, Retract
+from bulle.network.protocol import Answer, Connect, Disconnect, Forget, Publish, Reconsider, Register, Rename, Request, Retract
 from bulle.network.resolvers import HostResolvers
-from bulle.network.rules import Link, Rules
+from bulle.network.rules import Rules
+from bulle.network.sharing import SharedPorts
+from bulle.network.succession import succeed
 from bulle.records.database import Database
 from bulle.records.networks import NetworkRecord, NetworkRecords
 
 IDLE_S = 30.0
 _SETTLED_AFTER_S, _LOOKS_EVERY_S = 0.2, 60.0
 LOCK_NAME = "keeper.lock"
-_PATIENCE_MS, _AGAIN_S, _AGAIN_AT_MOST_S = 5000, 0.1, 20.0
+_FIRST_LOOK_S, _LAST_LOOK_S = 0.005, 1.0  # whether a replica without a health check listens
+_AGAIN_S, _AGAIN_AT_MOST_S = 0.1, 20.0
+
+Standings = Callable[[Register], Standing]
 
 
 class Keeper:
-    """See the module. ``running`` yields a :class:`Register` for every container of the home that runs."""
+    """See the module. ``running`` yields a :class:`Register` for every container of the home that runs, ``standing`` is what is known of one."""
 
-    def __init__(self, home: Path, running: Callable[[], Iterable[Register]], idle_s: float = IDLE_S) -> None:
+    def __init__(self, home: Path, running: Callable[[], Iterable[Register]], standing: Standings, idle_s: float = IDLE_S) -> None:
         self._home = home
         self._running = running
+        self._standing = standing
         self._idle_s = idle_s
         self._loop = Loop()
         self._rules = Rules(table_name(home))
         self._rules.later = self._loop.later
+        self._ground = Ground(self._rules, self._loop, SharedPorts(self._rules, self._loop), self._holder)
         self._firewalls = Firewalls(table_name(home))
         self._notes: list[str] = []
         """What whoever starts the next container is to be told."""
@@ -76,29 +83,13 @@ class Keeper:
             if (other := protocol.connect(self._home)) is not None:
                 other.close()
                 return
-            self._succeed(lock)
+            succeed(lock)
             self._take_over()
             self._listen()
             self._loop.run()
             self._end()
         finally:
             os.close(lock)
-
-    @staticmethod
-    def _succeed(lock: int) -> None:
-        """Wait until the one before is dead: where it was killed, the kernel gives this lock away before it has closed that one's sockets."""
-        pid, _, ticks = os.pread(lock, 64, 0).decode(errors="replace").partition(" ")
-        with suppress(OSError, ValueError):
-            before = os.pidfd_open(int(pid))
-            try:
-                if process.start_ticks(int(pid)) == int(ticks):
-                    poll = select.poll()
-                    poll.register(before, select.POLLIN)
-                    poll.poll(_PATIENCE_MS)
-            finally:
-                os.close(before)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()} {process.start_ticks(os.getpid())}".encode(), 0)
 
     def _listen(self) -> None:
         path = self._home / "run" / protocol.SOCKET_NAME
@@ -122,6 +113,8 @@ class Keeper:
         self._loop.watch(watcher.fileno(), lambda _events: self._tables_changed(watcher))
         self._loop.later(_LOOKS_EVERY_S, self._admit_again)
         self._rest_if_idle()
+        for member in self._members.values():
+            self._reconsider(member)  # who has something to tell and found nobody has written it down before
 
     def _tables_changed(self, watcher: Watcher) -> None:
         """Put back what is ours; other firewalls may have been started or made anew, and are told of us once they are done."""
@@ -178,21 +171,46 @@ class Keeper:
             self._names.forget_network(request.network_id)
             devices.remove_bridge(request.device)
             return Answer()
-        if (member := self._members.get(request.container_id)) is None:
+        member = self._members.get(request.container_id)
+        if isinstance(request, Reconsider):
+            return self._reconsider(member) if member is not None else Answer()
+        if member is None:
             raise NotFound("the container has no network that could be changed", "it does not run", "start it first")
         if isinstance(request, Rename):
             member.name = request.name
+            self._ground.shared.refresh(member)
         elif isinstance(request, Connect):
             self._connect(member, request.attachment)
         elif isinstance(request, Disconnect):
             self._disconnect(member, request.network_id)
         elif isinstance(request, Publish):
-            member.publish_new(request.ports, self._rules, self._loop, self._holder)
+            member.publish_new(request.ports, self._ground)
         elif isinstance(request, Retract):
-            member.retract(request.ports, self._rules)
+            member.retract(request.ports, self._ground)
             member.wants(request.left)
         self._describe(member)
         return Answer(member.ports)
+
+    def _reconsider(self, member: Member) -> Answer:
+        """Take it into the balance or out of it, as its directory says."""
+        standing = self._standing_of(member)
+        if standing != member.standing:
+            member.standing = standing
+            self._ground.shared.refresh(member)
+            self._describe(member)
+        return Answer(member.ports, standing=standing)
+
+    def _standing_of(self, member: Member) -> Standing:
+        standing = self._standing(member.request)
+        if standing != "ready" or member.request.checked or member.looks_ready():
+            return standing
+        self._loop.later(max(_FIRST_LOOK_S, min(_LAST_LOOK_S, (self._loop.now() - member.since_s) / 10)), lambda: self._look_again(member))
+        return "unready"
+
+    def _look_again(self, member: Member) -> None:
+        """Whether it listens by now, unless that is known."""
+        if self._members.get(member.container_id) is member and member.standing == "unready":
+            self._reconsider(member)
 
     def _ended(self) -> list[Member]:
         """Who has ended, although the loop has not come to it yet."""
@@ -214,7 +232,7 @@ class Keeper:
             has_route = [False, False]
             for attachment in network.attachments:
                 self._bring_up(attachment)
-                first = self._default_routes(has_route, attachment)
+                first = devices.first_routes(has_route, attachment)
                 if attachment.interface in ends:
                     member.links[attachment.network_id] = ends.pop(attachment.interface)
                     continue
@@ -222,10 +240,11 @@ class Keeper:
                 devices.attach(attachment, member.namespace_fd, veth, default_route=first)
             for interface in ends:
                 devices.detach(interface, member.namespace_fd)  # taken off a network while nobody was there to do it
-            self._rules.add_member(member.container_id, self._links(member), network.egress)
+            member.standing = self._standing_of(member)
+            self._rules.add_member(member.container_id, member.rule_links(), network.egress)
             for mapping in as_before(network.ports, published_ports(request.directory)) if again else network.ports:
                 with suppress(*(BulleError,) if again else ()):  # a port that was lost meanwhile costs it that port alone
-                    member.publish(mapping, self._rules, self._loop, self._holder)
+                    member.publish(mapping, self._ground)
             if not network.serves_names:  # else the port that its server needs would be ours
                 datagrams, listener = devices.name_server_sockets(member.namespace_fd, network.name_server)
                 self._names.add(member.container_id, self._view(network), datagrams, listener)
@@ -234,16 +253,6 @@ class Keeper:
         self._describe(member)
         notes, self._notes = tuple(dict.fromkeys(self._notes)), []
         return Answer(member.ports, notes)
-
-    @staticmethod
-    def _default_routes(has_route: list[bool], attachment: Attachment) -> tuple[bool, bool]:
-        """Whether this interface is the first of each family that leads further; notes it."""
-        first = []
-        for number, colon in enumerate((False, True)):
-            leads = any((":" in gateway) == colon for gateway in attachment.gateways)
-            first.append(leads and not has_route[number])
-            has_route[number] = has_route[number] or leads
-        return first[0], first[1]
 
     def _bring_up(self, attachment: Attachment) -> None:
         """The network's name, bridge and rules."""
@@ -282,12 +291,12 @@ class Keeper:
         self._bring_up(attachment)
         has_route = [False, False]
         for standing in member.network.attachments:
-            self._default_routes(has_route, standing)
+            devices.first_routes(has_route, standing)
         before = member.network.attachments
         veth = member.links[attachment.network_id] = devices.new_host_end(attachment)
         self._move(member, (*before, attachment))  # the rules hold before the container can send
         try:
-            devices.attach(attachment, member.namespace_fd, veth, default_route=self._default_routes(has_route, attachment))
+            devices.attach(attachment, member.namespace_fd, veth, default_route=devices.first_routes(has_route, attachment))
         except BaseException:
             del member.links[attachment.network_id]
             self._move(member, before)
@@ -305,18 +314,10 @@ class Keeper:
 
     def _move(self, member: Member, attachments: tuple[Attachment, ...]) -> None:
         """The container is on these networks now: so are its rules, names and ports."""
-        with member.moving(self._rules):
+        with member.moving(self._ground):
             member.network = msgspec.structs.replace(member.network, attachments=attachments)
-            self._rules.change_member(member.container_id, self._links(member), member.network.egress)
+            self._rules.change_member(member.container_id, member.rule_links(), member.network.egress)
         self._names.change(member.container_id, self._view(member.network))
-
-    def _links(self, member: Member) -> list[Link]:
-        found = []
-        for attachment in member.network.attachments:
-            if attachment.driver == "bridge":
-                addresses = tuple(cidr.partition("/")[0] for cidr in attachment.addresses)
-                found.append(Link(attachment.network_id, member.links[attachment.network_id], attachment.mac, addresses))
-        return found
 
     def _view(self, network: Network) -> View:
         networks = tuple(attachment.network_id for attachment in network.attachments)
@@ -326,12 +327,7 @@ class Keeper:
 
     def _describe(self, member: Member) -> None:
         """Tell the others its names, and who looks at it its ports."""
-        own = [name for name in (member.name, member.container_id[:12]) if name]
-        names = {
-            attachment.network_id: ((*own, *attachment.names), tuple(cidr.partition("/")[0] for cidr in attachment.addresses))
-            for attachment in member.network.attachments
-        }
-        self._names.set_names(member.container_id, names, own[0])
+        self._names.set_names(member.container_id, member.names(), member.name or member.container_id[:12], RANKS[member.standing])
         member.write_ports()
 
     def _holder(self, protocol_name: str, port: int) -> str:
@@ -347,7 +343,7 @@ class Keeper:
             del self._members[member.container_id]
             self._names.forget_names(member.container_id)
             self._names.remove(member.container_id)
-            member.retract(member.ports, self._rules)
+            member.retract(member.ports, self._ground)
             self._rules.remove_member(member.container_id)
         self._loop.forget(member.pidfd)
         member.close()

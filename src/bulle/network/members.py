@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from bulle.errors import BulleError, Conflict
-from bulle.model.network import PortMapping, PublishedPort
+from bulle.model.network import PortMapping, PublishedPort, Standing
 from bulle.network.loop import Loop
 from bulle.network.protocol import Register
-from bulle.network.relay import Relay, UdpRelay
+from bulle.network.relay import Relay, UdpRelay, relay_of
 from bulle.network.reservations import reserve
-from bulle.network.rules import Rules
+from bulle.network.rules import Link, Rules
+from bulle.network.sharing import SharedPorts
 
 PORTS_NAME = "ports.json"
+RANKS: dict[Standing, int] = {"ready": 0, "unready": 1, "withdrawn": 2}
+"""Who of several is found by a name: who is in balance; else all that run, since to find one that is not ready says more than to find nobody."""
+_ONE_IS_ENOUGH_S = 3.0
+_LOOPBACKS = ("0100007F", "00000000000000000000000001000000")
 _published = msgspec.json.Decoder(tuple[PublishedPort, ...])
 
 
@@ -29,6 +36,20 @@ def published_ports(directory: str) -> tuple[PublishedPort, ...]:
         return _published.decode(Path(directory, PORTS_NAME).read_bytes())
     except (OSError, msgspec.DecodeError):
         return ()
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """The protocols and ports at which somebody listens in the network namespace of a process, on more than loopback. proc_pid_net(5)"""
+    found = set()
+    for protocol in ("tcp", "udp"):
+        for suffix in ("", "6"):
+            with suppress(OSError):
+                for line in Path(f"/proc/{pid}/net/{protocol}{suffix}").read_text().splitlines()[1:]:
+                    _, local, _, state, *_ = line.split()
+                    address, _, port = local.rpartition(":")
+                    if address not in _LOOPBACKS and (protocol == "udp" or state == "0A"):
+                        found.add((protocol, int(port, 16)))
+    return found
 
 
 def as_before(mappings: Sequence[PortMapping], ports: Sequence[PublishedPort]) -> Iterator[PortMapping]:
@@ -49,10 +70,23 @@ def _can_be(port: PublishedPort, mapping: PortMapping) -> bool:
     return same and (not first or first <= port.host_port <= (mapping.last_host_port or first))
 
 
+class Ground(NamedTuple):
+    """What published ports stand on. ``holder`` is who has one: the name of a container by protocol and port, or nothing."""
+
+    rules: Rules
+    loop: Loop
+    shared: SharedPorts
+    holder: Callable[[str, int], str]
+
+
 class Member:
     """One running container. The descriptors are the keeper's own."""
 
     def __init__(self, request: Register) -> None:
+        self.request = request
+        self.standing: Standing = "unready"
+        self.since_s = time.monotonic()
+        self._has_listened = False
         self.container_id = request.container_id
         self.name = request.name
         self.directory = request.directory
@@ -76,37 +110,45 @@ class Member:
                     return cidr.partition("/")[0]
         return ""
 
-    def publish(self, mapping: PortMapping, rules: Rules, loop: Loop, holder: Callable[[str, int], str]) -> None:
+    @property
+    def any_address(self) -> str:
+        """That at which a relay reaches it."""
+        return self.address(4) or self.address(6)
+
+    def publish(self, mapping: PortMapping, ground: Ground) -> None:
         """Publish one mapping. Raises Conflict that names who has the port."""
         attachments = self.network.attachments
         if attachments and not any(one.driver == "bridge" for one in attachments):
             return  # a macvlan's ports are open on its own address
         try:
+            if mapping.shared and mapping.host_port and not mapping.last_host_port:
+                self.ports += ground.shared.join(self, mapping)
+                return
             taken = reserve(mapping)
         except Conflict as error:
-            name = holder(mapping.protocol, mapping.host_port)
+            name = ground.holder(mapping.protocol, mapping.host_port)
             if name:
                 raise Conflict(error.args[0], f"container {name} publishes it", f"publish another, or stop {name}") from error
             raise
         made = []
         for published, bound in taken:
             is_six = ":" in published.host_address
-            relay = self._relay(published, bound, loop) if is_six and bound is not None else None
+            relay = self._relay(published, bound, ground.loop) if is_six and bound is not None else None
             self._held[published] = (bound, relay)
             self.ports += (published,)
             target = self.address(6 if is_six else 4)
             if target:
                 made.append((published, target))
-        rules.publish(self.container_id, made)
+        ground.rules.publish(self.container_id, made)
 
-    def publish_new(self, wanted: tuple[PortMapping, ...], rules: Rules, loop: Loop, holder: Callable[[str, int], str]) -> None:
+    def publish_new(self, wanted: tuple[PortMapping, ...], ground: Ground) -> None:
         """Publish what is new in all that the container is to publish, or nothing; a keeper that took over amid it has done so already."""
         before = self.ports
         try:
             for mapping in (Counter(wanted) - Counter(self.network.ports)).elements():
-                self.publish(mapping, rules, loop, holder)
+                self.publish(mapping, ground)
         except BaseException:
-            self.retract(tuple(port for port in self.ports if port not in before), rules)
+            self.retract(tuple(port for port in self.ports if port not in before), ground)
             raise
         self.wants(wanted)
 
@@ -116,40 +158,65 @@ class Member:
 
     def _relay(self, published: PublishedPort, bound: socket.socket, loop: Loop) -> Relay | UdpRelay | None:
         """Connections over IPv6 that no rule leads on (from ::1, or to a container that has only IPv4) are carried by the keeper."""
-        target = self.address(4) or self.address(6)
-        if published.protocol == "tcp":
-            return Relay(loop, bound, (target, published.container_port))
-        return UdpRelay(loop, bound, (target, published.container_port)) if published.protocol == "udp" else None
+
+        def choose(_client: str) -> tuple[str, int]:
+            return self.any_address, published.container_port
+
+        return relay_of(published.protocol, bound, loop, choose)
 
     @contextmanager
-    def moving(self, rules: Rules) -> Iterator[None]:
+    def moving(self, ground: Ground) -> Iterator[None]:
         """Lead what is published to where the container can be reached after the block."""
         before = self._targets()
         yield
         after = self._targets()
         if before != after:
-            rules.retract(self.container_id, [(port, target) for port, target in before.items() if target])
-            rules.publish(self.container_id, [(port, target) for port, target in after.items() if target])
-            for _bound, relay in self._held.values():
-                if relay is not None:
-                    relay.lead_to(self.address(4) or self.address(6))
+            ground.rules.retract(self.container_id, [(port, target) for port, target in before.items() if target])
+            ground.rules.publish(self.container_id, [(port, target) for port, target in after.items() if target])
+        ground.shared.refresh(self)
 
     def _targets(self) -> dict[PublishedPort, str]:
         return {port: self.address(6 if ":" in port.host_address else 4) for port in self._held}
 
-    def retract(self, ports: tuple[PublishedPort, ...], rules: Rules) -> None:
+    def retract(self, ports: tuple[PublishedPort, ...], ground: Ground) -> None:
         """Give ports back."""
         going = [port for port in ports if port in self._held]
         if going:
             targets = self._targets()
-            rules.retract(self.container_id, [(port, targets[port]) for port in going if targets[port]])
+            ground.rules.retract(self.container_id, [(port, targets[port]) for port in going if targets[port]])
         for port in going:
             bound, relay = self._held.pop(port)
             if relay is not None:
                 relay.close()
             if bound is not None:
                 bound.close()
-        self.ports = tuple(port for port in self.ports if port not in going)
+        ground.shared.leave(self, [port for port in ports if port in self.ports and port not in going])
+        self.ports = tuple(port for port in self.ports if port not in ports)
+
+    def looks_ready(self) -> bool:
+        """Whether it listens at the ports that it shares, as far as that can be seen; after a while one of them is enough. Once is for ever."""
+        if not self._has_listened:
+            wanted = {(port.protocol, port.container_port) for port in self.network.ports if port.shared and port.protocol in ("tcp", "udp")}
+            found = wanted & listening(self.request.pid) if self.request.listens and wanted else wanted
+            self._has_listened = found == wanted or (bool(found) and time.monotonic() > self.since_s + _ONE_IS_ENOUGH_S)
+        return self._has_listened
+
+    def rule_links(self) -> list[Link]:
+        """Its interfaces as the rules know them."""
+        found = []
+        for attachment in self.network.attachments:
+            if attachment.driver == "bridge":
+                addresses = tuple(cidr.partition("/")[0] for cidr in attachment.addresses)
+                found.append(Link(attachment.network_id, self.links[attachment.network_id], attachment.mac, addresses))
+        return found
+
+    def names(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """What it is called on each network, and its addresses there."""
+        own = [name for name in (self.name, self.container_id[:12]) if name]
+        return {
+            attachment.network_id: ((*own, *attachment.names), tuple(cidr.partition("/")[0] for cidr in attachment.addresses))
+            for attachment in self.network.attachments
+        }
 
     def write_ports(self) -> None:
         """Tell who looks at the container which ports it has."""

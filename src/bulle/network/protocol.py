@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from bulle.errors import from_parts
-from bulle.model.network import Attachment, PortMapping, PublishedPort
+from bulle.model.network import Attachment, PortMapping, PublishedPort, Standing
 from bulle.model.run_plan import Network
 
 SOCKET_NAME = "keeper.sock"
@@ -19,13 +19,19 @@ PATIENCE_S = 30.0
 
 
 class Register(msgspec.Struct, frozen=True, tag=True):
-    """A container has a network namespace now: that of process ``pid``. ``directory`` is its host directory, ``name`` what it is called."""
+    """A container has a network namespace now: that of process ``pid``. ``directory`` is its host directory, ``name`` what it is called.
+
+    ``checked``: it has a health check, and is in balance when that says so; else when it listens at the ports that it shares, where that can be seen
+    (``listens``).
+    """
 
     container_id: str
     name: str
     pid: int
     directory: str
     network: Network
+    checked: bool = False
+    listens: bool = False
 
 
 class Rename(msgspec.Struct, frozen=True, tag=True):
@@ -71,15 +77,22 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
     device: str
 
 
-Request = Register | Rename | Connect | Disconnect | Publish | Retract | Forget
+class Reconsider(msgspec.Struct, frozen=True, tag=True):
+    """What its directory says of a container's standing (its health, its end that is wanted, that it was withdrawn) has changed: look again."""
+
+    container_id: str
+
+
+Request = Register | Rename | Connect | Disconnect | Publish | Retract | Forget | Reconsider
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What became of it: all published ports of the container, or the parts of an error."""
+    """What became of it: all published ports of the container and whether it is in balance, or the parts of an error."""
 
     ports: tuple[PublishedPort, ...] = ()
     notes: tuple[str, ...] = ()
     error: tuple[str, ...] = ()
+    standing: Standing = "withdrawn"
 
 
 requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -26,6 +26,9 @@ _MOST_SESSIONS = 1024
 _SESSION_IDLE_S = 60.0
 _LARGEST_DATAGRAM = 65535
 
+Choose = Callable[[str], tuple[str, int] | None]
+"""The target (an address and a port) of a new connection from an address, None where there is none at the moment."""
+
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
@@ -128,20 +131,16 @@ class _Connection:
 
 
 class Relay:
-    """Accepts on a listening socket, which it closes in the end, and connects each that comes to the target (an address and a port)."""
+    """Accepts on a listening socket, which it closes in the end, and connects each that comes to the target that is chosen for it."""
 
-    def __init__(self, loop: Loop, listener: socket.socket, target: tuple[str, int]) -> None:
+    def __init__(self, loop: Loop, listener: socket.socket, choose: Choose) -> None:
         self._loop = loop
         self._listener = listener
-        self._target = target
+        self._choose = choose
         self._connections: set[_Connection] = set()
         self._is_closed = False
         listener.setblocking(False)
         loop.watch(listener.fileno(), self._accept)
-
-    def lead_to(self, address: str) -> None:
-        """Connect whoever comes from now on to another address."""
-        self._target = (address, self._target[1])
 
     def close(self) -> None:
         """Accept nobody any longer, and cut off who is connected."""
@@ -157,7 +156,7 @@ class Relay:
                 self._loop.forget(self._listener.fileno())  # they wait in the listener's queue until one ends
                 return
             try:
-                accepted, _peer = self._listener.accept()
+                accepted, peer = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:  # no descriptors left
@@ -165,7 +164,9 @@ class Relay:
                 return
             accepted.setblocking(False)
             try:
-                self._connections.add(_Connection(self._loop, accepted, self._target, self._ended))
+                if (target := self._choose(peer[0])) is None:
+                    raise ConnectionRefusedError
+                self._connections.add(_Connection(self._loop, accepted, target, self._ended))
             except OSError as error:
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
                 accepted.close()
@@ -189,22 +190,23 @@ class Relay:
 class _Session:
     """One sender of datagrams: the socket that speaks to the target for it, and where answers to it leave from."""
 
-    def __init__(self, opened: socket.socket, sender: tuple[str, int], packet_info: bytes) -> None:
+    def __init__(self, opened: socket.socket, target: tuple[str, int], sender: tuple[str, int], packet_info: bytes) -> None:
         self.socket = opened
+        self.target = target
         self.sender = sender
         self.packet_info = packet_info
 
 
 class UdpRelay:
-    """Passes datagrams of a bound socket, which it closes in the end, on to the target, and answers back to whoever sent first.
+    """Passes datagrams of a bound socket, which it closes in the end, on to the target that is chosen for a sender, and answers back to that.
 
     A sender that is silent for a minute is forgotten, as is whoever was silent for longest when there are too many.
     """
 
-    def __init__(self, loop: Loop, bound: socket.socket, target: tuple[str, int]) -> None:
+    def __init__(self, loop: Loop, bound: socket.socket, choose: Choose) -> None:
         self._loop = loop
         self._socket = bound
-        self._target = target
+        self._choose = choose
         self._sessions: dict[tuple[tuple[str, int], bytes], tuple[_Session, float]] = {}  # who was silent for longest comes first
         self._sweep_due = False
         bound.setblocking(False)
@@ -213,9 +215,10 @@ class UdpRelay:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         loop.watch(bound.fileno(), self._receive)
 
-    def lead_to(self, address: str) -> None:
-        """Connect whoever comes from now on to another address."""
-        self._target = (address, self._target[1])
+    def forget(self, address: str) -> None:
+        """Choose anew for whoever sends to this target: it is gone."""
+        for key in [key for key, (session, _) in self._sessions.items() if session.target[0] == address]:
+            self._end(key)
 
     def close(self) -> None:
         """Close everything."""
@@ -245,15 +248,17 @@ class UdpRelay:
         if known is not None:
             session = known[0]
         else:
+            if (target := self._choose(sender[0])) is None:
+                return None
             if len(self._sessions) >= _MOST_SESSIONS:
                 self._end(next(iter(self._sessions)))
             try:
-                opened = socket.socket(_family(self._target[0]), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+                opened = socket.socket(_family(target[0]), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             except OSError:  # no descriptors left
                 return None
-            session = _Session(opened, sender, packet_info)
+            session = _Session(opened, target, sender, packet_info)
             try:
-                opened.connect(self._target)
+                opened.connect(target)
             except OSError:  # no way to it
                 opened.close()
                 return None
@@ -294,3 +299,10 @@ class UdpRelay:
                 self._loop.later(left_s, self._sweep)
                 break
             self._end(key)
+
+
+def relay_of(protocol: str, bound: socket.socket, loop: Loop, choose: Choose) -> Relay | UdpRelay | None:
+    """What carries a protocol; None where nothing does."""
+    if protocol == "tcp":
+        return Relay(loop, bound, choose)
+    return UdpRelay(loop, bound, choose) if protocol == "udp" else None

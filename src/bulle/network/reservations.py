@@ -22,8 +22,10 @@ _UNSEEN = "what has it does not listen, so that it cannot be named: perhaps the 
 _TABLES = {"tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6"), "sctp": ()}
 
 
-def reserve(mapping: PortMapping) -> list[tuple[PublishedPort, socket.socket | None]]:
+def reserve(mapping: PortMapping, *, beside: bool = False) -> list[tuple[PublishedPort, socket.socket | None]]:
     """Take the same port of every address of a mapping; the sockets are the caller's (None where the kernel has no such protocol).
+
+    An IPv6 address that cannot be had is left out where there is another, also one that the caller has (``beside``).
 
     Raises Conflict that names who holds the port.
     """
@@ -34,14 +36,14 @@ def reserve(mapping: PortMapping) -> list[tuple[PublishedPort, socket.socket | N
         ports = f"{mapping.host_port}-{mapping.last_host_port}"
         raise Conflict(f"no port of {ports} is free for the container's port {mapping.container_port}", "all are taken", "give other ones")
     if mapping.host_port:
-        return _take(mapping, mapping.host_port)
+        return _take(mapping, mapping.host_port, beside)
     for _ in range(_TRIES):
         with suppress(Conflict):
             return _take(mapping, 0)
     raise BulleError(f"no free port was found for the container's port {mapping.container_port}", "", "give one, such as -p 8080:80")
 
 
-def _take(mapping: PortMapping, port: int) -> list[tuple[PublishedPort, socket.socket | None]]:
+def _take(mapping: PortMapping, port: int, beside: bool = False) -> list[tuple[PublishedPort, socket.socket | None]]:
     taken: list[tuple[PublishedPort, socket.socket | None]] = []
     try:
         for address in mapping.host_addresses:
@@ -50,7 +52,7 @@ def _take(mapping: PortMapping, port: int) -> list[tuple[PublishedPort, socket.s
             except OSError as error:
                 if error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT) and port:
                     bound = None  # no SCTP in this kernel's sockets; packets are led on all the same
-                elif len(mapping.host_addresses) > 1 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and ":" in address:
+                elif (beside or len(mapping.host_addresses) > 1) and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and ":" in address:
                     continue  # a machine without IPv6
                 else:
                     raise _explained(error, mapping.protocol, address, port) from error

@@ -19,13 +19,13 @@ from bulle.linux import connection_tracking, nftables
 from bulle.model.network import Egress, PublishedPort
 from bulle.network import ruleset
 from bulle.network.egress import is_listed, is_name, is_private
-from bulle.network.ruleset import Elements, Link
+from bulle.network.ruleset import Balance, Elements, Link, Replica
 
 _MOST_NAMED = 4096  # addresses remembered for the names of one container: what a name server answers must not fill the kernel's memory
 
 Thing = TypeVar("Thing")
 
-__all__ = ["Link", "Rules"]
+__all__ = ["Balance", "Link", "Replica", "Rules"]
 
 
 class _Member:
@@ -51,6 +51,7 @@ class Rules:
         self._networks: dict[str, Elements] = {}
         self._members: dict[str, _Member] = {}
         self._published: dict[str, Elements] = {}
+        self._balanced: dict[str, Balance] = {}
         self._watcher: nftables.Watcher | None = None
         self._stands = False
         self._touched = False
@@ -152,6 +153,32 @@ class Rules:
         new = {key: value for key, value in before.items() if key not in gone}
         self._change(self._published, container_id, new or None, ruleset.difference(self.table, before, new))
         self._forget_datagrams([(target, 0) for port, target in ports if port.protocol == "udp"])
+
+    def balance(self, standing: Sequence[Balance], gone: Sequence[Balance] = ()) -> None:
+        """Lead shared ports of the host to these replicas, and others no longer: all at once. Connections that stand go on where they are."""
+        before = dict(self._balanced)
+        commands = ""
+        for one in gone:
+            if (old := self._balanced.pop(ruleset.balance_name(one), None)) is not None:
+                commands += ruleset.balance_removal(self.table, old)
+        for one in standing:
+            name = ruleset.balance_name(one)
+            if (old := self._balanced.get(name)) != one:
+                self._balanced[name] = one
+                commands += ruleset.balance_text(self.table, one)
+                commands += "" if old is not None else ruleset.added(self.table, ruleset.balance_elements(one))
+        if not self._stands or not commands:
+            return
+        try:
+            self._run_or_rebuild(commands)
+        except BaseException:
+            self._balanced = before
+            raise
+
+    def forget_datagrams(self, ports: Sequence[PublishedPort], target: str = "") -> None:
+        """Lead those who sent to shared ports before anew: to any of these ports, or (with ``target``) to one replica of them, which has left."""
+        udp = [port for port in ports if port.protocol == "udp"]
+        self._forget_datagrams([(target, 0)] if target and udp else [(port.host_address, port.host_port) for port in udp])
 
     def allow(self, container_id: str, addresses: Sequence[str], ports: Sequence[int], lifetime_s: int) -> None:
         """Let a container reach addresses of an allowed name for so long (no ports: all). Private ones stay closed: only a CIDR opens those."""
@@ -280,6 +307,9 @@ class Rules:
         for known in (*self._networks.values(), *(member.elements for member in self._members.values()), *self._published.values()):
             elements |= known
         lists = ""
+        for balance in self._balanced.values():
+            lists += ruleset.balance_text(self.table, balance)
+            elements |= ruleset.balance_elements(balance)
         now = time.monotonic()
         for member in self._members.values():
             if member.list_name:

@@ -6,6 +6,7 @@ Pure text; :mod:`bulle.network.rules` keeps it standing.
 from __future__ import annotations
 
 import functools
+import hashlib
 import ipaddress
 import os
 import re
@@ -21,6 +22,7 @@ Elements = dict[tuple[str, str, str], str]
 """What is in the sets and maps: family, set and key, to the value of a map (of a set: empty)."""
 
 _TARGET = "@th,64,128"  # of a neighbour message. RFC 4861, 4.3
+_SHARES, _SEED = 64, "0x62756c6c"  # a fixed seed, so that an address stays with its replica when the rules are made anew
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp }"
 
 
@@ -31,6 +33,25 @@ class Link(NamedTuple):
     veth: str
     mac: str
     addresses: tuple[str, ...]
+
+
+class Replica(NamedTuple):
+    """Who shares a port: what it is called, and where it is reached."""
+
+    name: str
+    address: str
+    port: int
+
+
+class Balance(NamedTuple):
+    """A port of the host that replicas share, and those of them that are in balance; ``is_relayed``: the keeper itself leads there."""
+
+    protocol: str
+    host_address: str
+    host_port: int
+    replicas: tuple[Replica, ...] = ()
+    is_sticky: bool = False
+    is_relayed: bool = False
 
 
 @functools.cache
@@ -153,6 +174,61 @@ def port_text(element: tuple[str, str, str]) -> str:
     protocol, *address, port = key.split(" . ")
     host = address[0] if address else {"everywhere4": "0.0.0.0", "everywhere6": "::"}[name]
     return f"{f'[{host}]' if ':' in host else host}:{port}/{protocol}"
+
+
+def balance_name(balance: Balance) -> str:
+    """The chain of a shared port."""
+    return re.sub(r"[^0-9A-Za-z]", "_", f"balance_{balance.protocol}_{balance.host_address}_{balance.host_port}")
+
+
+def balance_elements(balance: Balance) -> Elements:
+    """How its chain is found."""
+    version, verdict = _version(balance.host_address), f"goto {balance_name(balance)}"
+    if balance.host_address in ("0.0.0.0", "::"):
+        return {("inet", "balanced_everywhere", f"ipv{version} . {balance.protocol} . {balance.host_port}"): verdict}
+    return {("inet", f"balanced{version}", f"{balance.protocol} . {balance.host_address} . {balance.host_port}"): verdict}
+
+
+def balance_text(table: str, balance: Balance) -> str:
+    """The chain of a shared port, made or made anew."""
+    chain = f"inet {table} {balance_name(balance)}"
+    return f"add chain {chain}\nflush chain {chain}\nadd rule {chain} {_balance_rule(balance)}\n"
+
+
+def balance_removal(table: str, balance: Balance) -> str:
+    """The chain goes, and what leads there."""
+    chain = f"inet {table} {balance_name(balance)}"
+    return f"{difference(table, balance_elements(balance), {})}flush chain {chain}\ndelete chain {chain}\n"
+
+
+def _balance_rule(balance: Balance) -> str:
+    if not balance.replicas:
+        return "goto nobody"
+    if balance.is_relayed:
+        return "accept"
+    family = "ip6" if ":" in balance.host_address else "ip"
+    lead = f"meta l4proto {balance.protocol} dnat {family} to"
+    targets = [f"{replica.address} . {replica.port}" for replica in balance.replicas]
+    if len(targets) == 1:
+        host = f"[{balance.replicas[0].address}]" if family == "ip6" else balance.replicas[0].address
+        return f"{lead} {host}:{balance.replicas[0].port}"
+    if balance.is_sticky:
+        targets = [targets[place] for place in places(balance.replicas)]
+    choice = f"jhash {family} saddr mod {len(targets)} seed {_SEED}" if balance.is_sticky else f"numgen random mod {len(targets)}"
+    return f"{lead} {choice} map {{ {', '.join(f'{number} : {target}' for number, target in enumerate(targets))} }}"
+
+
+def share_of(client: str) -> int:
+    """The share of an address, for who does not ask the kernel."""
+    return int.from_bytes(hashlib.blake2b(client.encode(), digest_size=2).digest(), "big") % _SHARES
+
+
+def places(replicas: Sequence[Replica]) -> list[int]:
+    """Which replica each of 64 shares of all addresses is led to; each has a rank of its own at each, so who leaves or comes moves its part only."""
+    return [
+        max(range(len(replicas)), key=lambda number: hashlib.blake2b(f"{share} {replicas[number].name}".encode(), digest_size=8).digest())
+        for share in range(_SHARES)
+    ]
 
 
 def list_name_of(container_id: str) -> str:

@@ -20,13 +20,18 @@ class Zones:
 
     def __init__(self) -> None:
         self._members: dict[str, tuple[Names, str]] = {}
+        self._ranks: dict[str, int] = {}
         self._network_names: dict[str, str] = {}
         self._addresses: dict[str, dict[bytes, dict[str, tuple[bytes, ...]]]] = {}
         self._owners: dict[str, dict[bytes, str]] = {}
 
-    def set_names(self, container_id: str, names: Names, own_name: str) -> None:
-        """A container's names on each of its networks, besides its own name and its short id, which it has everywhere; what was before is gone."""
+    def set_names(self, container_id: str, names: Names, own_name: str, rank: int = 0) -> None:
+        """A container's names on each of its networks, besides its own name and its short id, which it has everywhere; what was before is gone.
+
+        Of several who are called the same, only those of the lowest rank are found.
+        """
         self.forget_names(container_id)
+        self._ranks[container_id] = rank
         self._members[container_id] = (dict(names), own_name)
         for network_id in names:
             self._enter(network_id, container_id)
@@ -37,6 +42,7 @@ class Zones:
         for network_id in names:
             self._leave(network_id, container_id)
         self._members.pop(container_id, None)
+        self._ranks.pop(container_id, None)
 
     def set_network(self, network_id: str, name: str) -> None:
         """A network's own name, for ``container.network`` and for the names of addresses; its id where nothing was said."""
@@ -52,11 +58,12 @@ class Zones:
         self._network_names.pop(network_id, None)
 
     def find(self, networks: Sequence[str], name: bytes) -> list[bytes] | None:
-        """Packed addresses of everyone who is called so on the first of these networks that knows the name, None if none does."""
+        """Packed addresses of those of the lowest rank who are called so on the first of these networks that knows the name, None if none does."""
         for network_id in networks:
             found = self._addresses.get(network_id, {}).get(name)
             if found is not None:
-                return [address for addresses in found.values() for address in addresses]
+                lowest = min(map(self._ranks.__getitem__, found))
+                return [address for container_id, addresses in found.items() if self._ranks[container_id] == lowest for address in addresses]
         return None
 
     def name_of(self, networks: Sequence[str], reverse_name: bytes) -> bytes | None:

@@ -113,6 +113,14 @@ class ContainerRecords:
         """The containers that were made from an image."""
         return [_record(row) for row in self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE image_id = ?", (str(image_id),))]
 
+    def labelled(self, label: str, value: str | None = None) -> list[ContainerRecord]:
+        """The containers that were asked for with this label, of whatever value where none is given, newest first."""
+        pair = msgspec.json.encode({label: value or ""})[1:-1]  # as it stands in the options: what else has it in there is left out below
+        text = pair if value is not None else pair[:-2]
+        rows = self._database.rows(f"SELECT {_COLUMNS} FROM container WHERE instr(options, ?) ORDER BY created_at_ns DESC", (text,))
+        found = map(_record, rows)
+        return [one for one in found if (label in one.options.labels if value is None else one.options.labels.get(label) == value)]
+
     def identifiers(self) -> set[str]:
         """The ids of all containers."""
         return {str(row[0]) for row in self._database.rows("SELECT id FROM container")}

@@ -171,7 +171,17 @@ CREATE TABLE platform_tag (             -- images that have a name too, for othe
 CREATE INDEX platform_tag_image ON platform_tag(image_id);
 """
 
-SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS)
+APPS = """
+CREATE TABLE app (                      -- what is wanted of an app, for whoever keeps it so
+    name TEXT PRIMARY KEY,
+    changed_at_ns INTEGER NOT NULL,
+    project BLOB NOT NULL,              -- JSON: the project as it was made last
+    previous BLOB NOT NULL,             -- JSON: services by name as they were before their last change, for a rollback
+    choices BLOB NOT NULL               -- JSON: what was chosen beside the file, and which services are to run
+) STRICT;
+"""
+
+SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS, APPS)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 
