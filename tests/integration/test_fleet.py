@@ -294,3 +294,47 @@ def test_a_machine_without_bulle_or_with_another_version(run_directory: Path, tm
 def test_what_cannot_be_meant_elsewhere_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     for words in (["serve"], ["push", "busybox", "oci:x"], ["run", "dir:/x"], ["build", "--ssh", "id=/run/agent", str(tmp_path)]):
         fleet.refused(*words, code=125 if words[0] == "run" else 1)
+
+
+def test_an_app_is_read_here_and_runs_there(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/Containerfile").write_text("FROM busybox\nCOPY file /file\n")
+    (tmp_path / "made/file").write_text("built\n")
+    (tmp_path / ".env").write_text("WHO=env file\n")
+    (tmp_path / "env").write_text("FROM_FILE=$$1\n")
+    (tmp_path / "password").write_text("secret\n")
+    (tmp_path / "compose.yaml").write_text(
+        """
+services:
+  web:
+    build: made
+    image: fleet-made
+    command: [sh, -c, 'echo "$$WHO $$FROM_FILE $$(cat /file /run/secrets/password /run/secrets/token)"; sleep 1000']
+    environment: {WHO: "${WHO}"}
+    env_file: env
+    secrets: [password, token]
+    stop_signal: KILL
+  more: {image: busybox, command: [sleep, "1000"], profiles: [extra], stop_signal: KILL}
+secrets:
+  password: {file: password}
+  token: {environment: TOKEN}
+"""
+    )
+    options: dict[str, Any] = {"cwd": tmp_path, "env": {**fleet.environment, "TOKEN": "of a variable", "COMPOSE_PROJECT_NAME": "away"}}
+    try:
+        fleet("compose", "up", "-d", **options)
+        wait_for(lambda: "built" in fleet("compose", "logs", "--no-log-prefix", "web", **options), "it has said something")
+        assert fleet("compose", "logs", "--no-log-prefix", "web", **options) == "env file $1 built\nsecret\nof a variable\n"
+        before = fleet("compose", "ps", "-q", **options)
+        assert len(before.splitlines()) == 1
+        fleet("up", "-d", **options)
+        assert fleet("compose", "-p", "away", "ps", "-q", env=options["env"]) == before, "the same app is not made anew"
+        assert fleet("compose", "exec", "-T", "web", "cat", input=b"typed", **options) == "typed"
+        fleet("compose", "cp", "made", "web:/copied", **options)
+        fleet("compose", "cp", "web:/copied/file", "back", **options)
+        assert (tmp_path / "back").read_text() == "built\n"
+        fleet("compose", "--profile", "extra", "up", "-d", **options)
+        assert len(fleet("compose", "--profile", "extra", "ps", "-q", **options).splitlines()) == 2
+    finally:
+        fleet("compose", "--profile", "extra", "down", "--rmi", "all", "-v", **options)
+    assert "no such service" in fleet("compose", "up", "-d", "nothing", code=1, **options)

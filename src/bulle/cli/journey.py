@@ -25,6 +25,8 @@ class Journey:
     reads: bool = False
     input_path: str = ""
     output_path: str = ""
+    is_here: bool = False
+    """Whether the verb only reads files of this machine, and so runs here."""
 
     def upload(self, path: str, name: str = "", keep: Keep | None = None) -> str:
         """Carry a file or directory of this machine; returns its path there."""

@@ -54,6 +54,10 @@ def _travel(choice: Chosen) -> int:
     from bulle.fleet.carrying import Told, carried
 
     journey = read(words)
+    if journey.is_here:
+        from bulle.cli import main
+
+        return main.run([*choice.flags, *words])
     with ExitStack() as stack:
         stdout = stack.enter_context(journey.output()).fileno() if journey.output_path else 1
         stdin = stack.enter_context(open(journey.input_path, "rb")).fileno() if journey.input_path else 0 if terminal or journey.reads else -1

@@ -20,7 +20,7 @@ def build(journey: Journey, given: dict[str, Any], positional: list[str]) -> Non
         return
     context, file = positional[0], given.get("file")
     if os.path.isdir(context):
-        positional[0] = journey.upload(context, "context", _kept(context, file if isinstance(file, str) else ""))
+        positional[0] = journey.upload(context, "context", kept(context, file if isinstance(file, str) else ""))
     else:
         positional[0] = journey.upload(context)
     if isinstance(file, str) and file != "-":
@@ -29,8 +29,8 @@ def build(journey: Journey, given: dict[str, Any], positional: list[str]) -> Non
         journey.words.append(f"--build-arg=SOURCE_DATE_EPOCH={os.environ['SOURCE_DATE_EPOCH']}")
 
 
-def _kept(context: str, file: str) -> Keep | None:
-    """What of a context goes along: not what it ignores, but always what says so and what is built."""
+def kept(context: str, file: str) -> Keep | None:
+    """What of a context goes along: not what it ignores, but always what says so and what is built. ``file`` is the Containerfile (host path)."""
     from bulle.build.context import NAMES, ignore_rules
 
     root = os.open(context, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -40,7 +40,8 @@ def _kept(context: str, file: str) -> Keep | None:
         os.close(root)
     if rules is None:
         return None
-    always = {*NAMES, ".dockerignore", ".containerignore", os.path.normpath(file), f"{os.path.normpath(file)}.dockerignore"}
+    inside = os.path.relpath(file, context) if os.path.isabs(file) or os.path.exists(file) else os.path.normpath(file)
+    always = {*NAMES, ".dockerignore", ".containerignore", inside, f"{inside}.dockerignore"}
     return lambda path, is_directory: path in always or not (rules.prunes(path) if is_directory else rules.excludes(path))
 
 

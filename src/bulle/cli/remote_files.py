@@ -24,26 +24,36 @@ _ARCHIVES = ("docker-archive:", "oci-archive:", "oci:", "dir:")
 _REFUSED = {
     "serving:serve": "start it there, and forward its socket by ssh -L",
     "comparing:compare": "run it there: it writes where it runs",
+    "composing_watch:watch": "run it where the files are that it watches",
 }
 
 
 def read(words: Sequence[str]) -> Journey:
     """Read a command line. Raises click's errors as the verb would, BulleError for what cannot be done from here."""
+    if words[0] in ("compose", "up", "down"):
+        from bulle.cli.remote_compose import read_compose
+
+        return read_compose(words)
     journey = Journey()
-    command, context, rest = _found(words)
+    command, context, rest = found(words)
     if not isinstance(command, Verb) or isinstance(command, click.Group):
         journey.words, journey.reads = list(words), True  # help, or a word that is no verb: it is answered there
         return journey
     journey.words = list(words[: len(words) - len(rest)])
+    read_verb(journey, command, context, rest)
+    return journey
+
+
+def read_verb(journey: Journey, command: Verb, context: click.Context, rest: Sequence[str]) -> None:
+    """Take what follows a verb into a journey whose words are those before it."""
     assert command.callback is not None
     place = f"{command.callback.__module__.rpartition('.')[2]}:{command.callback.__name__}"
     if place in _REFUSED:
         raise InvalidInput(f"`bulle {' '.join(journey.words)}` cannot be run on another machine from here", "", _REFUSED[place])
     _Reading(journey, place, command, context).read(rest)
-    return journey
 
 
-def _found(words: Sequence[str]) -> tuple[click.Command | None, click.Context, list[str]]:
+def found(words: Sequence[str]) -> tuple[click.Command | None, click.Context, list[str]]:
     """The verb of a command line, and what follows it."""
     from bulle.cli.main import PROGRAM, ROOT
     from bulle.cli.session import Session
@@ -68,7 +78,7 @@ class _Reading:
     command: Verb
     context: click.Context
 
-    def read(self, rest: list[str]) -> None:
+    def read(self, rest: Sequence[str]) -> None:
         """Take every flag and argument over, replaced where it names a file."""
         line, positional = self.command.read(self.context, rest)
         if any(not option.expose_value for option, _ in line):
@@ -85,7 +95,7 @@ class _Reading:
                 self.journey.words.append(_name(option) if value else f"{_name(option)}=false")
             else:
                 self._option(option, value)
-        self.journey.words += _environment(self.journey, variables)
+        self.journey.words += _environment(self.journey, variables, in_a_file="--env-file" in self.command.flags(self.context).by_name)
         self.journey.words += ["--", *positional] if positional else []
 
     def _option(self, option: click.Option, value: str) -> None:
@@ -105,8 +115,8 @@ def _name(option: click.Option) -> str:
     return max(option.opts, key=len)
 
 
-def _environment(journey: Journey, given: Sequence[tuple[str, str]]) -> list[str]:
-    """The variables of ``-e`` and ``--env-file``, read here: files and bare names are this machine's. Values of files travel in a file."""
+def _environment(journey: Journey, given: Sequence[tuple[str, str]], *, in_a_file: bool) -> list[str]:
+    """The variables of ``-e`` and ``--env-file``, read here: files and bare names are this machine's. Where the verb has files they travel in one."""
     from bulle.cli.container_flags import environment
 
     files = [value for name, value in given if name == "env_file"]
@@ -114,6 +124,8 @@ def _environment(journey: Journey, given: Sequence[tuple[str, str]]) -> list[str
     if not files and all("=" in one for one in named):
         return [f"--env={one}" for one in named]
     entries = environment(files, named)
+    if not in_a_file:
+        return [f"--env={one}" for one in entries]
     lines = [one for one in entries if "\n" not in one]
     return [f"--env-file={journey.upload_text(lines)}", *(f"--env={one}" for one in entries if "\n" in one)]
 
@@ -140,11 +152,15 @@ def _copy(journey: Journey, given: dict[str, Any], positional: list[str]) -> Non
         if target.endswith("/") and not os.path.isdir(target):
             raise NotFound(f"the destination directory {target} must exist", "", "create it first, or leave the slash out")
         positional[1] = journey.bring(target, directory=os.path.isdir(target))
-    journey.words.append("--quiet")
 
 
 def _is_inside(argument: str) -> bool:
     return ":" in argument and not argument.startswith(("/", "."))
+
+
+def _copy_quietly(journey: Journey, given: dict[str, Any], positional: list[str]) -> None:
+    journey.words.append("--quiet")  # it would name the place there
+    _copy(journey, given, positional)
 
 
 def _import(journey: Journey, given: dict[str, Any], positional: list[str]) -> None:
@@ -199,6 +215,12 @@ def _as_output(journey: Journey, path: str) -> None:
         journey.output_path = path
 
 
+def _variables_of(journey: Journey, path: str) -> str:
+    from bulle.cli.container_flags import environment
+
+    return journey.upload_text(environment([path], []))
+
+
 def _new_file(journey: Journey, path: str) -> str:
     if os.path.exists(path):
         raise Conflict("container ID file found", f"{path} exists", "make sure the other container isn't running, or delete the file")
@@ -231,10 +253,13 @@ def _kernel(journey: Journey, value: str) -> str:
     return value
 
 
-_READERS = frozenset({"attaching:attach", "login:login", "image_transfer:load"})
+_READERS = frozenset(
+    {"attaching:attach", "composing_inside:attach", "composing_inside:execute", "composing_run:run", "image_transfer:load", "login:login"}
+)
 _VERBS: dict[str, Callable[[Journey, dict[str, Any], list[str]], None]] = {
     "building:build": build,
-    "copying:copy": _copy,
+    "composing_inside:copy": _copy,
+    "copying:copy": _copy_quietly,
     "image_making:import_image": _import,
     "image_transfer:pull": _pull,
     "image_transfer:push": _push,
@@ -243,6 +268,10 @@ _VERBS: dict[str, Callable[[Journey, dict[str, Any], list[str]], None]] = {
     "volumes:import_volume": _import_volume,
 }
 _OPTIONS: dict[tuple[str, str], Callable[[Journey, str], str | None]] = {
+    ("composing_images:build", "build_arg"): BUILD_OPTIONS["build_arg"],
+    ("composing_images:build", "ssh"): BUILD_OPTIONS["ssh"],
+    ("composing_inside:export", "output"): _as_output,
+    ("composing_run:run", "env_from_file"): _variables_of,
     ("copying:export", "output"): _as_output,
     ("image_transfer:load", "source"): _as_input,
     ("image_transfer:save", "output"): _as_output,

@@ -24,7 +24,7 @@ from bulle.version import VERSION
 
 _FRAME_BYTES = 1 << 17
 _LENGTH = struct.Struct(">I")
-_BACK = b"B"
+_BACK, _READY = b"B", b"ready\n"
 WHOLE = ".directory"
 """How a directory that goes back is called below ``out/NUMBER``; a file has its own name there."""
 
@@ -35,12 +35,13 @@ Keep = Callable[[str, bool], bool]
 @dataclass(frozen=True)
 class Upload:
     """A file or directory of this machine; ``name`` is its path below the directory there. Without a path it is a new file of that ``content``,
-    or without one an empty directory."""
+    or without one an empty directory. With ``names_directory`` the content is JSON, in which NUL stands for the directory there."""
 
     name: str
     path: str = ""
     content: bytes | None = None
     keep: Keep | None = None
+    names_directory: bool = False
 
 
 class _Frames:
@@ -94,9 +95,10 @@ def carried(host: Host, uploads: list[Upload], brought: dict[str, str]) -> Itera
     try:
         with open(ours, "wb") as sending, open(theirs, "rb") as receiving:
             try:
-                _send(sending, uploads)
                 directory = receiving.readline().decode().rstrip("\n")
-                if not directory:
+                if directory:
+                    _send(sending, uploads, directory)
+                if receiving.readline() != _READY:
                     raise Unavailable(f"files could not be carried to {host}")
                 yield directory
                 if brought:
@@ -125,7 +127,7 @@ def _its_own(connection: Connection) -> BulleError | None:
     return Told("", str(code)) if code else None
 
 
-def _send(sending: BinaryIO, uploads: list[Upload]) -> None:
+def _send(sending: BinaryIO, uploads: list[Upload], directory: str) -> None:
     frames = _Frames(sending)
     with tarfile.open(fileobj=cast("BinaryIO", frames), mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for one in uploads:
@@ -137,8 +139,9 @@ def _send(sending: BinaryIO, uploads: list[Upload]) -> None:
                 member.type, member.mode = tarfile.DIRTYPE, 0o700
                 archive.addfile(member)
             else:
-                member.size, member.mode = len(one.content), 0o600
-                archive.addfile(member, io.BytesIO(one.content))
+                content = one.content.replace(b"\\u0000", os.fsencode(directory)) if one.names_directory else one.content
+                member.size, member.mode = len(content), 0o600
+                archive.addfile(member, io.BytesIO(content))
     frames.end()
 
 
@@ -186,6 +189,8 @@ def keep(home: Path, stdin: BinaryIO, stdout: BinaryIO) -> int:
 
     workspace = Workspace(home)
     try:
+        stdout.write(os.fsencode(workspace.path) + b"\n")
+        stdout.flush()
         directory = os.open(workspace.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             frames = _Frames(stdin)
@@ -193,7 +198,7 @@ def keep(home: Path, stdin: BinaryIO, stdout: BinaryIO) -> int:
             frames.read()
         finally:
             os.close(directory)
-        stdout.write(os.fsencode(workspace.path) + b"\n")
+        stdout.write(_READY)
         stdout.flush()
         if stdin.read(1) == _BACK:
             _send_back(workspace.path / "out", stdout)
