@@ -53,6 +53,7 @@ CONTAINER_VERBS = {
     "start": "lifecycle:start",
     "stats": "statistics:stats",
     "stop": "lifecycle:stop",
+    "switch": "switching:switch",
     "top": "processes:top",
     "unpause": "pausing:unpause",
     "update": "updating:update",
@@ -94,6 +95,7 @@ VERBS = {
     "rmi": "images:remove",
     "search": "image_search:search",
     "serve": "serving:serve",
+    "snapshot": "main:snapshot",
     "system": "main:system",
     "up": "composing_up:root_up",
     "version": "system:version",
@@ -169,6 +171,17 @@ system = VerbGroup(
         "prune": "cleaning:prune_system",
         "shutdown": "booting:shutdown",
     },
+)
+snapshot = VerbGroup(
+    "snapshot",
+    help="Manage snapshots: the files and options of a container, as they were.",
+    verbs={
+        "create": "snapshots:create",
+        **dict.fromkeys(("ls", "list"), "snapshots:ls"),
+        "restore": "snapshots:restore",
+        **dict.fromkeys(("rm", "remove"), "snapshots:remove"),
+    },
+    hidden=("list", "remove"),
 )
 volume = VerbGroup(
     "volume",

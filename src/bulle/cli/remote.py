@@ -15,8 +15,9 @@ from bulle.errors import InvalidInput
 from bulle.fleet import transport
 from bulle.fleet.hosts import Chosen
 
-_OF_CONTAINERS = "commit diff inspect kill logs pause port rename restart rm stats stop top unpause update wait why"
-_SIMPLE = frozenset(f"builder doctor events history images info logout manifest network ps rmi search system tag version {_OF_CONTAINERS}".split())
+_OF_CONTAINERS = "commit diff inspect kill logs pause port rename restart rm stats stop switch top unpause update wait why"
+_OF_ALL = "builder doctor events history images info logout manifest network ps rmi search snapshot system tag version"
+_SIMPLE = frozenset(f"{_OF_ALL} {_OF_CONTAINERS}".split())
 _STARTING = frozenset(["create", "exec", "run", "start"])
 _INTERACTIVE = frozenset(["-i", "--interactive", "-it", "-ti", "-dit", "-itd", "-id", "-di"])
 _LONG = "detach tty rm name network publish user workdir hostname memory cpus pull platform restart init isolation label entrypoint quiet attach"
