@@ -44,6 +44,7 @@ CONTAINER_VERBS = {
     "export": "copying:export",
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
+    "move": "moving:move",
     "pause": "pausing:pause",
     "port": "ports:port",
     "rename": "renaming:rename",

@@ -15,7 +15,7 @@ from bulle.errors import InvalidInput
 from bulle.fleet import transport
 from bulle.fleet.hosts import Chosen
 
-_OF_CONTAINERS = "commit diff inspect kill logs pause port rename restart rm stats stop switch top unpause update wait why"
+_OF_CONTAINERS = "commit diff inspect kill logs move pause port rename restart rm stats stop switch top unpause update wait why"
 _OF_ALL = "builder doctor events history images info logout manifest network ps rmi search snapshot system tag version"
 _SIMPLE = frozenset(f"{_OF_ALL} {_OF_CONTAINERS}".split())
 _STARTING = frozenset(["create", "exec", "run", "start"])

@@ -215,6 +215,17 @@ def _as_output(journey: Journey, path: str) -> None:
         journey.output_path = path
 
 
+def _state_input(journey: Journey, path: str) -> str:
+    if path != "-":
+        journey.input_path = _file(path)
+    return "-"
+
+
+def _state_output(journey: Journey, path: str) -> str:
+    _as_output(journey, path)
+    return "-"
+
+
 def _variables_of(journey: Journey, path: str) -> str:
     from bulle.cli.container_flags import environment
 
@@ -272,6 +283,8 @@ _OPTIONS: dict[tuple[str, str], Callable[[Journey, str], str | None]] = {
     ("composing_images:build", "ssh"): BUILD_OPTIONS["ssh"],
     ("composing_inside:export", "output"): _as_output,
     ("composing_run:run", "env_from_file"): _variables_of,
+    ("image_transfer:load", "state"): _state_input,
+    ("image_transfer:save", "state"): _state_output,
     ("copying:export", "output"): _as_output,
     ("image_transfer:load", "source"): _as_input,
     ("image_transfer:save", "output"): _as_output,
