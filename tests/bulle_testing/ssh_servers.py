@@ -80,6 +80,7 @@ def _write_configuration(directory: Path, port: int, home: Path, program_directo
     (directory / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/user.pub\nPidFile none\nStrictModes no\n"
         f"UsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nForceCommand {directory}/login\n"
+        "SetEnv SHLVL=2\n"  # bash then leaves the user's own start file alone
     )
     key = (directory / "host.pub").read_text().split()
     (directory / "known").write_text(f"box {key[0]} {key[1]}\n")

@@ -15,7 +15,7 @@ import pytest
 
 from bulle.version import VERSION
 from bulle_testing import places
-from bulle_testing.running import Machine, Terminal, alive, wait_for
+from bulle_testing.running import Machine, Terminal, wait_for
 from bulle_testing.ssh_servers import OtherMachine, other_machine
 
 pytestmark = pytest.mark.programs("sshd", "ssh")
@@ -36,7 +36,9 @@ class Fleet:
         """What a verb wrote to standard output there, or where it must fail to standard error."""
         stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
         line = [*places.command_line(), *(["-H", host or self.other.host] if host != "-" else []), *map(str, arguments)]
-        done = subprocess.run(line, capture_output=True, timeout=60, check=False, **{"env": self.environment, **stdin, **options})
+        # What runs on this machine itself needs no spawner that outlives it.
+        environment = {**self.environment, "BULLE_NO_SPAWNER": "1"} if host == "-" else self.environment
+        done = subprocess.run(line, capture_output=True, timeout=60, check=False, **{"env": environment, **stdin, **options})
         assert done.returncode == code, (done.stdout, done.stderr)
         return (done.stderr if code else done.stdout).decode()
 
@@ -93,7 +95,7 @@ def test_contexts_name_machines(fleet: Fleet) -> None:
     container = fleet("--context", "away", "create", "--name", "known", "busybox", host="-")
     try:
         assert fleet("context", "use", "away", host="-") == "away\n"
-        assert fleet("ps", "-aq", "--no-trunc", host="-") == container
+        assert fleet("ps", "-aq", "--no-trunc", host="-", env=fleet.environment) == container
         assert "away *" in fleet("context", "ls", host="-")
         assert fleet("--context", "default", "ps", "-aq", host="-") == ""
         fleet.refused("context", "rm", "away", host="-")
@@ -103,23 +105,8 @@ def test_contexts_name_machines(fleet: Fleet) -> None:
         assert fleet("ps", "-aq", "--no-trunc", host="-", env={**fleet.environment, "BULLE_CONTEXT": "away"}) == container
     finally:
         fleet("rm", "known")
-        close_here(fleet)
     assert fleet("context", "rm", "away", host="-") == "away\n"
     assert "does not exist" in fleet.refused("-c", "away", "ps", host="-", code=125)
-    close_here(fleet)
-
-
-def close_here(fleet: Fleet) -> None:
-    """`bulle context` and the default context run on this machine, and so start a spawner."""
-    places.close_home(fleet.here) if not (fleet.here / "contexts.json").exists() else end_spawner(fleet.here)
-
-
-def end_spawner(home: Path) -> None:
-    pid = places.spawner_pid(home)
-    if pid:
-        os.kill(pid, signal.SIGTERM)
-        wait_for(lambda: not alive(pid), "the spawner has ended")
-    (home / "run/spawner.sock").unlink(missing_ok=True)
 
 
 def test_files_of_flags_are_this_machines(fleet: Fleet, tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def test_the_same_container_as_a_virtual_machine(place: Machine) -> None:
     there_and_back(place, "vm", "--network", "bridge")
 
 
+@pytest.mark.machines
+@pytest.mark.root
+def test_a_snapshot_of_a_virtual_machine(place: Machine) -> None:
+    usable(LEVEL["vm"], place.home)
+    start(place, "machine", "--isolation", "vm")
+    say(place, "exec", "machine", "sh", "-c", WRITE)
+    assert "went on" in place.command("snapshot", "create", "machine", "one").stderr
+    say(place, "exec", "machine", "sh", "-c", "rm -r /opt")
+    say(place, "snapshot", "restore", "machine", "one")
+    assert seen(place, "machine") == SEEN
+
+
 def test_one_that_does_not_run_stays_so(place: Machine) -> None:
     usable(LEVEL["chroot"], place.home)
     say(place, "create", "--name", "made", "busybox", "sh", "-c", "cat /file; echo 1 >>/file")

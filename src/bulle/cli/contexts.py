@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import click
 
 from bulle.cli.option_types import Suggestion, Text
-from bulle.cli.processes import FORMAT_HELP
 from bulle.cli.session import Session, write
-from bulle.cli.table import Listing, render
+from bulle.cli.table import FORMAT_HELP, Listing, render
 from bulle.cli.verb import VerbGroup, WrongValue, verb
 from bulle.errors import InvalidInput
 from bulle.fleet import hosts

@@ -47,7 +47,7 @@ class Journey:
         if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise NotFound(f"invalid output path: directory {os.path.dirname(path)!r} does not exist")
         number = str(len(self.uploads))
-        self.brought[number] = os.path.abspath(path)
+        self.brought[number] = os.path.abspath(path) + ("/" if directory else "")
         place = f"out/{number}/{WHOLE}" if directory else f"out/{number}"
         self.uploads.append(Upload(place))
         return f"\0/{place}" if directory else f"\0/{place}/{os.path.basename(os.path.abspath(path))}"

@@ -11,13 +11,14 @@ import io
 import os
 import struct
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from bulle.errors import BulleError, InvalidInput, NotFound, Unavailable
+from bulle.errors import BulleError, Conflict, InvalidInput, NotFound, Unavailable
 from bulle.fleet.hosts import Host
 from bulle.fleet.transport import CARRY_FLAG, Connection
 from bulle.version import VERSION
@@ -84,7 +85,8 @@ class _Frames:
 def carried(host: Host, uploads: list[Upload], brought: dict[str, str]) -> Iterator[str]:
     """Have files there while the block runs; yields their directory there.
 
-    When it ends well, what is in ``out/NAME`` there becomes the path here that ``brought`` says, a file or a directory. Raises BulleError.
+    When it ends well, what is in ``out/NAME`` there becomes the absolute path here that ``brought`` says; where that ends with a slash, what comes
+    goes into that directory. Raises BulleError.
     """
     for_it, ours = os.pipe2(os.O_CLOEXEC)
     theirs, from_it = os.pipe2(os.O_CLOEXEC)
@@ -163,23 +165,36 @@ def _pack(archive: tarfile.TarFile, one: Upload) -> None:
 
 
 def _bring(receiving: BinaryIO, brought: dict[str, str]) -> None:
-    from bulle.registry.tree_writer import Rules, TreeWriter
-
-    while name := receiving.readline().decode().rstrip("\n"):
-        path = brought.get(name)
+    """Take what comes back. Which names come to be here is said by ``brought`` alone, whatever the other machine sends."""
+    while name := receiving.readline().decode(errors="replace").rstrip("\n"):
+        path = brought.pop(name, None)
         if path is None:
             raise Unavailable("the other machine sent back what nobody asked for")
-        # A file comes under its own name, a directory as what is in it.
-        is_directory = receiving.readline() == b"directory\n"
-        place = path if is_directory else os.path.dirname(os.path.abspath(path))
-        os.makedirs(place, exist_ok=True)
-        directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            frames = _Frames(receiving)
-            TreeWriter(directory, Rules(place=path)).write(cast("BinaryIO", frames))
-            frames.read()
-        finally:
-            os.close(directory)
+        if path.endswith("/"):
+            os.makedirs(path, exist_ok=True)
+            _unpack(receiving, path, path)
+            continue
+        with tempfile.TemporaryDirectory(prefix=".bulle-", dir=os.path.dirname(path)) as aside:
+            _unpack(receiving, aside, path)
+            source = os.path.join(aside, os.path.basename(path))
+            try:
+                os.rename(source, path)
+            except FileNotFoundError:
+                raise Unavailable(f"the other machine sent no {os.path.basename(path)}") from None
+            except OSError as error:
+                raise Conflict(f"cannot write {path}", error.strerror or str(error)) from None
+
+
+def _unpack(receiving: BinaryIO, place: str, shown: str) -> None:
+    from bulle.registry.tree_writer import Rules, TreeWriter
+
+    directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        frames = _Frames(receiving)
+        TreeWriter(directory, Rules(place=shown)).write(cast("BinaryIO", frames))
+        frames.read()
+    finally:
+        os.close(directory)
 
 
 def keep(home: Path, stdin: BinaryIO, stdout: BinaryIO) -> int:
@@ -209,9 +224,8 @@ def keep(home: Path, stdin: BinaryIO, stdout: BinaryIO) -> int:
 
 def _send_back(out: Path, stdout: BinaryIO) -> None:
     for content in sorted(out.glob("*/*")):
-        whole = content.name == WHOLE
-        stdout.write(f"{content.parent.name}\n{'directory' if whole else 'file'}\n".encode())
+        stdout.write(f"{content.parent.name}\n".encode())
         frames = _Frames(stdout)
         with tarfile.open(fileobj=cast("BinaryIO", frames), mode="w|", format=tarfile.PAX_FORMAT) as archive:
-            archive.add(content, "." if whole else content.name)
+            archive.add(content, "." if content.name == WHOLE else content.name)
         frames.end()

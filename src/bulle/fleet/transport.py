@@ -7,7 +7,6 @@ The words of a command go through the other user's login shell, whichever that i
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Sequence
@@ -60,7 +59,7 @@ class Connection:
     """One ssh to one command there. ``token`` names the command for :func:`deliver`."""
 
     host: Host
-    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    token: str = field(default_factory=lambda: os.urandom(8).hex())
     pid: int = 0
     _log: int = -1
 
