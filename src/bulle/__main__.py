@@ -65,6 +65,13 @@ def run_keeper(argv: list[str], descriptors: list[int], leash: Leash | None) -> 
     return keep(argv, descriptors, leash)
 
 
+def run_reconciler(argv: list[str], descriptors: list[int], leash: Leash | None) -> int:
+    """The entry ``reconciler``."""
+    from bulle.compose.reconciling import main as reconcile
+
+    return reconcile(argv, descriptors, leash)
+
+
 def run_job(argv: list[str], descriptors: list[int], leash: Leash | None) -> int:
     """The entry ``job``."""
     from bulle.api.job_process import main as work
@@ -74,7 +81,7 @@ def run_job(argv: list[str], descriptors: list[int], leash: Leash | None) -> int
 
 ENTRIES: dict[str, Entry] = {
     "command": run_command, "monitor": run_monitor, "execute": run_monitor, "start": run_start, "keeper": run_keeper,
-    "job": run_job,
+    "reconciler": run_reconciler, "job": run_job,
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def command_line() -> list[str]:
 def environment(home: Path) -> dict[str, str]:
     """The environment of a command in a test: the caller's, with this home and no surprises."""
     chosen = {name: value for name, value in os.environ.items() if not name.startswith("BULLE_")}
-    chosen |= {"BULLE_HOME": str(home), "LC_ALL": "C.UTF-8", "BULLE_KERNEL": str(guest_kernel()), **QUIET_NETWORK}
+    chosen |= {"BULLE_HOME": str(home), "LC_ALL": "C.UTF-8", "BULLE_KERNEL": str(guest_kernel()), "BULLE_AUTOSCALE_STEADY_S": "1", **QUIET_NETWORK}
     if not (Path(sysconfig.get_path("scripts")) / "bulle").exists():
         chosen["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE / "src"), os.environ.get("PYTHONPATH")]))
     return chosen
@@ -67,6 +67,17 @@ def spawner_pid(home: Path) -> int:
 def keeper_pid(home: Path) -> int:
     """The pid of the keeper of this home's networks (0: none), told by the kernel."""
     return _listener_pid(home, "keeper.sock")
+
+
+def reconciler_pid(home: Path) -> int:
+    """The pid of who keeps this home's apps (0: none): whoever holds its lock has written it there."""
+    from bulle.linux.process import start_ticks
+
+    try:
+        pid = int((home / "run" / "reconciler.lock").read_text() or 0)
+    except OSError:
+        return 0
+    return pid if start_ticks(pid) else 0
 
 
 def _listener_pid(home: Path, name: str) -> int:

@@ -325,3 +325,5 @@ secrets:
     finally:
         fleet("compose", "--profile", "extra", "down", "--rmi", "all", "-v", **options)
     assert "no such service" in fleet("compose", "up", "-d", "nothing", code=1, **options)
+    assert "cannot be watched" in fleet.refused("up", "--watch", **options)
+    assert "services" in fleet("compose", "config", **options)

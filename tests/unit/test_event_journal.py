@@ -6,6 +6,7 @@ import fcntl
 import multiprocessing
 import os
 import resource
+import select
 import signal
 import threading
 import time
@@ -248,3 +249,20 @@ def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="since"):
         Events(tmp_path, since_ns=2, until_ns=1)
     assert not (tmp_path / "events").exists()
+
+
+def test_what_arrived_meanwhile_is_told_without_waiting(tmp_path: Path, small: None) -> None:
+    publish(tmp_path, "container", "before", CONTAINER, {})
+    with Following(tmp_path) as following:
+        assert following.arrived() == []
+        for number in range(100):  # several journals
+            publish(tmp_path, "container", f"number {number}", CONTAINER, {})
+            if number % 10 == 0:
+                assert said(following.arrived())[-1] == f"number {number}"
+        assert said(following.arrived()) == [f"number {number}" for number in range(91, 100)]
+        assert following.arrived() == []
+        poll = select.poll()
+        poll.register(following.fileno(), select.POLLIN)
+        assert poll.poll(0) == [], "nothing has happened since"
+        publish(tmp_path, "container", "one more", CONTAINER, {})
+        assert poll.poll(5000) and said(following.arrived()) == ["one more"]

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.pass_obj
 def boot(session: Session) -> int:
     """Start the containers that a restart policy has run after a reboot."""
-    return _say(session, session.engine.boot())
+    from bulle.compose.record import have_kept
+
+    outcomes = session.engine.boot()
+    have_kept(session.engine)  # what no restart policy starts, and apps want
+    return _say(session, outcomes)
 
 
 @verb("shutdown")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,15 @@ import click
 
 from bulle.cli.option_types import Choice, Suggestion, Text, Whole
 from bulle.cli.session import Session, note, printable
-from bulle.cli.verb import Verb, VerbGroup
-from bulle.errors import BulleError
+from bulle.cli.verb import UnknownVerb, Verb, VerbGroup, WrongFlag
+from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, InvalidInput, NotFound, RegistryFailure
 
 if TYPE_CHECKING:
     from bulle.compose.model import Note, Project
     from bulle.engine import Container, Engine
 
 _META = "bulle.compose"
+_NO_FILE, _WRONG_FILE, _WRONG_FLAG, _NO_IMAGE = 14, 15, 16, 18
 
 COMPOSE_VERBS: dict[str, str] = {
     "create": "composing_up:create",
@@ -40,7 +41,9 @@ COMPOSE_VERBS: dict[str, str] = {
     "update": "composing_updates:update",
     "attach": "composing_inside:attach",
     "build": "composing_images:build",
+    "chaos": "composing_chaos:chaos",
     "commit": "composing_inside:commit",
+    **dict.fromkeys(("config", "convert"), "composing_config:config"),
     "cp": "composing_inside:copy",
     "events": "composing_inside:events",
     "exec": "composing_inside:execute",
@@ -52,13 +55,15 @@ COMPOSE_VERBS: dict[str, str] = {
     "ps": "composing_listing:ps",
     "pull": "composing_images:pull",
     "push": "composing_images:push",
+    "run": "composing_run:run",
     "stats": "composing_listing:stats",
     "top": "composing_listing:top",
     "version": "composing_listing:version",
     "volumes": "composing_listing:volumes",
     "wait": "composing_inside:wait",
+    "watch": "composing_watch:watch",
 }
-HIDDEN_VERBS: tuple[str, ...] = ()
+HIDDEN_VERBS: tuple[str, ...] = ("convert",)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,10 @@ class App:
             files=tuple(flags.file), project_name=flags.project_name, project_directory=flags.project_directory, profiles=tuple(flags.profile),
             env_files=tuple(flags.env_file), services=self.services,
         )  # fmt: skip
-        return load(request)
+        try:
+            return load(request)
+        except NotFound as error:
+            raise NoFile(*error.args) from None
 
     @cached_property
     def name(self) -> str:
@@ -151,13 +159,38 @@ class App:
                 note(f"WARNING: {printable(one)}")
 
 
+class NoFile(NotFound):
+    """There is no Compose file."""
+
+
+def exit_code_of_failure(error: BaseException, verb: str, *, detached: bool) -> int:
+    """Docker compose's rule: which number says that the command line failed, and not the workload."""
+    if isinstance(error, (WrongFlag, UnknownVerb)):
+        return _WRONG_FLAG
+    if isinstance(error, NoFile):
+        return _NO_FILE
+    if isinstance(error, RegistryFailure):
+        return _NO_IMAGE
+    if verb == "exec" and not detached and isinstance(error, (CommandNotExecutable, CommandNotFound)):
+        return error.exit_code
+    if isinstance(error, InvalidInput):
+        from bulle.compose.document import InvalidFile
+
+        return _WRONG_FILE if isinstance(error, InvalidFile) else 1
+    return 1
+
+
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Call a verb's function with the :class:`App` first."""
+    """Call a verb's function with the :class:`App` first. As with docker compose ``--dry-run`` may stand behind the verb as well."""
 
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        return function(_app(click.get_current_context()), *arguments, **keywords)
+    def call(*arguments: Any, dry_run_here: bool = False, **keywords: Any) -> Any:
+        app = _app(click.get_current_context())
+        if dry_run_here:
+            app.flags = replace(app.flags, dry_run=True)
+        return function(app, *arguments, **keywords)
 
-    return update_wrapper(call, function)
+    made: Callable[..., Any] = update_wrapper(call, function)
+    return click.option("--dry-run", "dry_run_here", is_flag=True, help="Execute command in dry run mode")(made)
 
 
 def _app(context: click.Context) -> App:

@@ -43,10 +43,13 @@ def is_coloured(app: App, *, no_color: bool = False) -> bool:
 
 
 class LogView:
-    """Lines of many containers, one under the other, their names aligned. May be called from many threads."""
+    """Lines of many containers, one under the other, their names aligned. May be called from many threads.
 
-    def __init__(self, *, coloured: bool = False, prefixed: bool = True, timestamps: bool = False) -> None:
-        self._coloured, self._prefixed, self._timestamps = coloured, prefixed, timestamps
+    With ``joined`` standard error of the containers goes to the caller's standard output as well.
+    """
+
+    def __init__(self, *, coloured: bool = False, prefixed: bool = True, timestamps: bool = False, joined: bool = False) -> None:
+        self._coloured, self._prefixed, self._timestamps, self._joined = coloured, prefixed, timestamps, joined
         self._lock = threading.Lock()
         self._width = 0
         self._colours: dict[str, object] = {}
@@ -83,7 +86,7 @@ class LogView:
 
     def _line(self, name: str, stream: str, data: bytes) -> None:
         prefix = self._paint(name, f"{name:{self._width}}  | ").encode() if self._prefixed else b""
-        write_bytes(2 if stream == "stderr" else 1, prefix + data)
+        write_bytes(2 if stream == "stderr" and not self._joined else 1, prefix + data)
 
     def _paint(self, name: str, text: str) -> str:
         return f"\x1b[{self._colours.get(name, _COLOURS[0])}m{text}\x1b[0m" if self._coloured else text
@@ -95,8 +98,9 @@ OnExit = Callable[["Container", int], bool]
 class Following:
     """Shows what the containers of an app write, also of those that start later: each has a thread that reads its log from when it began.
 
-    ``wanted`` says of which containers; without it those of all services, without those of ``compose run``. ``choice`` is for those that
-    :meth:`add` is given. ``on_exit`` is told who ended with which code, and says whether :meth:`wait` is over. The threads end with the process.
+    ``wanted`` says of which containers; without it those of all services, without those of ``compose run``. ``choice`` is for those that :meth:`add`
+    is given; without it what they write from now on. ``on_exit`` is told who ended with which code, and says whether :meth:`wait` is over.
+    The threads end with the process.
     """
 
     def __init__(
@@ -111,10 +115,10 @@ class Following:
     ) -> None:
         self._engine = engine
         self._view = view
-        self._choice = choice or Choice()
         self._wanted = wanted or (lambda container: not is_one_off(container))
         self._on_exit = on_exit
         self._made_ns = time.time_ns()
+        self._choice = choice or Choice(since_ns=self._made_ns)
         self._lock = threading.Lock()
         self._at_work: set[str] = set()
         self._shown_to_ns: dict[str, int] = {}
@@ -225,7 +229,7 @@ def logs(
     """View output from containers."""
     check_services(app.project_if_any(), services)
     choice = Choice(int(tail) if tail.isdecimal() else None, since or 0, until or 0)
-    view = LogView(coloured=is_coloured(app, no_color=no_color), prefixed=not no_log_prefix, timestamps=timestamps)
+    view = LogView(coloured=is_coloured(app, no_color=no_color), prefixed=not no_log_prefix, timestamps=timestamps, joined=True)
     following = None
     if follow:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,16 +16,15 @@ from bulle.cli.container_flags import environment
 from bulle.cli.network_flags import port_mappings
 from bulle.cli.option_types import HostPath, Text
 from bulle.cli.running import removed_on_failure, start_and_follow
-from bulle.cli.session import note, printable, warn_of, write
+from bulle.cli.session import printable, warn_of, write
 from bulle.cli.verb import verb
 from bulle.cli.volume_flags import volume_mount
 from bulle.compose.building import Asked
 from bulle.compose.containers import check_services
-from bulle.compose.model import Project, Service
 from bulle.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from bulle.compose.foundations import Report
+    from bulle.compose.model import Service
 
 
 @verb("run", "SERVICE [COMMAND] [ARGS...]", interspersed=False)
@@ -60,6 +60,7 @@ def run(app: App, /, service: str, command: Sequence[str], **flags: Any) -> int:
     """Run a one-off command on a service."""
     from bulle.compose import one_off
 
+    app.services = (service,)
     project = app.project
     check_services(project, [service])
     found = project.services.get(service) or project.disabled[service]
@@ -67,15 +68,13 @@ def run(app: App, /, service: str, command: Sequence[str], **flags: Any) -> int:
         raise InvalidInput("--service-ports and --publish are incompatible", "", "choose one")
     wanted = _wanted(command, flags)
 
-    def report(kind: str, name: str, text: str) -> None:
-        if not flags["quiet"]:
-            note(printable(f" {kind} {name}  {text}"))
-
     if app.flags.dry_run:
-        note(f" DRY-RUN MODE -  run {service}: {' '.join(command)}")
+        app.report("Service", service, f"Run {printable(' '.join(command))}")
         return 0
-    _prepare(app, project, found, flags, report)
-    container = one_off.make(app.engine, project, found, wanted, report)
+    if flags["quiet"]:
+        app = replace(app, flags=replace(app.flags, progress="quiet"))
+    _prepare(app, found, flags)
+    container = one_off.make(app.engine, project, found, wanted, app.report)
     if flags["detach"]:
         with removed_on_failure(container, container.options):
             container.start()
@@ -112,30 +111,36 @@ def _wanted(command: Sequence[str], flags: dict[str, Any]) -> Any:
     )
 
 
-def _prepare(app: App, project: Project, service: Service, flags: dict[str, Any], report: Report) -> None:
+def _prepare(app: App, service: Service, flags: dict[str, Any]) -> None:
     """Have what it depends on run, and its image here."""
+    from bulle.cli.composing_up import convergence_of
     from bulle.compose.app_images import ensure_images
-    from bulle.compose.converging import Convergence, Orders
+    from bulle.compose.converging import Orders
     from bulle.compose.one_off import remove_orphans
     from bulle.compose.ordering import dependencies_of
-    from bulle.compose.record import locked
     from bulle.compose.verdicts import judge
 
     def build(services: Collection[Service]) -> None:
         build_images(app, tuple(services), Asked(one_platform=True), progress="quiet" if flags["quiet_build"] else "")
 
-    for one in judge(project, {service.name: service}):
-        note(f"WARNING: {printable(str(one))}")
+    project = app.project
+    notes = judge(project, {service.name: service})
     needed = () if flags["no_deps"] else tuple(sorted(dependencies_of(service) & project.services.keys()))
-    with locked(app.engine, project.name):
+    with app.locked():
         if needed:
-            orders = Orders(services=needed, remove_orphans=flags["remove_orphans"], quiet_pull=flags["quiet_pull"])
-            convergence = Convergence(app.engine, project, orders, report, build)
-            convergence.prepare()
+            convergence = convergence_of(app, Orders(services=needed, remove_orphans=flags["remove_orphans"], quiet_pull=flags["quiet_pull"]))
             convergence.apply()
             convergence.await_dependencies(service)
         elif flags["remove_orphans"]:
-            remove_orphans(app.engine, project, report)
+            remove_orphans(app.engine, project, app.report)
+    app.say_notes(notes)
     ensure_images(
-        app.engine, project, [service], report, builder=build, build=True if flags["build"] else None, pull=flags["pull"], quiet=flags["quiet_pull"]
+        app.engine,
+        project,
+        [service],
+        app.report,
+        builder=build,
+        build=True if flags["build"] else None,
+        pull=flags["pull"],
+        quiet=flags["quiet_pull"],
     )

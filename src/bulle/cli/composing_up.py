@@ -57,6 +57,7 @@ _UP: Sequence[Callable[[Any], Any]] = (
     click.option("--no-start", is_flag=True, help="Don't start the services after creating them"),
     click.option("-V", "--renew-anon-volumes", is_flag=True, help="Recreate anonymous volumes instead of those of the previous containers"),
     click.option("-t", "--timeout", type=Whole(-1), help="Seconds for containers to end in when they are stopped"),
+    click.option("-w", "--watch", is_flag=True, help="Watch source code and rebuild/refresh containers when files are updated"),
     click.option("--wait", "await_ready", is_flag=True, help="Wait for services to be running|healthy. Implies detached mode"),
     click.option("--wait-timeout", type=Whole(0), default=0, help="Maximum duration in seconds to wait for the project to be running|healthy"),
 )
@@ -91,6 +92,7 @@ def orders_of(app: App, services: Sequence[str], flags: dict[str, Any]) -> Order
         services=tuple(services),
         scales=scales(flags["scale"]),
         start=not flags.get("no_start"),
+        kept=not any(flags.get(name) for name in ("abort_on_container_exit", "abort_on_container_failure", "exit_code_from")),
         with_dependencies=not flags.get("no_deps"),
         force_recreate=flags["force_recreate"],
         recreate=not flags["no_recreate"],
@@ -140,6 +142,8 @@ def up(app: App, services: Sequence[str], **flags: Any) -> int:
     """Create and start containers."""
     app.services = tuple(services)
     aborts = flags["abort_on_container_exit"] or flags["abort_on_container_failure"] or flags["exit_code_from"]
+    if flags["watch"] and flags["detach"]:
+        raise InvalidInput("--watch and --detach are incompatible", "", "choose one")
     detached = flags["detach"] or flags["await_ready"] or flags["no_start"] or app.flags.dry_run
     if aborts and detached:
         raise InvalidInput("--abort-on-container-exit, --abort-on-container-failure and --exit-code-from cannot be used with -d or --wait")
@@ -180,6 +184,8 @@ class Foreground:
 
     def run(self) -> int:
         """To the end; returns what the command returns."""
+        from bulle.cli.composing_watch import watch_beside, watcher_of
+
         app, flags = self._app, self._flags
         view = LogView(coloured=is_coloured(app, no_color=flags["no_color"]), prefixed=not flags["no_log_prefix"], timestamps=flags["timestamps"])
         shown = self._shown()
@@ -187,6 +193,8 @@ class Foreground:
         try:
             with _terminated():
                 made = converge(app, self._orders)
+                if flags["watch"]:
+                    watch_beside(watcher_of(app, self._orders.services))
                 following.add([one for name in made.services if name in shown for one in made.replicas.of(name) if one.state().active])
                 following.wait()
         except KeyboardInterrupt:

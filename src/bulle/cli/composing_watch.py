@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bulle.cli.composing import App
-from bulle.cli.composing_images import build_images
+import click
+
+from bulle.cli.composing import App, complete_services, pass_app
 from bulle.cli.session import note, printable
-from bulle.compose.building import Asked
+from bulle.cli.verb import verb
+from bulle.compose.containers import check_services
 
 if TYPE_CHECKING:
     from bulle.compose.model import Service
     from bulle.compose.watching import Watcher
 
 
-def watcher_of(app: App, services: Sequence[str], bring_up: Callable[[Sequence[str]], object], *, prune: bool = True, quiet: bool = False) -> Watcher:
-    """What watches for these services, or for all; ``bring_up`` makes the containers of services anew where their image changed."""
+@verb("watch", "[SERVICE...]")
+@click.argument("services", nargs=-1, shell_complete=complete_services)
+@click.option("--no-up", is_flag=True, help="Do not build & start services before watching")
+@click.option("--prune", is_flag=True, default=True, help="Prune dangling images on rebuild (default true)")
+@click.option("--quiet", is_flag=True, help="Hide build output")
+@pass_app
+def watch(app: App, services: Sequence[str], no_up: bool, prune: bool, quiet: bool) -> int:
+    """Watch build context for service and rebuild/refresh containers when files are updated."""
+    app.services = tuple(services)
+    check_services(app.project, services)
+    watcher = watcher_of(app, services, prune=prune, quiet=quiet)
+    if app.flags.dry_run:
+        return 0
+    if not no_up:
+        _quietly(app, quiet, services)
+    watcher.run()
+    return 0
+
+
+def watcher_of(app: App, services: Sequence[str], *, prune: bool = True, quiet: bool = False) -> Watcher:
+    """What watches for these services, or for all. Raises BulleError where none is to be watched."""
     from bulle.compose.watching import Watcher
 
     project = app.project
 
     def rebuild(changed: Sequence[Service]) -> None:
-        build_images(app, changed, Asked(one_platform=True), progress="quiet" if quiet else "plain")
-        bring_up([one.name for one in changed])
+        _quietly(app, quiet, [one.name for one in changed], with_dependencies=False)
         if prune:
             app.engine.images.prune()
 
@@ -37,3 +58,12 @@ def watch_beside(watcher: Watcher) -> threading.Event:
     stop = threading.Event()
     threading.Thread(target=watcher.run, args=(stop,), daemon=True).start()
     return stop
+
+
+def _quietly(app: App, quiet: bool, services: Sequence[str], *, with_dependencies: bool = True) -> None:
+    """Have services run as the files say, their images built."""
+    from bulle.cli.composing_up import converge
+    from bulle.compose.converging import Orders
+
+    shown = replace(app, flags=replace(app.flags, progress="quiet" if quiet else "plain"))
+    converge(shown, Orders(services=tuple(services), build=True, with_dependencies=with_dependencies))

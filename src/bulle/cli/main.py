@@ -236,7 +236,7 @@ ROOT = VerbGroup(
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
     late = ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation")
-    for name in (*late, "api.job_process", "api.works", "fleet.carrying"):
+    for name in (*late, "api.job_process", "api.works", "compose.loading", "compose.one_off", "fleet.carrying"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     groups = [ROOT]
@@ -300,9 +300,13 @@ def exit_code_of_failure(error: BaseException, verb: str, *, detached: bool) -> 
 
 def _exit_code(error: BaseException, session: Session) -> int:
     invoked = session.meta.get(INVOKED)
-    if invoked is None:
-        return exit_code_of_failure(error, "", detached=False)
-    return exit_code_of_failure(error, invoked.command.name or "", detached=bool(invoked.params.get("detach")))
+    verb, detached = ("", False) if invoked is None else (invoked.command.name or "", bool(invoked.params.get("detach")))
+    wrong = error.ctx if isinstance(error, click.UsageError) else None
+    if "bulle.compose" in session.meta or (wrong is not None and wrong.command.name == "compose"):
+        from bulle.cli.composing import exit_code_of_failure as of_compose
+
+        return of_compose(error, verb, detached=detached)
+    return exit_code_of_failure(error, verb, detached=detached)
 
 
 def report(error: BaseException, code: Callable[[BaseException], int]) -> int:

@@ -41,7 +41,10 @@ def travel(choice: Chosen) -> int:
             import traceback
 
             traceback.print_exception(error)
-        return main.report(error, lambda error: main.exit_code_of_failure(error, choice.words[0], detached=False))
+        rule = main.exit_code_of_failure
+        if choice.words[0] in ("compose", "up", "down"):
+            from bulle.cli.composing import exit_code_of_failure as rule
+        return main.report(error, lambda error: rule(error, choice.words[0], detached=False))
 
 
 def _travel(choice: Chosen) -> int:

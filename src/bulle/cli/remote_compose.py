@@ -16,7 +16,7 @@ from bulle.cli.journey import Journey
 from bulle.cli.remote_build import kept
 from bulle.cli.remote_files import found, read_verb
 from bulle.cli.verb import Verb
-from bulle.errors import InvalidInput
+from bulle.errors import InvalidInput, NotFound
 from bulle.fleet.carrying import Upload
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def read_compose(words: Sequence[str]) -> Journey:
     command = compose.get_command(root, name)
     if not isinstance(command, Verb) or name in _READ_HERE:
         return Journey(is_here=True)
+    if name == "up" and any(word in ("-w", "--watch") for word in rest):
+        raise InvalidInput("files of this machine cannot be watched for another one", "", "leave --watch out, and run up again after changes")
     journey = Journey()
     before += _carry(journey, said, building=name in _BUILDING)
     journey.words = ["compose", *before, name]
@@ -84,6 +86,7 @@ def _other_flags(line: Sequence[tuple[click.Option, str | bool]]) -> list[str]:
 
 def _carry(journey: Journey, said: dict[str, list[str]], *, building: bool) -> list[str]:
     """Carry the app; returns the flags that name it there. Without files it is only named."""
+    from bulle.cli.composing import NoFile
     from bulle.compose.loading import LoadRequest, find_files, load
 
     name = said.get("project_name", [""])[-1]
@@ -93,7 +96,10 @@ def _carry(journey: Journey, said: dict[str, list[str]], *, building: bool) -> l
     )
     if not request.files and not find_files(directory):
         return [f"--project-name={name}"] if name else []
-    project = load(request)
+    try:
+        project = load(request)
+    except NotFound as error:
+        raise NoFile(*error.args) from None
     document = _document(journey, project, building=building)
     profiles = said.get("profile") or [one.strip() for one in project.environment.get("COMPOSE_PROFILES", "").split(",") if one.strip()]
     return [

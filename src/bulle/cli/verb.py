@@ -33,6 +33,10 @@ class WrongFlag(WrongUsage):
     """A flag that does not exist, or a value that it cannot have."""
 
 
+class UnknownVerb(WrongUsage):
+    """A verb that does not exist."""
+
+
 class WrongValue(InvalidInput):
     """A flag's value that cannot be right, found when all flags were read; one sentence, without the usage line."""
 
@@ -288,7 +292,7 @@ class VerbGroup(Verb, click.Group):
         name = ctx.args[0]
         command = self.get_command(ctx, name)
         if command is None:
-            raise WrongUsage(f"unknown command: {ctx.command_path} {name}", ctx)
+            raise UnknownVerb(f"unknown command: {ctx.command_path} {name}", ctx)
         with command.make_context(name, ctx.args[1:], parent=ctx) as inner:
             return command.invoke(inner)
 

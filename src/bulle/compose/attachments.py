@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from bulle.compose.model import Project, Service
 from bulle.compose.service_parts import Port, ServiceNetwork
 from bulle.compose.verdicts import refused
@@ -90,4 +92,7 @@ def _port(project: Project, service: Service, number: int, port: Port) -> PortMa
     if port.protocol not in ("tcp", "udp", "sctp"):
         raise refused(project, ("services", service.name, "ports", number), port.protocol, "use tcp, udp or sctp")
     addresses = (port.host_ip.strip("[]"),) if port.host_ip else ()
-    return PortMapping(port.target, cast("Protocol", port.protocol), addresses, lowest, highest if highest > lowest else 0)
+    mapping = PortMapping(port.target, cast("Protocol", port.protocol), addresses, lowest, highest if highest > lowest else 0)
+    # One port for all replicas; of a range, or of any, each takes its own.
+    is_one = bool(lowest) and not mapping.last_host_port
+    return replace(mapping, shared=f"{project.name}/{service.name}", balance=service.balance) if is_one else mapping

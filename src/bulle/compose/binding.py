@@ -39,13 +39,17 @@ from bulle.compose.service_parts import (
 
 _Made = TypeVar("_Made")
 _Binder = Callable[[Any], Any]
+_NOTHING: Mapping[str, Any] = {}
 
 
-def _as(structure: Callable[..., _Made], **inner: _Binder) -> Callable[[Any], _Made]:
-    """Makes a structure of a mapping: lists become tuples, extensions are left out, ``inner`` says how to make what is a structure itself."""
+def _as(structure: Callable[..., _Made], least: Mapping[str, Any] = _NOTHING, **inner: _Binder) -> Callable[[Any], _Made]:
+    """Makes a structure of a mapping: lists become tuples, extensions are left out, ``inner`` says how to make what is a structure itself.
+
+    ``least`` is what stands for fields that have to be there and were left out as empty.
+    """
 
     def bind(found: Mapping[str, Any]) -> _Made:
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {**least}
         for key, value in found.items():
             if key in inner:
                 fields[key] = inner[key](value)
@@ -69,16 +73,18 @@ def _ulimit(value: Any) -> Ulimit:
 
 
 def _hook(value: Mapping[str, Any]) -> Hook:
-    return _as(Hook)({"command": (), **value})
+    return _as(Hook, {"command": ()})(value)
 
 
 def _ssh(values: list[str]) -> tuple[str, ...]:
     return tuple(value.replace(": ", "=", 1) for value in values)
 
 
-_BUILD = _as(Build, secrets=_many(_as(BuildSecret)), ulimits=_each(_ulimit), ssh=_ssh)
+_BUILD = _as(Build, secrets=_many(_as(BuildSecret, {"source": ""})), ulimits=_each(_ulimit), ssh=_ssh)
 _HEALTHCHECK = _as(Healthcheck)
-_VOLUME = _as(ServiceVolume, bind=_as(BindOptions), volume=_as(VolumeOptions), tmpfs=_as(TmpfsOptions), image=_as(ImageOptions))
+_VOLUME = _as(
+    ServiceVolume, {"type": ""}, bind=_as(BindOptions), volume=_as(VolumeOptions), tmpfs=_as(TmpfsOptions), image=_as(ImageOptions)
+)
 _DEPLOY = _as(
     Deploy,
     update_config=_as(UpdateConfig), rollback_config=_as(UpdateConfig), restart_policy=_as(DeployRestartPolicy), placement=_as(Placement),
@@ -88,10 +94,10 @@ _PARTS: dict[str, _Binder] = {
     "build": _BUILD,
     "depends_on": _each(_as(Dependency)),
     "networks": _each(_as(ServiceNetwork)),
-    "ports": _many(_as(Port)),
+    "ports": _many(_as(Port, {"target": 0})),
     "volumes": _many(_VOLUME),
-    "configs": _many(_as(FileReference)),
-    "secrets": _many(_as(FileReference)),
+    "configs": _many(_as(FileReference, {"source": ""})),
+    "secrets": _many(_as(FileReference, {"source": ""})),
     "healthcheck": _HEALTHCHECK,
     "deploy": _DEPLOY,
     "develop": _as(Develop, watch=_many(_as(WatchRule, exec=_hook))),

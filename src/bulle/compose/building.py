@@ -18,7 +18,7 @@ import msgspec
 from bulle.build.options import BuildEvent, BuildOptions, Report, Secret, silent
 from bulle.compose.app_images import image_name
 from bulle.compose.model import Note, Project, Service
-from bulle.compose.service_parts import Build
+from bulle.compose.service_parts import Build, Ulimit
 from bulle.compose.verdicts import refused
 from bulle.errors import BulleError, InvalidInput
 from bulle.model.run_plan import ResourceLimit
@@ -143,7 +143,7 @@ def build_options(project: Project, service: Service, asked: Asked = AS_SAID) ->
         network=_network(project, build, path),
         isolation="" if build.isolation == "default" else build.isolation,
         memory_bytes=asked.memory_bytes,
-        shm_bytes=build.shm_size,
+        shm_bytes=int(build.shm_size),
         extra_hosts=tuple(_pair(text) for text in build.extra_hosts),
         limits=tuple(_limits(project, build, path)),
         sbom="" if (asked.sbom or build.sbom) in _OFF else "spdx",
@@ -255,8 +255,8 @@ def _pair(text: str) -> tuple[str, str]:
 def _limits(project: Project, build: Build, path: tuple[str | int, ...]) -> Iterator[ResourceLimit]:
     for name, value in build.ulimits.items():
         try:
-            soft, hard = (value["soft"], value["hard"]) if isinstance(value, dict) else (value, value)
+            soft, hard = (value.soft, value.hard) if isinstance(value, Ulimit) else (value, value)
             yield ResourceLimit(name, int(soft), int(hard))
-        except (KeyError, TypeError, ValueError):
+        except (TypeError, ValueError):
             where = project.place(*path, "ulimits", name)
             raise InvalidInput(f"{where}: build.ulimits.{name} is neither a number nor soft and hard", "", "write {soft: 1024, hard: 2048}") from None

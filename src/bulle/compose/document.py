@@ -7,6 +7,7 @@ file could do by nesting or by aliases of aliases is bounded.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,8 @@ MOST_DEPTH = 100
 RESET, OVERRIDE = "!reset", "!override"
 _STRING, _NULL, _BOOL, _INT, _FLOAT, _TIME, _BINARY, _MERGE = (f"tag:yaml.org,2002:{name}" for name in (
     "str", "null", "bool", "int", "float", "timestamp", "binary", "merge"))  # fmt: skip
+_RESOLVED = frozenset({"", "!", _NULL, _BOOL, _INT, _FLOAT, _TIME})
+"""Tags of scalars whose text means more than itself; with any other it is a string."""
 _CONSTANTS: dict[str, Any] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -35,8 +38,8 @@ _TYPICAL = re.compile(r"[-+.0-9]")
 _INTEGER = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
 _FLOATING = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DATE = re.compile(
-    r"(\d{4})-(\d\d?)-(\d\d?)(?:(?:[Tt]|\s+)(\d\d?):(\d\d?):(\d\d?)(?:\.(\d+))?\s*(Z|[-+]\d\d?(?::?\d\d)?)?)?", re.ASCII
-)  # fmt: skip
+    r"(\d{4})-(\d\d?)-(\d\d?)(?:([Tt ])(\d\d?):(\d\d?):(\d\d?)(?:[.,](\d+))?(Z|[-+]\d\d:\d\d)?)?", re.ASCII
+)
 
 
 class InvalidFile(InvalidInput):
@@ -237,10 +240,12 @@ class _Decoder:
 
 
 def scalar(text: str, tag: str, place: Place) -> Any:
-    """What a scalar stands for: a string, number, boolean, None or :class:`Timestamp`. Raises InvalidFile where its tag says otherwise."""
-    if tag == _STRING:
+    """What a scalar stands for: a string, number, boolean, None or :class:`Timestamp`. Raises InvalidFile where its tag says another of these."""
+    if tag == _STRING or (tag not in _RESOLVED and tag != _BINARY):
         return text
     value = _plain(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise refusal(place, f"{text} is no number that can be used", "", "quote it")
     if tag in ("", "!"):
         return value
     if tag == _BINARY:
@@ -249,7 +254,7 @@ def scalar(text: str, tag: str, place: Place) -> Any:
     if tag == _FLOAT and kind == _INT:
         return float(value)
     if tag != kind:
-        raise refusal(place, f"{text!r} is not a {tag.removeprefix('tag:yaml.org,2002:')}", "" if tag.startswith("tag:") else "its tag is not known")
+        raise refusal(place, f"{text!r} is not a {tag.removeprefix('tag:yaml.org,2002:')}")
     return value
 
 
@@ -268,14 +273,26 @@ def _plain(text: str) -> Any:
                 if found is not None:
                     number = int(sign + found, base)
                     return number if -(1 << 63) <= number < 1 << 64 else float(number)
-        return float(digits) if _FLOATING.fullmatch(digits) else text
-    return float(text) if _FLOATING.fullmatch(text) else text
+        return _float(digits, text)
+    return _float(text, text)
+
+
+def _float(digits: str, text: str) -> Any:
+    number = float(digits) if _FLOATING.fullmatch(digits) else math.inf
+    return number if math.isfinite(number) else text
+
+
+def resolves_to_string(text: str) -> bool:
+    """Whether a plain scalar means itself."""
+    return type(_plain(text)) is str
 
 
 def _timestamp(text: str, date: re.Match[str]) -> Any:
     import datetime
 
-    year, month, day, hour, minute, second, fraction, zone = date.groups()
+    year, month, day, between, hour, minute, second, fraction, zone = date.groups()
+    if between is not None and (between == " ") != (zone is None):
+        return text
     try:
         when = datetime.datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0))
     except ValueError:
@@ -284,7 +301,7 @@ def _timestamp(text: str, date: re.Match[str]) -> Any:
     shown = f"{when:%Y-%m-%d %H:%M:%S}" + (f".{fraction}" if fraction else "")
     if zone in (None, "Z"):
         return Timestamp(f"{shown} +0000 UTC")
-    compact = zone.replace(":", "").ljust(5, "0")
+    compact = zone.replace(":", "")
     return Timestamp(f"{shown} {compact} {compact}")
 
 

@@ -173,4 +173,4 @@ def _unescaped(match: re.Match[str]) -> str:
     # \0 and three octal digits are a byte; anything shorter stays as it stands
     if len(text) == 4 and all(digit in "01234567" for digit in text) and (number := int(text, 8)) < 256:
         return chr(number)
-    return match[0]
+    return f"\\{text.removeprefix('0')}"

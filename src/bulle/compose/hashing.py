@@ -9,7 +9,7 @@ import msgspec
 from bulle.compose.model import Service
 
 _NOT_OF_A_CONTAINER = frozenset(
-    {"build", "pull_policy", "scale", "depends_on", "profiles", "attach", "develop", "autoscale", "balance", "drain", "extensions"}
+    {"build", "pull_policy", "scale", "depends_on", "profiles", "attach", "develop", "autoscale", "drain", "extensions"}
 )
 _NOT_OF_A_CONTAINER_DEPLOY = frozenset({"replicas", "update_config", "rollback_config", "placement", "mode", "endpoint_mode"})
 

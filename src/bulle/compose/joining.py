@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bulle.compose import keys
@@ -17,7 +17,7 @@ from bulle.compose.document import Document, InvalidFile, Tree, read_documents, 
 from bulle.compose.env_file import read_env_files
 from bulle.compose.interpolation import interpolate
 from bulle.compose.merging import merge, without_repeats
-from bulle.compose.model import Place
+from bulle.compose.model import Note, Place
 from bulle.compose.relative_paths import joined, plain, resolve
 from bulle.compose.resources import check_resources
 from bulle.compose.short_forms import lengthen
@@ -33,8 +33,8 @@ MOST_FILES = 500
 class Warnings:
     """What is said to the user beside the project: variables that are not set, keys that mean nothing any more."""
 
-    missing: dict[str, None]
-    obsolete: dict[str, Place]
+    missing: dict[str, None] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Joiner:
             without_repeats(tree)
             _check(tree, file)
             if "version" in tree:
-                self.warnings.obsolete[file] = tree.places.get("version", Place(file, 1))
+                self.warnings.notes.append(Note(tree.places.get("version", Place(file, 1)), "version", "means nothing any more; take it out"))
                 del tree["version"]
             lengthen(tree, lenient=not self.interpolating)
             without_repeats(tree)
@@ -129,6 +129,8 @@ class Joiner:
         if (wrong := keys.INCLUDE_CHECK(said, ("include",))) is not None:
             raise refusal(place, f"{_dotted(wrong.path)} {wrong.words}")
         for one in said:
+            for key in one.keys() - keys.INCLUDE_KEYS if isinstance(one, Tree) else ():
+                self.warnings.notes.append(Note(one.places.get(key, place), f"include.{key}", "is not known; it is left out"))
             included = self._included(Tree({"path": one}) if isinstance(one, str) else one, place, chain)
             for section in _SECTIONS:
                 _import(included, tree, section, place)

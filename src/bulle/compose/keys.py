@@ -280,7 +280,8 @@ CONFIG: Table = {
     "labels": labels, "template_driver": text,
 }
 
-_INCLUDE = record({"path": STRING_OR_LIST, "env_file": STRING_OR_LIST, "project_directory": STRING}, extensions=False)
+INCLUDE_KEYS = frozenset({"path", "env_file", "project_directory"})
+_INCLUDE = record({"path": STRING_OR_LIST, "env_file": STRING_OR_LIST, "project_directory": STRING}, closed=False)
 _optional_network, _optional_volume = (one_of("a mapping or empty", _null, record(_checks(table))) for table in (NETWORK, VOLUME))
 
 SERVICE_CHECK = record(_checks(SERVICE))

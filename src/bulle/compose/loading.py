@@ -56,16 +56,17 @@ def _tree(request: LoadRequest) -> tuple[Tree, Found, str, Warnings]:
     found = find(request)
     name = project_name(found, _said_name(found, request))
     found.environment["COMPOSE_PROJECT_NAME"] = name
-    warnings = Warnings({}, {})
+    warnings = Warnings()
+    environment = {} if request.no_interpolate else found.environment
     joiner = Joiner(
-        environment=found.environment, directory=found.directory, shown_directory=found.directory, warnings=warnings, opened=[],
+        environment=environment, directory=found.directory, shown_directory=found.directory, warnings=warnings, opened=[],
         interpolating=not request.no_interpolate, absolute=not request.no_path_resolution,
     )  # fmt: skip
     tree = joiner.join(found.files)
     if not tree:
         raise InvalidInput(f"{found.files[0][0]} is empty", "", "say services: in it")
     if not request.no_normalize:
-        normalize(tree, name, found.environment)
+        normalize(tree, name, environment)
     return tree, found, name, warnings
 
 
@@ -199,6 +200,7 @@ def _bind(
 
 
 def _notes(warnings: Warnings, file: str) -> tuple[Note, ...]:
-    notes = [Note(place, "version", "means nothing any more; take it out") for place in warnings.obsolete.values()]
-    notes += [Note(Place(file, 1), name, "the variable is not set; it is taken as empty") for name in warnings.missing]
-    return tuple(notes)
+    return (
+        *warnings.notes,
+        *(Note(Place(file, 1), name, "the variable is not set; it is taken as empty") for name in warnings.missing),
+    )

@@ -212,7 +212,8 @@ def _by_port(value: Any) -> str | None:
         if "target" not in value:
             raise ValueError("a port without a target")
         host, protocol = value.get("host_ip", "0.0.0.0"), value.get("protocol", "tcp")
-        return f"{host}:{sprint(value.get('published'))}:{value['target']}/{protocol}"
+        # 80 and "80" are not the same port to docker compose either
+        return f"{host}:{value.get('published')!r}:{value['target']}/{protocol}"
     return value if isinstance(value, str) else str(value) if type(value) is int else ""
 
 

@@ -77,6 +77,10 @@ def replica_name(project: Project, service: Service, number: int) -> str:
     return service.container_name or labels.container_name(project.name, service.name, number)
 
 
+config_hash = service_hash
+"""What tells whether a container was made from a service."""
+
+
 def restart_policy(service: Service) -> str:
     """``restart``, else what ``deploy.restart_policy`` comes to."""
     if service.restart or service.deploy is None or service.deploy.restart_policy is None:
@@ -149,4 +153,4 @@ def _volumes_from(service: Service, container_of: Callable[[str], str]) -> Itera
             yield f"{container_of(name)}{colon}{mode}"
 
 
-__all__ = ["container_options", "depends_on", "networks_of", "replica_name", "restart_policy"]
+__all__ = ["config_hash", "container_options", "depends_on", "networks_of", "replica_name", "restart_policy"]

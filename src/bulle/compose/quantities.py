@@ -9,7 +9,7 @@ from typing import Any
 
 _WHOLE = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?inf(?:inity)?|[-+]?nan", re.IGNORECASE)
-_SIZE = re.compile(r"([0-9.]+) ?([a-zA-Z]*)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp])?i?b?", re.IGNORECASE | re.ASCII)
 _MULTIPLES = {letter: 1 << (10 * power) for power, letter in enumerate("bkmgtp")}
 _TRUE, _FALSE = frozenset({"true", "y", "yes", "on"}), frozenset({"false", "n", "no", "off"})
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
@@ -41,13 +41,10 @@ def go_boolean(text: str) -> bool:
 
 def bytes_of(text: str) -> int:
     """A size such as ``64m`` or ``1.5 GiB``, in bytes."""
-    if text == "-1":
-        return -1
     match = _SIZE.fullmatch(text)
-    suffix = match[2].lower() if match else ""
-    if match is None or (suffix and not re.fullmatch(r"b|[kmgtp](?:i?b)?", suffix)) or match[1].count(".") > 1 or match[1] == ".":
+    if match is None:
         raise ValueError(f"{text!r} is not a size such as 64m or 1.5GiB")
-    return int(float(match[1]) * _MULTIPLES[suffix[0] if suffix else "b"])
+    return int(float(match[1]) * _MULTIPLES[(match[2] or "b").lower()])
 
 
 def nanoseconds_of(text: str) -> int:
@@ -126,7 +123,7 @@ def shown_number(number: float, *, wide: bool = True) -> str:
 def sprint(value: Any) -> str:
     """A scalar as Go's Sprint shows it."""
     if isinstance(value, str):
-        return value
+        return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

@@ -11,17 +11,21 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
+from bulle.compose.keeping import ensure
 from bulle.compose.model import Project, Service
 from bulle.records.apps import AppRecords, AppRow, Choices
 
 if TYPE_CHECKING:
     from bulle.engine import Engine
+
+
+_PATIENCE_S, _PAUSE_S = 1.0, 0.005
 
 
 def _plain(value: object) -> int:
@@ -91,6 +95,14 @@ def write(engine: Engine, app: App) -> None:
     before = records.find(app.name)
     if before is None or replace(before, changed_at_ns=row.changed_at_ns) != row:
         records.put(row)
+    if app.choices.running:
+        ensure(engine.home)
+
+
+def have_kept(engine: Engine) -> None:
+    """Have the home's apps kept as they are wanted, if one is."""
+    if any(row.choices.running for row in AppRecords(engine.database).all()):
+        ensure(engine.home)
 
 
 def forget(engine: Engine, name: str) -> None:
@@ -105,6 +117,18 @@ def _kept(project: Project) -> Project:
 
 def _app(row: AppRow) -> App:
     return App(_project.decode(row.project), _services.decode(row.previous), row.choices, row.changed_at_ns)
+
+
+def _wait_for(descriptor: int, say: Callable[[], object]) -> None:
+    """Wait for the lock; somebody who has it for a moment only is not worth a word."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE_S)
+    say()
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 @contextmanager
@@ -123,8 +147,7 @@ def locked(engine: Engine, name: str, *, wait: bool = True, say: Callable[[], ob
             if not wait:
                 yield False
                 return
-            say()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _wait_for(descriptor, say)
         yield True
     finally:
         os.close(descriptor)

@@ -76,14 +76,14 @@ class Rollout:
         replicas, service = self.replicas, self.service
         new = replicas.make(service, number_of(old), aside=True)
         try:
-            replicas.start(service, new)
+            replicas.start(service, new, tell=False)
             self._await_ready(new)
         except BaseException:
-            replicas.remove(new)  # the old one has gone on
+            replicas.remove(new, tell=False)  # the old one has gone on
             raise
-        balance.admit(new)
+        balance.await_share(new, replicas.given_up)
         self._done.append(new)
-        replicas.end(service, old)
+        replicas.end(service, old, tell=False)
         replicas.succeed(service, new)
         replicas.report("Container", new.name, "Updated")
         return new
@@ -95,7 +95,7 @@ class Rollout:
         self._done.append(new)
         replicas.start(service, new)
         self._await_ready(new)
-        balance.admit(new)
+        balance.await_share(new, replicas.given_up)
         return new
 
     def _await_ready(self, container: Container) -> None:

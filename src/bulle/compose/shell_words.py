@@ -41,10 +41,6 @@ class _Splitter:
     def split(self) -> Words:
         for position, character in enumerate(self.text):
             if self.escaped:
-                if character == "t":
-                    character = "\t"
-                elif character == "n":
-                    character = "\n"
                 self.word += character
                 self.escaped = False
                 self.begun = True

@@ -89,6 +89,8 @@ def natural(value: Any) -> int | None:
 
 def kept_natural(value: Any) -> int:
     """A number from 0 on."""
+    if isinstance(value, str):
+        raise Unreadable(f"{value!r} is not a number")
     if (number := kept_whole(value)) < 0:
         raise Unreadable(f"{number} is less than nothing")
     return number
@@ -123,7 +125,7 @@ def some_length(value: Any) -> Nanoseconds | None:
 def texts(value: Any) -> list[str] | None:
     """Strings; one alone is a list of it."""
     if isinstance(value, str):
-        return [value]
+        return [_string(value)]
     if not isinstance(value, list):
         raise Unreadable("not a list")
     return [_string(one) for one in value] or None
@@ -136,12 +138,12 @@ def shown_texts(value: Any) -> list[str] | None:
 
 def command(value: Any) -> list[str]:
     """The words of a command, which may be none."""
-    return split_words(value) if isinstance(value, str) else [_string(one) for one in value]
+    return split_words(_string(value)) if isinstance(value, str) else [_string(one) for one in value]
 
 
 def test(value: Any) -> list[str] | None:
     """How health is tested."""
-    return ["CMD-SHELL", value] if isinstance(value, str) else texts(value)
+    return ["CMD-SHELL", _string(value)] if isinstance(value, str) else texts(value)
 
 
 def _pairs(value: Any) -> list[tuple[str, Any]]:
@@ -204,8 +206,14 @@ def device_count(value: Any) -> int | None:
 def ulimit(value: Any) -> Any:
     """A limit, or a soft and a hard one."""
     if isinstance(value, dict):
-        return {key: kept_whole(value[key]) if value.get(key) is not None else 0 for key in ("soft", "hard")}
-    return kept_whole(value) or {"soft": 0, "hard": 0}
+        return {key: _limit(value[key]) if value.get(key) is not None else 0 for key in ("soft", "hard")}
+    return _limit(value) or {"soft": 0, "hard": 0}
+
+
+def _limit(value: Any) -> int:
+    if isinstance(value, float):
+        raise Unreadable(f"{sprint(value)} is not a whole number")
+    return kept_whole(value)
 
 
 def ssh(value: Any) -> list[str] | None:

@@ -121,7 +121,7 @@ class Watcher:
     def _works(self, paths: set[str]) -> list[_Work]:
         """What is to be done for each service."""
         works: dict[str, _Work] = {}
-        for path in sorted(paths):
+        for path in sorted({one for changed in paths for one in _with_what_is_in(changed)}):
             for rule in self._rules:
                 if not rule.covers(path):
                     continue
@@ -198,7 +198,7 @@ def _rules(project: Project, service: Service) -> Iterator[_Rule]:
         finally:
             os.close(descriptor)
     for number, rule in enumerate(service.develop.watch):
-        place = project.place("services", service.name, "develop", "watch", number)
+        place = project.place("services", service.name, "develop", "watch", number, "path")
         if not os.path.exists(rule.path):
             raise NotFound(f"{place}: {rule.path} cannot be watched", "it is not there", "make it first")
         if rule.action == "rebuild" and build is None:
@@ -208,6 +208,15 @@ def _rules(project: Project, service: Service) -> Iterator[_Rule]:
         if rule.action == "sync+exec" and rule.exec is None:
             raise InvalidInput(f"{place}: sync+exec needs exec", "", "say the command: exec: {command: …}")
         yield _Rule(service, rule, IgnoreRules(rule.ignore), IgnoreRules(rule.include), context, context_ignored)
+
+
+def _with_what_is_in(path: str) -> Iterator[str]:
+    """A path that changed; of a directory its files, since those that came with it may not have been told of."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        yield path
+        return
+    for directory, _, names in os.walk(path):
+        yield from (os.path.join(directory, name) for name in names)
 
 
 def _archive(files: dict[str, str]) -> bytes:

@@ -1,8 +1,8 @@
 """``system boot`` and ``system shutdown``: what ran before the machine went down runs again after it came up, as restart policies say.
 
 A shutdown stops containers with an intent of its own (:data:`SHUTDOWN`): their policies leave them ended, and the next boot starts them again, which
-it does not do for what somebody stopped by hand under ``unless-stopped``. Nothing here waits for one container before it sees to the next, and none
-that fails keeps another from its turn.
+it does not do for what somebody stopped by hand under ``unless-stopped``. Nothing here waits for one container before it sees to the next, but for
+those of an app that depend on each other, and none that fails keeps another from its turn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bulle.engine.boot_order import BootOrder
 from bulle.engine.parallel import each
 from bulle.engine.starting import as_error
 from bulle.errors import BulleError, Conflict, NotFound
@@ -43,10 +44,10 @@ class Outcome:
 def boot(engine: Engine) -> tuple[Outcome, ...]:
     """Record what ended with the machine, start what is to run, then remove what was left of the last boot; harmless to repeat.
 
-    Returns what was started, or was to be, oldest first; a failure to remove comes last, without a container.
+    Returns what was started, or was to be, oldest first but behind what it depends on; a failure to remove comes last, without a container.
     """
-    containers = sorted(engine.containers.list(all=True), key=lambda one: one.created_at_ns)
-    outcomes = _each(engine, containers, _boot, _STARTS_AT_ONCE)
+    order = BootOrder(sorted(engine.containers.list(all=True), key=lambda one: one.created_at_ns))
+    outcomes = _each(engine, order.containers, lambda one: _boot(one, order), _STARTS_AT_ONCE)
     try:
         engine.gc()
     except (BulleError, OSError) as error:
@@ -64,12 +65,20 @@ def shutdown(engine: Engine, timeout_s: int | None = None) -> tuple[Outcome, ...
     return _each(engine, engine.containers.list(), stop, _STOPS_AT_ONCE)
 
 
-def _boot(container: Container) -> bool:
-    """See to one container; whether it was started."""
+def _boot(container: Container, order: BootOrder) -> bool:
+    """See to one container, when those that it depends on had their turn; whether it was started."""
+    try:
+        return _start_if_wanted(container, order)
+    finally:
+        order.had_turn(container)
+
+
+def _start_if_wanted(container: Container, order: BootOrder) -> bool:
     before, intent = read_state(container.directory), ends.read_intent(container.directory)
     policy = restart.policy_of(container.directory) or container.plan.lifecycle.restart
     if container.state().active or not starts_at_boot(policy, before, intent):  # its state() records an end that nobody saw
         return False
+    order.await_dependencies(container)
     try:
         container.start()
     except Conflict:

@@ -21,12 +21,12 @@ from bulle.network.relay import Relay, UdpRelay, relay_of
 from bulle.network.reservations import reserve
 from bulle.network.rules import Link, Rules
 from bulle.network.sharing import SharedPorts
+from bulle.network.sockets import listening
 
 PORTS_NAME = "ports.json"
 RANKS: dict[Standing, int] = {"ready": 0, "unready": 1, "withdrawn": 2}
 """Who of several is found by a name: who is in balance; else all that run, since to find one that is not ready says more than to find nobody."""
 _ONE_IS_ENOUGH_S = 3.0
-_LOOPBACKS = ("0100007F", "00000000000000000000000001000000")
 _published = msgspec.json.Decoder(tuple[PublishedPort, ...])
 
 
@@ -36,20 +36,6 @@ def published_ports(directory: str) -> tuple[PublishedPort, ...]:
         return _published.decode(Path(directory, PORTS_NAME).read_bytes())
     except (OSError, msgspec.DecodeError):
         return ()
-
-
-def listening(pid: int) -> set[tuple[str, int]]:
-    """The protocols and ports at which somebody listens in the network namespace of a process, on more than loopback. proc_pid_net(5)"""
-    found = set()
-    for protocol in ("tcp", "udp"):
-        for suffix in ("", "6"):
-            with suppress(OSError):
-                for line in Path(f"/proc/{pid}/net/{protocol}{suffix}").read_text().splitlines()[1:]:
-                    _, local, _, state, *_ = line.split()
-                    address, _, port = local.rpartition(":")
-                    if address not in _LOOPBACKS and (protocol == "udp" or state == "0A"):
-                        found.add((protocol, int(port, 16)))
-    return found
 
 
 def as_before(mappings: Sequence[PortMapping], ports: Sequence[PublishedPort]) -> Iterator[PortMapping]:

@@ -254,6 +254,25 @@ class Following(Iterator[Event]):
         self._generations.clear()
         self._stop_watching()
 
+    def fileno(self) -> int:
+        """Readable when something may have happened, -1 where that is not told: for who waits for other things too, and then asks :meth:`arrived`."""
+        return self._watcher
+
+    def arrived(self) -> list[Event]:
+        """What has happened since it was asked last; does not wait. Not to be mixed with ``next``."""
+        if self._watcher >= 0:
+            with suppress(BlockingIOError):
+                os.read(self._watcher, _CHUNK)
+        found: list[Event] = []
+        while True:
+            put_away = not _is(self._generations[-1].descriptor, self._path)
+            while len(self._generations) > 1:
+                found += self._wanted(self._generations[0])
+                self._generations.popleft().close()
+            found += self._wanted(self._generations[0])
+            if not put_away or not self._go_on():
+                return found
+
     def _stop_watching(self) -> None:
         if self._watcher >= 0:
             os.close(self._watcher)
