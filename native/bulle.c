@@ -213,6 +213,33 @@ static int connect_or_start(void)
     return connection;
 }
 
+static int begins(const char *text, const char *with)
+{
+    while (*with)
+        if (*text++ != *with++)
+            return 0;
+    return 1;
+}
+
+/* Whether the command may be for another machine: a flag, a variable or a context in use says so. Then it runs ssh, which wants this process's terminal
+ * and session: bulle.fleet. */
+static int is_for_elsewhere(int count, char **arguments)
+{
+    char path[PATH_SIZE + 32];
+    const char *asked;
+    if (count > 1 && begins(arguments[1], "--fleet"))
+        return 0; /* another machine meant this one */
+    for (int i = 1; i < count && arguments[i][0] == '-'; i++) {
+        if (begins(arguments[i], "-H") || begins(arguments[i], "-c") || begins(arguments[i], "--host") || begins(arguments[i], "--context"))
+            return 1;
+        if (begins(arguments[i], "--home") && !arguments[i][6])
+            i++;
+    }
+    if (((asked = environment_value(environment, "BULLE_HOST")) && *asked) || ((asked = environment_value(environment, "BULLE_CONTEXT")) && *asked))
+        return 1;
+    return append(append(path, path + sizeof path, home), path + sizeof path, "/context") && CALL3(faccessat, AT_FDCWD, path, 0) == 0;
+}
+
 /* The whole request; 1: sent, 0: the connection ended, -1: it cannot be said. */
 static int send_request(int connection, int count, char **arguments)
 {
@@ -342,21 +369,24 @@ static int receive_reply(int connection, struct reply *reply, int *descriptor)
     return reply->magic == REPLY_MAGIC;
 }
 
-/* Pass signals on and wait for the end; returns only where the command did not start: BYPASS, or 0 to ask again. */
-static int follow(int connection, int signals)
+/* Pass signals on and wait for the end; returns only where the command did not start: BYPASS, or 0 to ask again. Where another machine asked for the
+ * command (remote), it ends with the connection: the kernel says on standard error that nobody reads it any more. */
+static int follow(int connection, int signals, int remote)
 {
-    struct waiting waiting[2] = {{connection, POLLIN, 0}, {signals, POLLIN, 0}};
+    struct waiting waiting[3] = {{remote ? 2 : -1, 0, 0}, {connection, POLLIN, 0}, {signals, POLLIN, 0}};
     int child = -1, pid = 0, accepted = 0, descriptor = -1;
     struct reply reply;
     for (;;) {
         /* Between the two replies a signal waits: the child may live already. */
-        int watched = accepted && !pid ? 1 : 2;
+        int watched = accepted && !pid ? 2 : 3;
         if (CALL(ppoll, waiting, watched, 0, 0, 8, 0) < 0)
             continue;
         /* Replies first: a signal that came together with one is for the child that it tells of. */
-        if (!waiting[0].happened) {
+        if (!waiting[1].happened) {
             u32 information[32]; /* struct signalfd_siginfo begins with the number */
-            if (watched == 2 && CALL3(read, signals, information, sizeof information) == sizeof information)
+            if (waiting[0].happened)
+                quit(125);
+            if (watched == 3 && waiting[2].happened && CALL3(read, signals, information, sizeof information) == sizeof information)
                 pass_on((int)information[0], child, pid);
             continue;
         }
@@ -424,7 +454,7 @@ static int run(int count, char **arguments, char **variables)
         return 125;
     }
     asked = environment_value(environment, "BULLE_NO_SPAWNER");
-    if ((!asked || !*asked || (*asked == '0' && !asked[1])) && !is_given_sockets() && find_home())
+    if ((!asked || !*asked || (*asked == '0' && !asked[1])) && !is_given_sockets() && find_home() && !is_for_elsewhere(count, arguments))
         for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
             int outcome, signals, connection = connect_or_start();
             if (connection < 0)
@@ -434,7 +464,7 @@ static int run(int count, char **arguments, char **variables)
             signals = (int)CALL4(signalfd4, -1, &forwarded, 8, O_CLOEXEC);
             outcome = send_request(connection, count, arguments);
             if (outcome == 1)
-                outcome = follow(connection, signals);
+                outcome = follow(connection, signals, count > 1 && begins(arguments[1], "--fleet") && !arguments[1][7]);
             CALL4(rt_sigprocmask, SIG_SETMASK, &before, 0, 8);
             CALL1(close, signals);
             CALL1(close, connection);

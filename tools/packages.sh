@@ -21,7 +21,7 @@ tests=(
     busybox-static:@busybox umoci:umoci skopeo:skopeo docker-registry:docker-registry crun:crun runc:runc podman:podman
     docker.io:dockerd docker-compose:docker-compose containerd:containerd bubblewrap:bwrap gcc:gcc libc6-dev:/usr/include/stdio.h strace:strace jq:jq iptables:iptables
     libcap2-bin:capsh sudo:sudo tmux:tmux util-linux:setpriv iproute2:ip procps:ps git:git xz-utils:xz zstd:zstd e2fsprogs:mkfs.ext4
-    erofs-utils:dump.erofs attr:setfattr qemu-user-static:qemu-aarch64-static iputils-ping:ping systemd:systemd-analyze openssh-client:ssh-agent bind9-dnsutils:dig
+    erofs-utils:dump.erofs attr:setfattr qemu-user-static:qemu-aarch64-static iputils-ping:ping systemd:systemd-analyze openssh-client:ssh-agent openssh-server:/usr/sbin/sshd bind9-dnsutils:dig
     ufw:ufw firewalld:firewalld dbus:dbus-daemon
     qemu-system-x86:qemu-system-x86_64 qemu-system-arm:qemu-system-aarch64 qemu-system-misc:qemu-system-riscv64  # virtual machines
     postgresql-client:psql mariadb-client:mariadb redis-tools:redis-cli curl:curl

@@ -27,6 +27,23 @@ def run_command(argv: list[str], _descriptors: list[int], _leash: Leash | None) 
     return run(argv)
 
 
+def run_elsewhere(arguments: list[str]) -> int | None:
+    """Run the command on another machine where it is for one; None where it is for this one."""
+    from bulle.errors import BulleError
+    from bulle.fleet.hosts import chosen
+
+    try:
+        choice = chosen(arguments, os.environ)
+    except BulleError as error:
+        os.write(2, f"bulle: {error}\n".encode())
+        return 125
+    if choice is None:
+        return None
+    from bulle.cli.remote import travel
+
+    return travel(choice)
+
+
 def run_monitor(argv: list[str], descriptors: list[int], leash: Leash | None) -> int:
     """The entry ``monitor``."""
     from bulle.engine.supervisor import main as supervise
@@ -113,7 +130,8 @@ def rehearse_command(home: str) -> None:
 
 def kind_of(entry: str, argv: Sequence[bytes]) -> str:
     """Commands that start a container get a child that has a shell for it, builds one that has read a Containerfile."""
-    return argv[0].decode() if entry == "command" and argv[:1] in ([b"run"], [b"build"]) else entry
+    verb = argv[3:4] if argv[:1] == [b"--fleet"] else argv[:1]
+    return verb[0].decode() if entry == "command" and verb in ([b"run"], [b"build"]) else entry
 
 
 def rehearse_run(home: str) -> None:
@@ -193,7 +211,8 @@ def main(arguments: list[str]) -> int:
         from bulle.spawner.client import run_entry
 
         return run_entry(arguments, ENTRIES.__getitem__, living_monitor)
-    return run_command(arguments, [], None)
+    code = run_elsewhere(arguments)
+    return run_command(arguments, [], None) if code is None else code
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ FLOORS = (
     {"records"},
     {"isolation", "store", "registry", "network"},
     {"monitor", "spawner"},
-    {"engine"},
+    {"engine", "fleet"},
     {"build", "aio"},
     {"compose"},
     {"kube"},

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from bulle.cli.progress import progress_on_terminal
 from bulle.cli.session import Session, note, printable, write
 from bulle.cli.verb import WrongValue, verb
 from bulle.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from bulle.build.options import Secret
 
 
 @verb("build", "PATH | URL | -")
@@ -123,7 +126,7 @@ def _options(context: str, flags: dict[str, Any]) -> Any:
         target=flags["target"] or "",
         arguments=arguments,
         contexts=tuple(_pair(text, "--build-context") for text in flags["build_context"]),
-        secrets=tuple(_secret(text, environment) for text in flags["secret"]),
+        secrets=tuple(secret_from(text, environment) for text in flags["secret"]),
         ssh=flags["ssh"],
         platforms=tuple(part for text in flags["platform"] for part in text.split(",")),
         labels=flags["label"],
@@ -152,7 +155,8 @@ def _pair(text: str, flag: str) -> tuple[str, str]:
     return name, value
 
 
-def _secret(text: str, environment: dict[str, str]) -> Any:
+def secret_from(text: str, environment: dict[str, str]) -> Secret:
+    """What ``--secret`` says; without a type it is a variable if there is one of that name, else a file. Raises WrongValue."""
     from bulle.build.options import Secret
 
     fields = dict(item.partition("=")[::2] for item in text.split(","))

@@ -10,9 +10,8 @@ import click
 
 from bulle.cli import human
 from bulle.cli.option_types import HostPath, Suggestion, complete_containers
-from bulle.cli.processes import FORMAT_HELP
 from bulle.cli.session import Session, note, printable, warn_of, write
-from bulle.cli.table import Listing, render
+from bulle.cli.table import FORMAT_HELP, Listing, render
 from bulle.cli.verb import verb
 from bulle.errors import InvalidInput
 

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bulle.cli.remote import arrive
 from bulle.cli.session import Reported, Session, complain, note, open_default_engine, write
 from bulle.cli.terminal import Interrupted
 from bulle.cli.verb import INVOKED, Verb, VerbGroup, WrongFlag, WrongValue
-from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, StorageFull
+from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, InvalidInput, StorageFull
+from bulle.fleet.hosts import HERE
+from bulle.fleet.transport import FLAG
 from bulle.version import VERSION
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ CONTAINER_VERBS = {
     "export": "copying:export",
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
+    "move": "moving:move",
     "pause": "pausing:pause",
     "port": "ports:port",
     "rename": "renaming:rename",
@@ -50,6 +54,7 @@ CONTAINER_VERBS = {
     "start": "lifecycle:start",
     "stats": "statistics:stats",
     "stop": "lifecycle:stop",
+    "switch": "switching:switch",
     "top": "processes:top",
     "unpause": "pausing:unpause",
     "update": "updating:update",
@@ -77,7 +82,7 @@ VERBS = {
     "completion": "completion:completion",
     "compose": "composing:compose",
     "container": "main:container",
-    "context": "serving:context",
+    "context": "contexts:context",
     "down": "composing_down:root_down",
     "doctor": "system:doctor",
     "image": "main:image",
@@ -91,6 +96,7 @@ VERBS = {
     "rmi": "images:remove",
     "search": "image_search:search",
     "serve": "serving:serve",
+    "snapshot": "main:snapshot",
     "system": "main:system",
     "up": "composing_up:root_up",
     "version": "system:version",
@@ -167,6 +173,17 @@ system = VerbGroup(
         "shutdown": "booting:shutdown",
     },
 )
+snapshot = VerbGroup(
+    "snapshot",
+    help="Manage snapshots: the files and options of a container, as they were.",
+    verbs={
+        "create": "snapshots:create",
+        **dict.fromkeys(("ls", "list"), "snapshots:ls"),
+        "restore": "snapshots:restore",
+        **dict.fromkeys(("rm", "remove"), "snapshots:remove"),
+    },
+    hidden=("list", "remove"),
+)
 volume = VerbGroup(
     "volume",
     help="Manage volumes.",
@@ -185,15 +202,18 @@ volume = VerbGroup(
 builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)
 
 
-def _root(home: str | None, debug: bool, version: bool) -> None:
-    context = click.get_current_context()
-    session = context.find_object(Session)
+def _root(home: str | None, debug: bool, version: bool, host: str | None, context: str | None) -> None:
+    here = click.get_current_context()
+    session = here.find_object(Session)
     assert session is not None
     if version:
         write(f"Bulle version {VERSION}\n")
-        context.exit()
+        here.exit()
     session.debug = debug
-    session.meta = context.meta
+    session.meta = here.meta
+    if host is not None or (context is not None and context != HERE):
+        # Looked at before anything else: bulle.__main__. What came here was not understood there.
+        raise InvalidInput("-H and --context are for a verb on another machine", "", "write them before the verb: bulle -H ssh://HOST ps")
     if home is not None:
         session.home = Path(home).absolute()
 
@@ -205,6 +225,8 @@ ROOT = VerbGroup(
     verbs=VERBS,
     params=[
         click.Option(["--home"], metavar="DIR", help="Where images and containers are kept (default: $BULLE_HOME, else the user's own place)."),
+        click.Option(["-H", "--host"], metavar="HOST", help="Run the verb on another machine: ssh://[user@]host[:port] (default: $BULLE_HOST)."),
+        click.Option(["-c", "--context"], metavar="NAME", help="Run the verb on a context's machine (default: $BULLE_CONTEXT, else the one in use)."),
         click.Option(["--debug"], is_flag=True, help="Show where an error came from."),
         click.Option(["-v", "--version"], is_flag=True, help="Print the version and exit."),
     ],
@@ -214,7 +236,7 @@ ROOT = VerbGroup(
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
     late = ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation")
-    for name in (*late, "api.job_process", "api.works", "compose.loading", "compose.one_off"):
+    for name in (*late, "api.job_process", "api.works", "compose.loading", "compose.one_off", "fleet.carrying"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     groups = [ROOT]
@@ -231,13 +253,15 @@ def run(argv: Sequence[str], open_engine: Callable[[Path | None], Engine] = open
     """Run one command line (without the program's name) and return its exit code; never raises, never exits."""
     session = Session(open_engine)
     try:
+        if argv and argv[0].startswith(FLAG):
+            return arrive(argv, lambda words: _invoke(words, session))
         return _invoke(list(argv), session)
     except BaseException as error:  # noqa: BLE001 - the outermost frame: whatever happened becomes a sentence and a code
         if session.debug:
             import traceback
 
             traceback.print_exception(error)
-        return _report(error, session)
+        return report(error, lambda error: _exit_code(error, session))
     finally:
         try:
             session.close()
@@ -285,7 +309,8 @@ def _exit_code(error: BaseException, session: Session) -> int:
     return exit_code_of_failure(error, verb, detached=detached)
 
 
-def _report(error: BaseException, session: Session) -> int:
+def report(error: BaseException, code: Callable[[BaseException], int]) -> int:
+    """Say what failed, in one sentence, and return the exit code; ``code`` is asked for that of an error."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -297,7 +322,7 @@ def _report(error: BaseException, session: Session) -> int:
     if isinstance(error, BrokenPipeError):
         return _pipe_closed()
     if isinstance(error, Reported):
-        return _exit_code(error.error, session)
+        return code(error.error)
     if isinstance(error, OSError):
         error = _explained(error)
     if isinstance(error, RecursionError):
@@ -308,7 +333,7 @@ def _report(error: BaseException, session: Session) -> int:
         complain(str(error))
     else:
         complain(f"internal error ({type(error).__name__}: {error}); this is a mistake in Bulle, `bulle --debug …` shows where")
-    return _exit_code(error, session)
+    return code(error)
 
 
 def _explained(error: OSError) -> BulleError:

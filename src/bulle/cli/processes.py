@@ -12,6 +12,7 @@ from bulle.cli.filters import parse
 from bulle.cli.go_functions import quote
 from bulle.cli.option_types import Suggestion, Text, Whole, complete_containers
 from bulle.cli.session import Session, note, printable, write
+from bulle.cli.table import FORMAT_HELP as FORMAT_HELP
 from bulle.cli.table import Listing, align, render
 from bulle.cli.verb import verb
 from bulle.engine import filters
@@ -20,7 +21,6 @@ from bulle.engine.listing import command_of, status_of
 if TYPE_CHECKING:
     from bulle.engine import Container
 
-FORMAT_HELP = "Format output: 'table', 'table TEMPLATE', 'json', or a Go TEMPLATE"
 SHORT_ID = 12
 _COMMAND_WIDTH = 20
 _TOP_WIDTH = 20

@@ -1,4 +1,4 @@
-"""``bulle serve``: the Docker Engine API on a socket; ``bulle context``: what to export so that Docker's tools use it."""
+"""``bulle serve``: the Docker Engine API on a socket."""
 
 from __future__ import annotations
 
@@ -77,17 +77,3 @@ def _forget(places: Sequence[str], listeners: Sequence[Listener]) -> None:
         if place.startswith("unix://"):
             with suppress(OSError):
                 os.unlink(place.removeprefix("unix://"))
-
-
-@verb("context")
-@click.option("--docker", is_flag=True, help="Print the command that makes a context of docker's instead")
-def context(docker: bool) -> int:
-    """Print what to export so that docker and its relatives use this Bulle: eval "$(bulle context)"."""
-    from bulle.api.listening import default_path
-
-    address = f"unix://{default_path()}"
-    if docker:
-        write(f'docker context create bulle --description "Bulle" --docker host={address}\n')
-    else:
-        write(f"export DOCKER_HOST={address}\n")
-    return 0

@@ -14,6 +14,9 @@ import msgspec
 
 from bulle.cli.session import printable
 
+FORMAT_HELP = "Format output: 'table', 'table TEMPLATE', 'json', or a Go TEMPLATE"
+"""What the flag ``--format`` of every listing says of itself."""
+
 Thing = TypeVar("Thing")
 _LEAST_WIDTH = 10
 _GAP = 3

@@ -169,6 +169,14 @@ class Verb(click.Command):
         """The usage line after the verb's name."""
         return ["[OPTIONS]", self.usage] if self.usage else ["[OPTIONS]"]
 
+    def read(self, ctx: click.Context, args: Sequence[str]) -> tuple[list[tuple[click.Option, str | bool]], list[str]]:
+        """The flags that are given, in order, with their values as text, and the arguments; nothing is converted or run. Raises WrongFlag."""
+        try:
+            line = self.flags(ctx).walk(args, interspersed=self.interspersed)
+        except _Unknown as unknown:
+            raise WrongFlag(str(unknown), ctx) from None
+        return line.given, line.positional
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Fill ``ctx.params``; raises WrongUsage."""
         ctx.meta[INVOKED] = ctx

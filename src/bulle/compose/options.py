@@ -135,7 +135,7 @@ def _log(service: Service) -> dict[str, Any]:
 def _security(project: Project, service: Service) -> Iterable[str]:
     for number, text in enumerate(service.security_opt):
         key, _, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
-        if key != "seccomp" or value in ("unconfined", "default", "builtin"):
+        if key != "seccomp" or value in ("unconfined", "default", "builtin") or value.lstrip().startswith("{"):
             yield text
             continue
         try:

@@ -117,7 +117,10 @@ def _base_of(store: Store, image: Image | None, container: Container) -> Base:
     if image is not None:
         descriptors = Manifest.parse(image.manifest).layers
         blobs = tuple((one.parsed_digest, one.size, LAYER_COMPRESSIONS[one.media_type].replace("none", "")) for one in descriptors)
-        return Base(msgspec.json.decode(image.config_raw), blobs, image.layers, image.host_binds)
+        # What it wrote before it came to another level, or to a snapshot, are layers of its own upon the image's.
+        own = tuple(Digest(layer.diff_id) for layer in plan.root.layers[len(image.layers) :])
+        blobs = (*blobs, *((layer, store.layers.size(layer), "") for layer in own))
+        return Base(msgspec.json.decode(image.config_raw), blobs, (*image.layers, *own), image.host_binds)
     # Its image was removed by force: its layers are still here, as long as it stands on them.
     layers = tuple(Digest(layer.diff_id) for layer in plan.root.layers)
     platform = parse_platform(plan.platform)

@@ -28,10 +28,12 @@ from bulle.model.network import PublishedPort, Standing
 from bulle.model.run_plan import RunPlan
 from bulle.monitor import Attached, Attachment, LogEntry, current_state, ends
 from bulle.monitor.log_reading import Choice
+from bulle.monitor.logs import timestamp
 from bulle.monitor.state import look, read_state
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.database import Database
 from bulle.records.events import container_attributes, publish, publish_container
+from bulle.records.snapshots import SnapshotRecords
 from bulle.spawner import child, client
 
 if TYPE_CHECKING:
@@ -292,6 +294,8 @@ class Container:
     def inspect(self, *, sizes: bool = False) -> dict[str, object]:
         """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
         document = container_document(self.record, self.state(), paused=self.is_paused())
+        if kept := SnapshotRecords(self._database).of(self.id):
+            document["Snapshots"] = [{"Tag": one.tag, "Created": timestamp(one.created_at_ns), "Size": one.size_bytes} for one in kept]
         if sizes:
             document["SizeRw"], document["SizeRootFs"] = self.sizes()
         return document

@@ -142,6 +142,10 @@ class Containers:
 
         return prune_containers(self, self._store, chosen or PruneFilter())
 
+    def composed(self, options: ContainerOptions, base: Base, identifier: str, first: int | None, name: str) -> RunPlan:
+        """The plan of a container of that id and name, with ``first`` as the first of its host ids, without its places on networks."""
+        return self._compose(self._with_kernel(self._with_shared_network(options), base), base, identifier, first, name)
+
     def _base(self, options: ContainerOptions) -> Base:
         image = self._images.for_run(options.image, options.pull, options.platform)
         return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds, platform=image.config.platform)

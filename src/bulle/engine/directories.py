@@ -25,9 +25,14 @@ ff02::2\tip6-allrouters
 
 def make_directory(plan: RunPlan) -> None:
     """The container's host directory: the writable layer's two directories and the files for its /etc."""
-    directory = plan.state_host_path
+    os.mkdir(plan.state_host_path, 0o700)
+    make_writable(plan)
+    write_identity(plan)
+
+
+def make_writable(plan: RunPlan) -> None:
+    """An empty writable layer, as the plan's level has it."""
     writable = plan.root.writable_host_path
-    os.mkdir(directory, 0o700)
     os.mkdir(writable, 0o755)
     if plan.guest is not None:
         from bulle.isolation.microvm.disks import make_scratch
@@ -40,10 +45,14 @@ def make_directory(plan: RunPlan) -> None:
     else:
         for path in (f"{writable}/upper", f"{writable}/work"):
             os.mkdir(path, 0o755)
+
+
+def write_identity(plan: RunPlan) -> None:
+    """The files for its /etc, in place where they are there already."""
     for path in identity_files(plan) if plan.network.mode != "container" else ():
         _write(path, _identity_text(os.path.basename(path), plan))
     if plan.network.mode == "none":
-        _write(f"{directory}/resolv.conf", "")  # for containers that share this one's network
+        _write(f"{plan.state_host_path}/resolv.conf", "")  # for containers that share this one's network
 
 
 def write_hosts(plan: RunPlan) -> None:
@@ -87,7 +96,7 @@ def _extra_lines(plan: RunPlan, gateway: str) -> list[str]:
 
 
 def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.write(fd, text.encode())
     finally:

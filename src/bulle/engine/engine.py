@@ -61,8 +61,9 @@ class Engine:
 
     def gc(self) -> int:
         """Remove what nothing needs any more and what killed processes left; returns the bytes that the disk got back."""
-        from bulle.engine import removal
+        from bulle.engine import rebasing, removal
 
+        rebasing.collect(self)
         freed = self.store.gc()
         removal.collect_steps(self.home, self.database)
         removal.collect(self.home, self.database)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bulle.engine.registries import FindCredentials
     from bulle.registry.destination import Pushed
     from bulle.registry.progress import ProgressCallback
-    from bulle.registry.transport import RemoteImage, Source, SourceConfiguration
+    from bulle.registry.transport import Choose, RemoteImage, Source, SourceConfiguration
     from bulle.store.verification import Verdict
 
 
@@ -157,12 +157,12 @@ class Images:
         publish_image(self._store.home, "push", image, reference.canonical)
         return pushed
 
-    def load(self, source: Path | BinaryIO, progress: ProgressCallback | None = None) -> list[Image]:
-        """Bring in every image of an archive (of docker save, or an OCI archive; compressed or not): a host path or a stream."""
+    def load(self, source: Path | BinaryIO, progress: ProgressCallback | None = None, choose: Choose = list_) -> list[Image]:
+        """Bring in the images of an archive (of docker save, or an OCI archive; compressed or not) that are chosen: a host path or a stream."""
         from bulle.registry.sources import sniff
 
         with self.configured(progress, network=False) as configuration, sniff(source, configuration=configuration) as opened:
-            return self._receive(opened, "load")
+            return self._receive(opened, "load", choose)
 
     def save(
         self, names: Sequence[str], out: BinaryIO, format: Literal["docker-archive", "oci-archive"] = "docker-archive", *, platform: str = ""
@@ -348,10 +348,10 @@ class Images:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _receive(self, source: Source, action: str) -> list_[Image]:
+    def _receive(self, source: Source, action: str, choose: Choose = list_) -> list_[Image]:
         """All images of a source or none: they become visible once every layer of every one is there."""
         try:
-            images = list_(source.images())
+            images = choose(source.images())
             for image in images:
                 self._ingest(image, source.stopped.set if source.stopped is not None else lambda: None)
             committed = [self._commit(image, beside=action == "pull") for image in images]

@@ -115,6 +115,18 @@ def require_writable_layer(plan: RunPlan) -> None:
         root_access.require_writable_layer(plan, state.pid)
 
 
+@contextmanager
+def kept_from_starting(plan: RunPlan, name: str) -> Iterator[None]:
+    """While it lasts nobody starts the container. Raises Conflict where it runs."""
+    pidfd, lock = _seize(plan, name)
+    try:
+        if pidfd >= 0:
+            raise Conflict(f"container {name} was started meanwhile", "", "do it again")
+        yield
+    finally:
+        os.close(pidfd if pidfd >= 0 else lock)
+
+
 def _seize(plan: RunPlan, name: str) -> tuple[int, int]:
     """The first process's pidfd where the container runs, else the lock that keeps it from being started meanwhile."""
     deadline = time.monotonic() + _PATIENCE_S

@@ -41,7 +41,7 @@ def update(home: Path, database: Database, container: Container, changes: LimitC
         raise InvalidInput("nothing is to be changed", "", "give at least one limit, or --restart")
     if given.get("memory_bytes") == 0:
         given.setdefault("memory_swap_bytes", 0)
-    with _alone(container.directory):
+    with alone(container.directory):
         return _update(home, database, container, given)
 
 
@@ -54,8 +54,8 @@ def as_recorded(home: Path, plan: RunPlan) -> RunPlan:
 
 
 @contextmanager
-def _alone(directory: str) -> Iterator[None]:
-    """One update of a container at a time: each undoes only its own."""
+def alone(directory: str) -> Iterator[None]:
+    """One change of a container (host directory) at a time: each undoes only its own. Raises NotFound."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:

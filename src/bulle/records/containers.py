@@ -86,10 +86,7 @@ class ContainerRecords:
                 )  # fmt: skip
             except sqlite3.IntegrityError as error:
                 raise _taken(record.name) from error
-            connection.executemany(
-                "INSERT INTO container_layer (container_id, diff_id) VALUES (?, ?)",
-                [(record.id, diff_id) for diff_id in dict.fromkeys(one.diff_id for one in (*record.plan.root.layers, *record.plan.volume_layers))],
-            )
+            _lease(connection, record)
             if also is not None:
                 also(connection, record)
         return record
@@ -156,6 +153,24 @@ class ContainerRecords:
             raise Conflict(f"container {found.name} was changed by another command at the same moment", "", "do it again")
         return found
 
+    def rebase(
+        self, record: ContainerRecord, build: Callable[[set[int], sqlite3.Connection], ContainerRecord], also: Callable[[ContainerRecord], None]
+    ) -> ContainerRecord:
+        """Replace all but id, name and image by the record that ``build`` makes from the id ranges that are taken, in one transaction, in which
+        ``also`` is called. Raises Conflict when somebody else changed the container meanwhile.
+        """
+        with self._database.transaction() as connection:
+            ranges = connection.execute("SELECT id_range FROM container WHERE id_range IS NOT NULL AND id != ?", (record.id,))
+            made = build({row[0] for row in ranges}, connection)
+            also(made)
+            values = (made.id_range, made.options_json, made.plan_json, record.id, record.options_json, record.plan_json)
+            where = "id = ? AND options = ? AND plan = ?"
+            if not connection.execute(f"UPDATE container SET id_range = ?, options = ?, plan = ? WHERE {where}", values).rowcount:
+                raise Conflict(f"container {record.name} was changed by another command at the same moment", "", "do it again")
+            connection.execute("DELETE FROM container_layer WHERE container_id = ?", (record.id,))
+            _lease(connection, made)
+        return made
+
     def change_network(self, connection: sqlite3.Connection, record: ContainerRecord, network: Network) -> ContainerRecord:
         """Replace the network part of the plan, in the caller's transaction. Raises Conflict when somebody else changed the container meanwhile."""
         plan = msgspec.structs.replace(record.plan, network=network)
@@ -168,6 +183,13 @@ class ContainerRecords:
     def exists(self, container_id: str) -> bool:
         """Whether the container is still known."""
         return bool(self._database.rows("SELECT 1 FROM container WHERE id = ?", (container_id,)))
+
+
+def _lease(connection: sqlite3.Connection, record: ContainerRecord) -> None:
+    connection.executemany(
+        "INSERT INTO container_layer (container_id, diff_id) VALUES (?, ?)",
+        [(record.id, diff_id) for diff_id in dict.fromkeys(one.diff_id for one in (*record.plan.root.layers, *record.plan.volume_layers))],
+    )
 
 
 def _taken(name: str) -> NameTaken:

@@ -181,7 +181,27 @@ CREATE TABLE app (                      -- what is wanted of an app, for whoever
 ) STRICT;
 """
 
-SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS, APPS)
+SNAPSHOTS = """
+CREATE TABLE snapshot (                 -- a container's files and options as they were
+    container_id TEXT NOT NULL REFERENCES container(id) ON DELETE CASCADE,
+    tag TEXT NOT NULL,
+    created_at_ns INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,        -- what it holds beside the layers that the container stood on
+    layers BLOB NOT NULL,               -- JSON: diff ids, lowest first
+    options BLOB NOT NULL,              -- ContainerOptions as JSON
+    PRIMARY KEY (container_id, tag)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE snapshot_layer (           -- the lease that keeps a layer while a snapshot has it
+    container_id TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    diff_id TEXT NOT NULL,
+    PRIMARY KEY (container_id, tag, diff_id),
+    FOREIGN KEY (container_id, tag) REFERENCES snapshot(container_id, tag) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshot_layer_diff ON snapshot_layer(diff_id);
+"""
+
+SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS, APPS, SNAPSHOTS)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 

@@ -20,6 +20,7 @@ LARGE_IDS = 4  # beside them: owners beyond the 65536 ids of a container
 _UNUSED = """
     NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.diff_id = layer.diff_id)
     AND NOT EXISTS (SELECT 1 FROM container_layer WHERE container_layer.diff_id = layer.diff_id)
+    AND NOT EXISTS (SELECT 1 FROM snapshot_layer WHERE snapshot_layer.diff_id = layer.diff_id)
     AND NOT EXISTS (SELECT 1 FROM build_step WHERE build_step.diff_id = layer.diff_id)
     AND NOT EXISTS (SELECT 1 FROM layer_lease WHERE layer_lease.diff_id = layer.diff_id)
 """
@@ -128,6 +129,7 @@ class LayerRecords:
     def users(self) -> list[tuple[str, str, str]]:
         """Who stands on which layer: (diff id, ``image``, ``container`` or ``step``, its id or key)."""
         sql = """SELECT diff_id, 'image', image_id FROM image_layer UNION SELECT diff_id, 'container', container_id FROM container_layer
+                 UNION SELECT diff_id, 'container', container_id FROM snapshot_layer
                  UNION SELECT diff_id, 'step', key FROM build_step WHERE diff_id IS NOT NULL"""
         return [(str(diff_id), str(kind), str(user)) for diff_id, kind, user in self._database.rows(sql)]
 

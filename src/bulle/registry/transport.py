@@ -11,7 +11,7 @@ import socket
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,10 @@ class RemoteImage:
     def manifest_digest(self) -> Digest:
         """What an artifact that speaks of this image calls it."""
         return Digest.of(self.manifest)
+
+
+Choose = Callable[[Iterable[RemoteImage]], list[RemoteImage]]
+"""Which of the images of a source are brought in, and under which names."""
 
 
 @dataclass(frozen=True, slots=True)

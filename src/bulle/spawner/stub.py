@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None, home: Path | None = None, command: S
     arguments = sys.argv[1:] if argv is None else list(argv)
     # What systemd opened for this very process nobody else could take. sd_listen_fds(3)
     given_sockets = os.environ.get("LISTEN_PID") == str(os.getpid())
-    if os.environ.get("BULLE_NO_SPAWNER", "") in ("", "0") and not given_sockets:
+    elsewhere = _is_for_elsewhere(arguments, home or default_home())
+    if os.environ.get("BULLE_NO_SPAWNER", "") in ("", "0") and not given_sockets and not elsewhere:
         for _ in range(ATTEMPTS):
             connection = connect_or_start(home or default_home(), command)
             if connection is None:
@@ -41,6 +42,19 @@ def main(argv: Sequence[str] | None = None, home: Path | None = None, command: S
             connection.close()
     here = [*(command or command_line()), *arguments]
     os.execv(here[0], here)
+
+
+def _is_for_elsewhere(arguments: Sequence[str], home: Path) -> bool:
+    """Whether the command may be for another machine: it then runs ssh, which wants this process's terminal and session (:mod:`bulle.fleet`)."""
+    rest = list(arguments)
+    if rest and rest[0].startswith("--fleet"):
+        return False  # another machine meant this one
+    while rest and rest[0].startswith("-"):
+        flag = rest.pop(0)
+        if flag.startswith(("-H", "-c", "--host", "--context")):
+            return True
+        del rest[: flag == "--home"]
+    return bool(os.environ.get("BULLE_HOST") or os.environ.get("BULLE_CONTEXT")) or (home / "context").exists()
 
 
 def _ask(connection: socket.socket, arguments: Sequence[str]) -> bool:
@@ -73,7 +87,7 @@ def _ask(connection: socket.socket, arguments: Sequence[str]) -> bool:
         send_with_descriptors(connection, pack_request(request), descriptors)
     except (BrokenPipeError, ConnectionResetError):
         return False
-    outcome = _follow(connection, wake_read)
+    outcome = _follow(connection, wake_read, remote=arguments[:1] == ["--fleet"])
     if outcome in (0, Reply.BYPASS):
         signal.set_wakeup_fd(-1)
         for number in FORWARDED:
@@ -82,18 +96,27 @@ def _ask(connection: socket.socket, arguments: Sequence[str]) -> bool:
     return outcome == Reply.BYPASS
 
 
-def _follow(connection: socket.socket, signals: socket.socket) -> int:
-    """Pass signals on and wait for the exit; returns only where the command did not start: BYPASS or 0."""
+def _follow(connection: socket.socket, signals: socket.socket, *, remote: bool) -> int:
+    """Pass signals on and wait for the exit; returns only where the command did not start: BYPASS or 0.
+
+    A command that another machine asked for ends with the connection: the kernel says on standard error that nobody reads it any more.
+    """
     child, pid = -1, 0
     accepted = False
     poll = select.poll()
     poll.register(connection, select.POLLIN)
+    if remote:
+        poll.register(2, 0)
     while True:
         # Between the two replies a signal waits: the child may live already.
         poll.register(signals, 0 if accepted and not pid else select.POLLIN)
         ready = {descriptor for descriptor, _ in poll.poll()}
         # Replies first: a signal that came together with one is for the child that it tells of.
         if connection.fileno() not in ready:
+            if 2 in ready:
+                os._exit(125)
+            if signals.fileno() not in ready:
+                continue
             for number in signals.recv(64):
                 _pass_on(number, child, pid)
             continue
