@@ -28,7 +28,7 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
     Raises Unavailable for a processor that no guest can have, Unsupported where a level without a guest is told how to make one.
     """
     if isolation != "vm":
-        for flag, asked in (("--accel", options.accelerator), ("--kernel", options.kernel), ("--trace", options.trace)):
+        for flag, asked in (("--accel", options.accelerator), ("--kernel", options.kernel), ("--trace", options.trace), ("--start", options.start)):
             if asked:
                 raise Unsupported(flag, isolation, "use --isolation vm, or leave it out")
         return None
@@ -43,6 +43,7 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
         accelerator=options.accelerator,
         architecture=architecture,
         trace=options.trace,
+        start=options.start or "cold",
         kernel=os.path.abspath(kernel) if "/" in kernel else kernel,
     )
 

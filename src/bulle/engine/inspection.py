@@ -151,6 +151,7 @@ def _machine(plan: RunPlan) -> dict[str, object]:
             "Memory": usable_memory_bytes(plan),
             "NCPU": record.processors,
             "DiskSize": plan.guest.disk_bytes,
+            "Start": record.start,
         }
     }
 

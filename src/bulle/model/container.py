@@ -61,6 +61,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: Literal["", "kvm", "tcg"] = ""
     kernel: str = ""
     trace: Literal["", "instructions"] = ""
+    start: Literal["", "cold", "template"] = ""
+    """How a virtual machine begins; empty for cold."""
     network: str = ""
     user_namespace: str = ""
     privileged: bool = False

@@ -194,7 +194,7 @@ class Guest(msgspec.Struct, frozen=True):
 
     ``accelerator`` is ``kvm`` or ``tcg`` (emulated) where one was asked for, else empty: the best there is. ``kernel`` is a host path, ``host``,
     ``debian`` or ``debian:SUITE``, ``modules`` a host path; empty: whatever there is. ``architecture`` as uname(1) says it (empty: the host's).
-    ``trace`` is what an emulated processor does, said on the container's standard error.
+    ``trace`` is what an emulated processor does, said on the container's standard error. ``start``: booted, or begun from the memory of one like it.
     """
 
     memory_bytes: int
@@ -204,6 +204,7 @@ class Guest(msgspec.Struct, frozen=True):
     modules: str = ""
     architecture: str = ""
     trace: Literal["", "instructions"] = ""
+    start: Literal["cold", "template"] = "cold"
 
 
 class LogSettings(msgspec.Struct, frozen=True):

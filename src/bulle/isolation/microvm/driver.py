@@ -71,7 +71,7 @@ class MicroVmDriver(GroupedDriver):
             return launch.start(
                 kit,
                 lambda: launch.fork(kit, flags, lambda channel: _child(plan, channel, kit.for_child(), setup, own_network)),
-                lambda workload, channel: _prepare(plan, workload, channel, connect, setup.devices),
+                lambda workload, channel: _prepare(plan, workload, channel, connect, setup),
                 meanwhile,
             )
 
@@ -172,9 +172,10 @@ def _grouped(plan: RunPlan) -> RunPlan:
     return replace(plan, resources=limits)
 
 
-def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Connect | None, devices: Sequence[str]) -> None:
+def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Connect | None, setup: Setup) -> None:
     """What only the parent can do: id maps, the network, and volumes id-mapped for the shepherd's user namespace."""
     user_namespace.write_maps(workload.pid, plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
+    workload.notes += setup.notes
     if os.geteuid() != 0:
         channel.send_descriptors([])
         return
@@ -187,7 +188,7 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Conne
         for wanted in plan.mounts:
             if wanted.kind != "tmpfs":
                 shown.append(host_mounts.detached(plan, wanted, namespace, workload.notes))
-        shown += map(sandbox.device_node, devices)
+        shown += map(sandbox.device_node, setup.devices)
         if connected is not None:
             workload.notes += connected()
         with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why

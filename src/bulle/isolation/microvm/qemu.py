@@ -52,6 +52,8 @@ def arguments(machine: Machine, program: str) -> list[str]:
         line += _network(machine, number, network)
     for share in machine.shares:
         line += _share(machine, share)
+    if machine.incoming:
+        line += ["-incoming", "defer"]
     return line
 
 
@@ -87,6 +89,10 @@ def _board(machine: Machine) -> list[str]:
     if machine.shares:
         memory = ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_bytes},share=on"]
         return ["-machine", ",".join([*options, "memory-backend=memory"]), *memory, "-m", size]
+    if machine.memory >= 0:
+        shared = "on" if machine.memory_shared else "off"
+        backend = f"memory-backend-file,id=memory,size={machine.memory_bytes},mem-path=/proc/self/fd/{machine.memory},share={shared}"
+        return ["-machine", ",".join([*options, "memory-backend=memory"]), "-object", backend, "-m", size]
     return ["-machine", ",".join(options), "-m", size]
 
 

@@ -55,6 +55,12 @@ class EndRequest(msgspec.Struct, frozen=True, tag=True):
     """Kill the command, and switch the guest off. Nothing is answered."""
 
 
+class TemplateRequest(msgspec.Struct, frozen=True, tag=True):
+    """Hand out the memory of the template that this machine was begun from, if it is this one: a descriptor comes with the answer."""
+
+    key: str
+
+
 class Word(msgspec.Struct, frozen=True):
     """From the shepherd: ``running``, ``error`` (its parts), ``exited`` (a wait status), ``done`` (an errno); to it ``signal`` and ``resize``."""
 
@@ -66,7 +72,7 @@ class Word(msgspec.Struct, frozen=True):
 
 
 words = msgspec.json.Decoder(Word)
-requests = msgspec.json.Decoder(Request | FileRequest | EndRequest)
+requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest)
 
 
 def listen(directory: str) -> socket.socket:

@@ -29,7 +29,7 @@ from bulle.isolation.microvm import boot, cable, files, guest, sandbox, sessions
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
 from bulle.isolation.microvm.record import Record, usable_memory_bytes
-from bulle.isolation.microvm.sessions import EndRequest, FileRequest, Relay, Sink, Word, refuse, tell
+from bulle.isolation.microvm.sessions import EndRequest, FileRequest, Relay, Sink, TemplateRequest, Word, refuse, tell
 from bulle.isolation.microvm.setup import Setup
 from bulle.model.run_plan import Process, RunPlan
 
@@ -109,7 +109,9 @@ class Shepherd:
         self._first: Relay | None = None
         self._ended = ""
         obtained = (setup.accelerator, setup.hypervisor, setup.kernel_release, setup.architecture)
-        self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid)
+        restored = setup.template is not None and setup.template.known is not None
+        start = "template" if restored else "cold"
+        self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid, start)
         self._silence_s = 0.0
         self._killed_for_s = -1.0  # by request; negative: it was not
 
@@ -248,6 +250,9 @@ class Shepherd:
                     client.close()
                     self._kill()
                     return
+                if isinstance(request, TemplateRequest):
+                    self._share_template(client, request.key)
+                    return
                 if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
                     raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 if isinstance(request, FileRequest):
@@ -263,6 +268,13 @@ class Shepherd:
                 self._openings.append(Opening(opening, lambda: True, client, descriptors))
             except (OSError, ValueError, BulleError, msgspec.DecodeError) as error:
                 refuse(client, descriptors, error)
+
+    def _share_template(self, client: socket.socket, key: str) -> None:
+        """Its memory is sealed: whoever has it can only read."""
+        with client:
+            template = self._setup.template
+            if template is not None and template.known is not None and template.key == key:
+                socket.send_fds(client, [b"{}"], [template.memory])
 
     def _kill(self) -> None:
         """End the command by force, and with it the guest, which has written everything then."""
