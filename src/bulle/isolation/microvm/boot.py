@@ -5,7 +5,6 @@ Called by the shepherd, inside its sandbox. Deadlines count the hypervisor's pro
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import select
@@ -17,11 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, InvalidInput
+from bulle.errors import BulleError
 from bulle.isolation.microvm import disks, guest, sandbox
 from bulle.isolation.microvm import template as templates
 from bulle.isolation.microvm.agent import Agent
-from bulle.isolation.microvm.agent_session import Session
 from bulle.isolation.microvm.cable import Cable
 from bulle.isolation.microvm.control import Control
 from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
@@ -29,7 +27,7 @@ from bulle.isolation.microvm.qemu import arguments
 from bulle.isolation.microvm.setup import Setup
 from bulle.isolation.microvm.template import Known, Template
 from bulle.linux import kernel_log, process
-from bulle.model.run_plan import Mount, Process, RunPlan
+from bulle.model.run_plan import RunPlan
 
 _BOOT_PROCESSOR_NS = 120 * 10**9
 _BOOT_WALL_S = 600.0
@@ -190,7 +188,12 @@ def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], 
     restored = template.known if template is not None else None
     if control is not None and template is not None and restored is not None:
         booted.agent.greet(again=False)
-        control.read_state(template.state)
+        try:
+            control.read_state(template.state)
+            wait(booted, lambda: booted.agent.hello is not None, starting=True)
+        except BulleError as error:
+            templates.forget(template)
+            raise BulleError("the machine could not begin from its template", f"{error}", "start it again: it boots then") from error
         control.close()
     wait(booted, lambda: booted.agent.hello is not None, starting=True)
     nodes = restored.disks if restored is not None else _find_disks(setup, booted)
@@ -295,66 +298,6 @@ def _exchange(booted: Booted, patience_ms: int) -> None:
 def readable(agent: Agent) -> bool:
     """Whether more of what the guest said waits."""
     return bool(select.select([agent], [], [], 0)[0])
-
-
-def explain(
-    failure: Session, wanted: Process, environment: dict[str, str], look: Callable[[str], bytes | None], mounts: Sequence[Mount]
-) -> BulleError:
-    """What a command that could not be started means to who asked for it."""
-    name = wanted.arguments[0] if wanted.arguments else ""
-    if failure.text.startswith("mount ") and failure.error == errno.EINVAL and any(mount.kind == "tmpfs" for mount in mounts):
-        return InvalidInput(f"a tmpfs has an option that the guest's kernel refuses ({failure.text})", "", "see tmpfs(5)")
-    if failure.text.startswith(("mount ", "target ")) and (misplaced := _misplaced(failure.text, mounts)) is not None:
-        return misplaced
-    if failure.text in ("mkdir dev", "mkdir proc", "mkdir sys") and failure.error == errno.ENOTDIR:
-        place = failure.text.removeprefix("mkdir ")
-        return InvalidInput(f"the image's /{place} is not a directory", "a link there could redirect a mount", "do not run this image")
-    if failure.text == f"mkdir {wanted.working_directory.strip('/')}":
-        what = f"the working directory {wanted.working_directory} cannot be entered"
-        return BulleError(what, os.strerror(failure.error), "choose another with -w")
-    if failure.text != "exec":
-        return BulleError("the command could not be started in the guest", f"{failure.text}: {os.strerror(failure.error)}", "check its options")
-    if not name:
-        return CommandNotFound("the command is empty", "", "name one")
-    if failure.error in (errno.ENOENT, errno.ENOTDIR):
-        return _not_found(name, environment, look)
-    if failure.error == errno.ELOOP:
-        return CommandNotExecutable(f"{name}: refused", "it leads through a link of /proc", "name the program itself")
-    if failure.error == errno.ENOEXEC:
-        return CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "")
-    if failure.error == errno.EACCES:
-        return CommandNotExecutable(f"{name}: permission denied", "the file is not executable", "chmod +x it in the image")
-    return CommandNotExecutable(f"{name}: cannot be executed", os.strerror(failure.error), "")
-
-
-def _misplaced(text: str, mounts: Sequence[Mount]) -> InvalidInput | None:
-    """What a step on a volume that failed means: a directory was to take a file's place, or a file a directory's."""
-    for number, mount in enumerate(mounts):
-        shown = f"{sandbox.VOLUMES}/{number}/shown"
-        if mount.kind == "tmpfs" or text not in (f"mount {mount.container_path.strip('/')}", f"target {shown}"):
-            continue
-        if os.path.isdir(shown):
-            why = "it, or a part of its path, is no directory in the container"
-            return InvalidInput(f"a directory cannot be mounted at {mount.container_path}", why, "mount it elsewhere, or mount a file there")
-        why = "it is a directory in the container"
-        return InvalidInput(f"a file cannot be mounted at {mount.container_path}", why, "name a file, also a new one")
-    return None
-
-
-def _not_found(name: str, environment: dict[str, str], look: Callable[[str], bytes | None]) -> CommandNotFound:
-    paths = [name] if "/" in name else [f"{directory}/{name}" for directory in environment.get("PATH", "").split(":")]
-    for path in paths:
-        content = look(path)
-        if content is None:
-            continue
-        first = content[2:256].split(b"\n")[0].split() if content.startswith(b"#!") else []
-        if first:
-            interpreter = os.fsdecode(first[0])
-            return CommandNotFound(f"{name}: its interpreter {interpreter} does not exist in the container", "", "install it in the image")
-        return CommandNotFound(f"{name}: cannot be started", "its interpreter or dynamic loader does not exist in the container", "install it")
-    if "/" in name:
-        return CommandNotFound(f"{name}: no such file or directory in the container", "", "check its path")
-    return CommandNotFound(f"{name}: command not found in the container", "it is in no directory of PATH", "check its name, or give its path")
 
 
 def _serve_files(setup: Setup) -> tuple[int, socket.socket]:

@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 import tty
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -70,6 +70,8 @@ class Word(msgspec.Struct, frozen=True):
     rows: int = 0
     columns: int = 0
 
+
+Condition = Callable[[], bool]
 
 words = msgspec.json.Decoder(Word)
 requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest)
@@ -322,3 +324,13 @@ class Relay:
             self.stdin = -1
         for sink in self.sinks:
             sink.close()
+
+
+@dataclass
+class Opening:
+    """A command that is being started for a client; the rest of its ``steps`` is done once it is ``ready``."""
+
+    steps: Iterator[Condition]
+    ready: Condition
+    client: socket.socket
+    descriptors: list[int]

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -25,11 +24,11 @@ from bulle.isolation import identity
 from bulle.isolation.channel import Channel
 from bulle.isolation.execution import DEFAULT_PATH
 from bulle.isolation.launch import ChildKit
-from bulle.isolation.microvm import boot, cable, files, guest, sandbox, sessions
+from bulle.isolation.microvm import boot, cable, files, guest, refusals, sandbox, sessions
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
 from bulle.isolation.microvm.record import Record, usable_memory_bytes
-from bulle.isolation.microvm.sessions import EndRequest, FileRequest, Relay, Sink, TemplateRequest, Word, refuse, tell
+from bulle.isolation.microvm.sessions import Condition, EndRequest, FileRequest, Opening, Relay, Sink, TemplateRequest, Word, refuse, tell
 from bulle.isolation.microvm.setup import Setup
 from bulle.model.run_plan import Process, RunPlan
 
@@ -41,7 +40,6 @@ _TICK_S = 2.0
 _SESSION_LIMIT = 200
 _MOST_BYTES = 4 << 20
 
-Condition = Callable[[], bool]
 Result = TypeVar("Result")
 
 
@@ -79,16 +77,6 @@ def run(
     channel.close()
     machine.trace_to = trace_to
     os._exit(shepherd.loop())
-
-
-@dataclass
-class Opening:
-    """A command that is being started for a client; the rest of its ``steps`` is done once it is ``ready``."""
-
-    steps: Iterator[Condition]
-    ready: Condition
-    client: socket.socket
-    descriptors: list[int]
 
 
 class _WantedError(Exception):
@@ -326,7 +314,7 @@ class Shepherd:
         yield lambda: session.started or session.final
         if session.error:
             mounts = self._plan.mounts if first else ()
-            raise (yield from self._with_files(lambda look: boot.explain(session, wanted, environment, look, mounts)))
+            raise (yield from self._with_files(lambda look: refusals.explain(session, wanted, environment, look, mounts)))
         streams = zip((session.output, session.errors), descriptors[1:], strict=True)
         sinks = tuple(Sink(descriptor, stream, session) for stream, descriptor in streams if descriptor >= 0)
         relay = self._relays[session.number] = Relay(session, descriptors[0], sinks, client, terminal)

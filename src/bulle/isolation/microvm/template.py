@@ -40,9 +40,11 @@ class Known(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Template:
-    """``memory`` and ``state`` are open files. ``known`` is None where this machine is the one that is kept: then ``kept`` takes its memory,
-    ``kept_disk`` what is on its disk, ``remembered`` what it knows, and ``lock`` is held so that no other is kept meanwhile. ``fresh``: nothing was
-    ever written by the container, so that its root stands in the template too, and its disk is a copy."""
+    """``memory`` and ``state`` are open files, ``remembered`` is that of ``known``, which is None where this machine is the one that is kept.
+
+    Then ``kept`` takes its memory, ``kept_disk`` what is on its disk, and ``lock`` is held so that no other is kept meanwhile. ``fresh``: nothing was
+    ever written by the container, so that its root stands in the template too, and its disk is a copy.
+    """
 
     key: str
     memory: int
@@ -105,6 +107,7 @@ def prepare(place: Path, key: str, memory_bytes: int, container_directory: str, 
         with open(path / _MEMORY, "rb") as source:
             memory = _sealed_copy(source.fileno(), memory_bytes)
     keep(memory)
+    remembered = keep(os.open(path / _KNOWN, os.O_RDWR | os.O_CLOEXEC))
     if fresh_disk >= 0:
         os.ftruncate(fresh_disk, 0)
         with open(path / _DISK, "rb") as source:
@@ -114,7 +117,7 @@ def prepare(place: Path, key: str, memory_bytes: int, container_directory: str, 
     aside = path / f"{_LAST}.{os.getpid()}"
     aside.write_text(container_directory)
     aside.rename(path / _LAST)
-    return Template(key, memory, state, fresh_disk >= 0, known)
+    return Template(key, memory, state, fresh_disk >= 0, known, remembered=remembered)
 
 
 def _read(path: Path) -> Known | None:
@@ -145,6 +148,11 @@ def finish(template: Template, known: Known, disk: int) -> None:
         os.pwrite(template.remembered, msgspec.json.encode(known), 0)
     except OSError as error:
         raise StorageFull("the machine could not be kept as a template", error.strerror or "", "free some space") from error
+
+
+def forget(template: Template) -> None:
+    """Have the next machine boot, because this one could not begin with what was kept."""
+    os.ftruncate(template.remembered, 0)
 
 
 def _memory(size: int) -> int:
