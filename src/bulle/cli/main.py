@@ -91,6 +91,7 @@ VERBS = {
     "serve": "serving:serve",
     "system": "main:system",
     "version": "system:version",
+    "vm": "main:vm",
     "volume": "main:volume",
 }
 
@@ -179,6 +180,11 @@ volume = VerbGroup(
     },
     hidden=("list", "remove"),
 )
+vm = VerbGroup(
+    "vm",
+    help="Make virtual machines with a system of their own.",
+    verbs={"create": "machines:create", "import": "machines:import_disk", "resize": "machines:resize"},
+)
 builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)
 
 
@@ -211,10 +217,10 @@ ROOT = VerbGroup(
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
     late = ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation")
-    for name in (*late, "api.job_process", "api.works"):
+    for name in (*late, "engine.disk_images", "api.job_process", "api.works"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
-    for group in (ROOT, builder, container, image, manifest, system, volume):
+    for group in (ROOT, builder, container, image, manifest, system, vm, volume):
         for name in group.verbs:
             command = group.get_command(context, name)
             if isinstance(command, Verb):

@@ -1,6 +1,6 @@
 """QEMU's control socket (QMP): one question at a time, for a machine whose state is to be kept.
 
-Called by the shepherd, which holds the other end of the socket. Events are passed over. https://www.qemu.org/docs/master/interop/qmp-spec.html
+Called by the shepherd, which holds the other end of the socket. Events are kept for whoever asks. https://www.qemu.org/docs/master/interop/qmp-spec.html
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import array
 import json
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from bulle.errors import BulleError
@@ -25,6 +27,33 @@ class Control:
         self._line = line
         self._incoming = bytearray()
         self._negotiated = False
+        self.events: list[dict[str, Any]] = []
+        """What the hypervisor told by itself, oldest first; whoever cares takes it out."""
+
+    def fileno(self) -> int:
+        """To be watched, by whoever calls :meth:`hear`."""
+        return self._line.fileno()
+
+    def hear(self) -> bool:
+        """Take in what the hypervisor told by itself; False where it is gone."""
+        try:
+            data = self._line.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._incoming += data
+        while b"\n" in self._incoming:
+            self._read()
+        return bool(data)
+
+    @contextmanager
+    def closing(self) -> Iterator[Control]:
+        """Leave it at the end of the block."""
+        try:
+            yield self
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Leave the hypervisor without anybody who controls it."""
@@ -78,4 +107,6 @@ class Control:
         line, _newline, rest = bytes(self._incoming).partition(b"\n")
         self._incoming = bytearray(rest)
         answer: dict[str, Any] = json.loads(line)
+        if "event" in answer:
+            self.events.append(answer)
         return answer

@@ -77,10 +77,10 @@ words = msgspec.json.Decoder(Word)
 requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest)
 
 
-def listen(directory: str) -> socket.socket:
-    """Where the shepherd is asked, in the container's host directory."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    with _near(directory) as path:
+def listen(directory: str, name: str = SOCKET_NAME, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:
+    """Where the shepherd is asked, in the container's host directory; or another socket there."""
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    with _near(directory, name) as path:
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener.bind(path)
@@ -220,11 +220,11 @@ def tell(client: socket.socket, word: Word) -> None:
 
 
 @contextmanager
-def _near(directory: str) -> Iterator[str]:
+def _near(directory: str, name: str = SOCKET_NAME) -> Iterator[str]:
     """A path to the socket that fits into an address, whatever the directory's own length."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
+        yield f"/proc/self/fd/{descriptor}/{name}"
     finally:
         os.close(descriptor)
 
