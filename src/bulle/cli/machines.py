@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from bulle.cli import human
 from bulle.cli.network_flags import NETWORK_FLAGS, network_options_from
 from bulle.cli.option_types import PLATFORM, Choice, HostPath, NanoCpus, Size, Suggestion, Text, Whole, complete_containers, complete_images
 from bulle.cli.progress import progress_on_terminal
@@ -83,12 +84,12 @@ for _flag in reversed(NETWORK_FLAGS):
 
 @verb("resize", "NAME SIZE")
 @click.argument("name", shell_complete=complete_containers)
-@click.argument("size", type=Size())
+@click.argument("size", type=Text())
 @click.pass_obj
-def resize(session: Session, name: str, size: int) -> int:
+def resize(session: Session, name: str, size: str) -> int:
     """Make the disk of a stopped machine larger."""
     engine = session.engine
-    whole_machines.resize(engine.database, engine.containers.get(name), size)
+    whole_machines.resize(engine.database, engine.containers.get(name), human.parse_size(size))
     write(f"{name}\n")
     return 0
 

@@ -20,6 +20,7 @@ from bulle.model.network import Attachment
 _COOKIE = b"\x63\x82\x53\x63"
 _DISCOVER, _OFFER, _REQUEST, _ACK, _NAK, _INFORM = 1, 2, 3, 5, 6, 8
 _ETHERTYPE = 0x0800
+_EVERYTHING = 3  # ETH_P_ALL: of other kinds a bridge takes what comes from its ports before anybody else sees it
 _OUTGOING = 4  # PACKET_OUTGOING: what went to the machine
 _FOR_EVER = 0xFFFFFFFF
 _SERVER = IPv4Address(NAME_SERVER)
@@ -49,7 +50,7 @@ def serve(taps: list[str], attachments: tuple[Attachment, ...], hostname: str) -
     for number, (tap, attachment) in enumerate(zip(taps, attachments, strict=True)):
         line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         _only_questions(line)
-        line.bind((tap, _ETHERTYPE))
+        line.bind((tap, _EVERYTHING))
         found.append(Server(line, attachment, hostname, number == 0))
     return found
 
