@@ -27,8 +27,10 @@ from bulle_testing import peers, places, tiers, virtual_machines
 NAME = "machine"
 VM = ("--isolation", "vm", "--accel", "tcg")
 MOST_OF_BOOT, MOST_EXEC_MS, MOST_OWN_MIB = 0.60, 15.0, 60.0
+MOST_OF_BOOT_BEGUN, MOST_BEGUN_MIB = 0.10, 45.0
 COMMANDS = 200
 MEMORY_MIB = 256
+BEGUN = ("--memory", f"{MEMORY_MIB}m", "--start", "template")
 PATIENCE_S = 60.0
 _REACHED, _PANIC = b"Run /init as init process", b"Kernel panic"
 _INIT = b"#!/bin/busybox sh\n/bin/busybox poweroff -f\n"
@@ -100,7 +102,10 @@ def machines(contestants: Field, options: argparse.Namespace) -> tuple[Rows, lis
         figure = f"memory of an idle machine beside its guest's own{what}"
         rows.append((figure, f"{own:.1f} MiB", f"at most {MOST_OWN_MIB:.0f} MiB", own / MOST_OWN_MIB, 1.0))
         details.append(f"machines, memory{what}: {said}")
-    return rows, details
+    begun, said = _begun_memory(contestants, guest)
+    rows.append(("memory of each of four machines from one template, with its guest's", f"{begun:.1f} MiB", f"at most {MOST_BEGUN_MIB:.0f} MiB",
+                 begun / MOST_BEGUN_MIB, 1.0))  # fmt: skip
+    return rows, [*details, said]
 
 
 def _ramdisk(directory: Path) -> Path:
@@ -112,25 +117,30 @@ def _ramdisk(directory: Path) -> Path:
 
 
 def _starts(contestants: Field, guest: tuple[str, ...], plain: Plain, rounds: int) -> tuple[Rows, list[str]]:
-    """A cold machine that runs ``true``, from the command to its exit code, turn by turn with plain QEMU."""
-    bulle, own = contestants.bulle, Result()
+    """A machine that runs ``true``, cold and from a template, from the command to its exit code, turn by turn with plain QEMU."""
+    bulle, own, begun = contestants.bulle, Result(), Result()
     with timer() as clock:
         for number in range(-1, rounds):
-            for ours in (True, False) if number % 2 else (False, True):
+            for ours in (own, begun, None) if number % 2 else (None, begun, own):
                 time.sleep(SETTLE_S)
-                if not ours:
+                if ours is None:
                     plain.run(measured=number >= 0)
                     continue
-                took = clock.run(bulle.command("run", "--rm", *guest, "--network", "none", IMAGE, "true"), bulle.environment)
+                words = BEGUN if ours is begun else ()
+                took = clock.run(bulle.command("run", "--rm", *guest, "--network", "none", *words, IMAGE, "true"), bulle.environment)
                 if number >= 0:
-                    own.samples.append(took)
-    assert own.median and plain.reached.median and plain.ended.median
+                    ours.samples.append(took)
+    assert own.median and begun.median and plain.reached.median and plain.ended.median
     what = "`run --rm --isolation vm` of `true`, cold, whole process"
     rows: Rows = [
         (what, f"{own.median:.0f} ms", f"q35, until init: {plain.reached.median:.0f} ms", own.median / plain.reached.median, MOST_OF_BOOT),
         (what, f"{own.median:.0f} ms", f"q35, until it is off: {plain.ended.median:.0f} ms", own.median / plain.ended.median, None),
     ]
-    said = [f"cold start, bulle: {own}", f"cold start, q35 until init: {plain.reached}", f"cold start, q35 until it is off: {plain.ended}"]
+    template = "`run --rm --isolation vm --start template` of `true`, from its image's template"
+    beside = f"q35, until init: {plain.reached.median:.0f} ms"
+    rows.append((template, f"{begun.median:.0f} ms", beside, begun.median / plain.reached.median, MOST_OF_BOOT_BEGUN))
+    said = [f"start from a template: {begun}", f"cold start, bulle: {own}"]
+    said += [f"cold start, q35 until init: {plain.reached}", f"cold start, q35 until it is off: {plain.ended}"]
     return rows, [*said, *([f"cold start, q35: {plain.lost} boots that panicked or hung are not counted"] if plain.lost else [])]
 
 
@@ -185,6 +195,26 @@ def _own_memory(contestants: Field, guest: tuple[str, ...], words: tuple[str, ..
                     parts.setdefault(f"{name}{kind}", []).append(size)
     medians = {name: statistics.median(values) for name, values in parts.items()}
     return sum(medians.values()), ", ".join(f"{name} {value:.1f} MiB" for name, value in medians.items())
+
+
+def _begun_memory(contestants: Field, guest: tuple[str, ...]) -> tuple[float, str]:
+    """MiB of QEMU's part of what it has in memory, the guest's included, in each of four machines that began from one template and are idle."""
+    bulle = contestants.bulle
+    names = [f"begun{number}" for number in range(5)]
+    try:
+        sizes = []
+        for name in names:
+            bulle("run", "-d", "--name", name, *guest, "--network", "none", *BEGUN, IMAGE, "sleep", "100000")
+        bulle("rm", "-f", names.pop(0))  # this one may have booted
+        time.sleep(2.0)
+        for name in names:
+            shepherd = int(bulle("inspect", "--format", "{{.State.Pid}}", name))
+            for pid in _children(shepherd):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                sizes.append(next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")) / 1024)
+        return statistics.median(sizes), f"machines from one template, each: {', '.join(f'{size:.1f}' for size in sizes)} MiB"
+    finally:
+        bulle("rm", "-f", *names)
 
 
 def _children(pid: int) -> list[int]:

@@ -24,6 +24,8 @@ tests=(
     erofs-utils:dump.erofs attr:setfattr qemu-user-static:qemu-aarch64-static iputils-ping:ping systemd:systemd-analyze openssh-client:ssh-agent openssh-server:/usr/sbin/sshd bind9-dnsutils:dig
     ufw:ufw firewalld:firewalld dbus:dbus-daemon
     qemu-system-x86:qemu-system-x86_64 qemu-system-arm:qemu-system-aarch64 qemu-system-misc:qemu-system-riscv64  # virtual machines
+    qemu-utils:qemu-img ovmf:/usr/share/OVMF syslinux:syslinux syslinux-common:/usr/lib/syslinux/mbr syslinux-efi:/usr/lib/SYSLINUX.EFI isolinux:/usr/lib/ISOLINUX
+    mtools:mcopy dosfstools:mkfs.vfat xorriso:xorriso debian-installer-12-netboot-amd64:/usr/lib/debian-installer/images/12/amd64/text  # whole machines
     postgresql-client:psql mariadb-client:mariadb redis-tools:redis-cli curl:curl
 )
 

@@ -100,6 +100,7 @@ VERBS = {
     "system": "main:system",
     "up": "composing_up:root_up",
     "version": "system:version",
+    "vm": "main:vm",
     "volume": "main:volume",
 }
 
@@ -199,6 +200,11 @@ volume = VerbGroup(
     },
     hidden=("list", "remove"),
 )
+vm = VerbGroup(
+    "vm",
+    help="Make virtual machines with a system of their own.",
+    verbs={"create": "machines:create", "import": "machines:import_disk", "resize": "machines:resize"},
+)
 builder = VerbGroup("builder", help="Manage the build cache.", verbs=BUILDER_VERBS)
 
 
@@ -236,7 +242,7 @@ ROOT = VerbGroup(
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
     late = ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation")
-    for name in (*late, "api.job_process", "api.works", "compose.loading", "compose.one_off", "fleet.carrying"):
+    for name in (*late, "engine.disk_images", "api.job_process", "api.works", "compose.loading", "compose.one_off", "fleet.carrying"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     groups = [ROOT]

@@ -24,6 +24,7 @@ from bulle.isolation.driver import Feature
 from bulle.linux import subordinate_ids
 from bulle.model.container import ContainerOptions
 from bulle.model.image import ExecutionConfig
+from bulle.model.platform import parse_platform
 from bulle.model.run_plan import RunPlan
 from bulle.records.containers import ContainerRecord, ContainerRecords, NameTaken
 from bulle.records.database import Database
@@ -147,8 +148,15 @@ class Containers:
         return self._compose(self._with_kernel(self._with_shared_network(options), base), base, identifier, first, name)
 
     def _base(self, options: ContainerOptions) -> Base:
+        if options.whole is not None and not options.image:
+            return Base((), platform=parse_platform(options.platform))
         image = self._images.for_run(options.image, options.pull, options.platform)
-        return Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds, platform=image.config.platform)
+        base = Base(image.layers, image.config.config or ExecutionConfig(), image.id, image.host_binds, platform=image.config.platform)
+        if options.whole is None:
+            return base
+        from bulle.engine.disk_images import disk_of
+
+        return replace(base, config=ExecutionConfig(), disk=disk_of(self._store.layers.disks(image.layers), options.image))
 
     def _with_shared_network(self, options: ContainerOptions) -> ContainerOptions:
         """With the id of the container whose network is shared in place of its name; that of the first where it shares it itself."""
@@ -160,7 +168,7 @@ class Containers:
 
     def _with_kernel(self, options: ContainerOptions, base: Base) -> ContainerOptions:
         """With a directory (host path) in place of the image that a guest's kernel is in."""
-        if options.isolation != "vm":
+        if options.isolation != "vm" or options.whole is not None:
             return options
         from bulle.engine import guest_kernels
 

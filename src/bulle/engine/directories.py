@@ -34,7 +34,11 @@ def make_writable(plan: RunPlan) -> None:
     """An empty writable layer, as the plan's level has it."""
     writable = plan.root.writable_host_path
     os.mkdir(writable, 0o755)
-    if plan.guest is not None:
+    if plan.guest is not None and plan.guest.whole is not None:
+        from bulle.isolation.microvm import whole
+
+        whole.make_files(plan)
+    elif plan.guest is not None:
         from bulle.isolation.microvm.disks import make_scratch
 
         make_scratch(f"{writable}/disk", plan.guest.disk_bytes)

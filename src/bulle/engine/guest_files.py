@@ -35,9 +35,13 @@ _READY = b"ready"
 @contextmanager
 def files_of(home: Path, plan: RunPlan, name: str) -> Iterator[GuestFiles]:
     """The files of a container that is a virtual machine. One that does not run is started without its command for as long as this lasts: its disk is
-    for its own kind of kernel alone, never for the host's. Raises Conflict."""
+    for its own kind of kernel alone, never for the host's. Raises Conflict, Unsupported."""
     from bulle.isolation.microvm.files import GuestFiles
 
+    if plan.guest is not None and plan.guest.whole is not None:
+        from bulle.isolation.microvm.whole_shepherd import no_way_in
+
+        raise no_way_in()
     directory = plan.state_host_path
     if current_state(directory).status == "running":
         if driver_for(plan.isolation, home).is_paused(plan):

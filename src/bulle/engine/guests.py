@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+from bulle.engine.whole_machines import whole_guest
 from bulle.errors import Unavailable, Unsupported
 from bulle.model.container import ContainerOptions
 from bulle.model.image import Platform
 from bulle.model.platform import this_platform
-from bulle.model.run_plan import Guest, RunPlan
+from bulle.model.run_plan import Guest, ImageDisk, RunPlan
 
 MEMORY_BYTES = 512 << 20
 """What a guest has when nothing is said. The host gives it page by page, as it is used."""
@@ -22,13 +23,13 @@ DISK_BYTES = 10 << 30
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "riscv64": "riscv64"}
 
 
-def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> Guest | None:
-    """The guest of a container at the level ``vm``, for an image's platform; None at the others.
+def guest_of(options: ContainerOptions, platform: Platform, isolation: str, disk: ImageDisk | None = None, identifier: str = "") -> Guest | None:
+    """The guest of a container at the level ``vm``, for an image's platform; None at the others. ``disk`` is the image's, of a whole machine.
 
     Raises Unavailable for a processor that no guest can have, Unsupported where a level without a guest is told how to make one.
     """
     if isolation != "vm":
-        for flag, asked in (("--accel", options.accelerator), ("--kernel", options.kernel), ("--trace", options.trace)):
+        for flag, asked in (("--accel", options.accelerator), ("--kernel", options.kernel), ("--trace", options.trace), ("--start", options.start)):
             if asked:
                 raise Unsupported(flag, isolation, "use --isolation vm, or leave it out")
         return None
@@ -36,6 +37,8 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
     if architecture is None:
         what = f"there are no virtual machines of {platform.architecture}"
         raise Unavailable(what, "", f"these can be had: {', '.join(_MACHINES)}; or use --isolation container")
+    if options.whole is not None:
+        return whole_guest(options, options.whole, disk, architecture, identifier)
     kernel = kernel_of(options, platform)
     return Guest(
         memory_bytes=MEMORY_BYTES,
@@ -43,6 +46,7 @@ def guest_of(options: ContainerOptions, platform: Platform, isolation: str) -> G
         accelerator=options.accelerator,
         architecture=architecture,
         trace=options.trace,
+        start=options.start or "cold",
         kernel=os.path.abspath(kernel) if "/" in kernel else kernel,
     )
 
@@ -61,4 +65,6 @@ def obtained(plan: RunPlan) -> str:
 
     record = read_record(plan.state_host_path)
     how = {"kvm": "run by KVM", "tcg": "emulated by QEMU"}.get(record.accelerator, "")
+    if plan.guest.whole is not None:
+        return how and f"a whole machine, {how} ({record.accelerator}): {record.architecture}, {plan.guest.whole.firmware.upper()}"
     return how and f"a virtual machine, {how} ({record.accelerator}): {record.architecture}, Linux {record.kernel}"

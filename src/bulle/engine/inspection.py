@@ -151,8 +151,21 @@ def _machine(plan: RunPlan) -> dict[str, object]:
             "Memory": usable_memory_bytes(plan),
             "NCPU": record.processors,
             "DiskSize": plan.guest.disk_bytes,
+            "Start": record.start,
         }
+        | _whole_machine(plan)
     }
+
+
+def _whole_machine(plan: RunPlan) -> dict[str, object]:
+    """What a machine with a system of its own was made with, and where its screen can be looked at."""
+    whole = plan.guest.whole if plan.guest is not None else None
+    if whole is None:
+        return {}
+    from bulle.isolation.microvm.whole import VNC_SOCKET
+
+    vnc = f"{plan.state_host_path}/{VNC_SOCKET}" if whole.vnc else ""
+    return {"Firmware": whole.firmware, "Boot": list(whole.boot), "Cdrom": whole.cdrom, "Vnc": vnc}
 
 
 def _health(health: Health) -> dict[str, object]:

@@ -30,6 +30,7 @@ from bulle.model.image import ExecutionConfig, Platform
 from bulle.model.platform import is_native
 from bulle.model.run_plan import (
     IdMapping,
+    ImageDisk,
     LayerMount,
     Mount,
     Process,
@@ -52,7 +53,7 @@ class Base(msgspec.Struct, frozen=True):
     """What a container stands on: an image (``image_id``), or the layers of a build so far.
 
     ``writable`` is the host directory of its writable layer, by default inside its own. ``mounts`` and the ``volume_layers`` that they show come with
-    the base; :mod:`bulle.engine.mounting` adds those of the options.
+    the base; :mod:`bulle.engine.mounting` adds those of the options. ``disk`` is the one in the image of a whole machine.
     """
 
     layers: tuple[Digest, ...]
@@ -63,6 +64,7 @@ class Base(msgspec.Struct, frozen=True):
     mounts: tuple[Mount, ...] = ()
     volume_layers: tuple[LayerMount, ...] = ()
     platform: Platform = Platform()
+    disk: ImageDisk | None = None
 
 
 def compose(
@@ -109,7 +111,7 @@ def compose(
         stop_timeout_s=options.stop_timeout_s if options.stop_timeout_s is not None else config.stop_timeout or 10,
         lifecycle=lifecycle(options, config),
         oom_score_adj=_oom_score(options),
-        guest=guest_of(options, base.platform, isolation),
+        guest=guest_of(options, base.platform, isolation, base.disk, container_id),
         platform="" if is_native(base.platform) else str(base.platform),
     )
     return system_containers.adapted(plan, options, config)

@@ -43,6 +43,25 @@ def mount_fields(wanted: Iterable[MountOption], tmpfs: Iterable[tuple[str, str]]
     return {"volumes": tuple(volumes), "mounts": tuple(mounts), "tmpfs": tuple(memory)}
 
 
+class WholeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of a machine with a system of its own (``bulle vm create``), beside what is asked of every container.
+
+    ``disk_bytes`` is the size of its disk (0: as the image's), ``cdrom`` a host path, ``boot`` of disk, cdrom and network (none: what it has,
+    the CD-ROM first). ``user``, ``ssh_keys``, ``password_hash`` (crypt(5)) and ``run`` (shell lines) are cloud-init's to do, or all of ``user_data``.
+    """
+
+    disk_bytes: int = 0
+    cdrom: str = ""
+    firmware: Literal["bios", "uefi", ""] = ""
+    boot: tuple[str, ...] = ()
+    vnc: bool = False
+    user: str = ""
+    ssh_keys: tuple[str, ...] = ()
+    password_hash: str = ""
+    run: tuple[str, ...] = ()
+    user_data: str = ""
+
+
 class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be asked of ``create`` and ``run``; names and meanings are Docker's, units are in the names."""
 
@@ -61,6 +80,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: Literal["", "kvm", "tcg"] = ""
     kernel: str = ""
     trace: Literal["", "instructions"] = ""
+    start: Literal["", "cold", "template"] = ""
+    """How a virtual machine begins; empty for cold."""
     network: str = ""
     user_namespace: str = ""
     privileged: bool = False
@@ -132,6 +153,8 @@ class ContainerOptions(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[MountOption, ...] = ()
     volumes_from: tuple[str, ...] = ()
     """Names of containers, each perhaps with ``:ro``, whose binds and volumes this one has as well."""
+    whole: WholeOptions | None = None
+    """A machine with a system of its own; ``image`` is then one that holds a disk, or empty."""
 
 
 class LimitChanges(msgspec.Struct, frozen=True, kw_only=True):

@@ -188,13 +188,40 @@ class Network(msgspec.Struct, frozen=True):
         return [attachment.network for attachment in self.attachments] if self.mode == "own" else [self.mode]
 
 
+class ImageDisk(msgspec.Struct, frozen=True):
+    """The disk that an image holds: a file (``format``) inside the tar of a layer (host path), from ``offset`` on. What is read from it has
+    ``disk_bytes``."""
+
+    tar_path: str
+    offset: int
+    file_bytes: int
+    format: Literal["qcow2", "raw"]
+    disk_bytes: int
+
+
+class WholeMachine(msgspec.Struct, frozen=True):
+    """A machine whose own firmware, boot loader and kernel start a system of its own; nothing of Bulle's is in it.
+
+    ``boot`` says what is tried, in this order. Its disk begins as ``image``, or empty; ``cdrom`` is a host path. ``seed`` are the files of its
+    NoCloud disk, which cloud-init reads. ``vnc``: its screen can be looked at.
+    """
+
+    firmware: Literal["bios", "uefi"] = "bios"
+    boot: tuple[Literal["disk", "cdrom", "network"], ...] = ("disk",)
+    image: ImageDisk | None = None
+    cdrom: str = ""
+    seed: dict[str, str] = {}
+    vnc: bool = False
+
+
 class Guest(msgspec.Struct, frozen=True):
     """The machine of a guest beside what the limits of the plan say of it: its memory where that is not limited, the size of its disk for what is
     written, and what it is made with.
 
     ``accelerator`` is ``kvm`` or ``tcg`` (emulated) where one was asked for, else empty: the best there is. ``kernel`` is a host path, ``host``,
     ``debian`` or ``debian:SUITE``, ``modules`` a host path; empty: whatever there is. ``architecture`` as uname(1) says it (empty: the host's).
-    ``trace`` is what an emulated processor does, said on the container's standard error.
+    ``trace`` is what an emulated processor does, said on the container's standard error. ``start``: booted, or begun from the memory of one like it.
+    ``whole`` is one that has a system of its own in place of a container.
     """
 
     memory_bytes: int
@@ -204,6 +231,8 @@ class Guest(msgspec.Struct, frozen=True):
     modules: str = ""
     architecture: str = ""
     trace: Literal["", "instructions"] = ""
+    start: Literal["cold", "template"] = "cold"
+    whole: WholeMachine | None = None
 
 
 class LogSettings(msgspec.Struct, frozen=True):

@@ -160,9 +160,12 @@ class Agent:
         self.hello = Hello(release, machine)
         self._greeted -= 1
 
-    def greet(self) -> None:
-        """Ask the guest to say hello again: after it was restored from a template there is nothing else to know it by."""
-        self._greeted += 1
+    def greet(self, *, again: bool = True) -> None:
+        """Ask the guest to say hello again: after it was restored from a template there is nothing else to know it by.
+
+        Without ``again`` it has not said it to this side yet.
+        """
+        self._greeted += again
         self.hello = None
         self.queue(frame(FromHost.GREET, 0))
 

@@ -5,7 +5,6 @@ Called by the shepherd, inside its sandbox. Deadlines count the hypervisor's pro
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import select
@@ -15,17 +14,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from bulle.errors import BulleError, CommandNotExecutable, CommandNotFound, InvalidInput
+from bulle.errors import BulleError
 from bulle.isolation.microvm import disks, guest, sandbox
+from bulle.isolation.microvm import template as templates
 from bulle.isolation.microvm.agent import Agent
-from bulle.isolation.microvm.agent_session import Session
 from bulle.isolation.microvm.cable import Cable
+from bulle.isolation.microvm.control import Control
 from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
 from bulle.isolation.microvm.qemu import arguments
 from bulle.isolation.microvm.setup import Setup
+from bulle.isolation.microvm.template import Known, Template
 from bulle.linux import kernel_log, process
-from bulle.model.run_plan import Mount, Process, RunPlan
+from bulle.model.run_plan import RunPlan
 
 _BOOT_PROCESSOR_NS = 120 * 10**9
 _BOOT_WALL_S = 600.0
@@ -134,6 +136,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         pid, connection = _serve_files(setup)
         helpers.append(pid)
         shares.append(SharedDirectory("volumes", connection.detach()))
+    commands, commanded = socket.socketpair() if setup.template is not None else (None, None)
     machine = Machine(
         architecture=setup.architecture,
         accelerator=setup.accelerator,
@@ -150,29 +153,83 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         log_items="in_asm",
         host_tsc_khz=setup.host_tsc_khz,
         small=setup.small,
+        **_beginning(setup, commanded),
     )
     pid = sandbox.start_hypervisor(setup.program, arguments(machine, setup.program)[1:], machine.descriptors, setup.output_fd)
     theirs.close()
     os.close(printed)
-    for descriptor in {*machine.descriptors} - {machine.agent, printed}:
+    if commanded is not None:
+        commanded.detach()
+    kept = {setup.template.memory} if setup.template is not None else set()
+    if setup.template is not None and setup.template.known is None and setup.template.fresh:
+        kept.add(setup.scratch)
+    for descriptor in {*machine.descriptors} - {machine.agent, printed} - kept:
         os.close(descriptor)
     booted = Booted(pid, Agent(ours), console, setup.output_fd, helpers, trace=trace)
     try:
-        _boot(plan, setup, booted, cables, has_volumes)
+        _boot(plan, setup, booted, cables, has_volumes, Control(commands) if commands is not None else None)
     except BaseException:
         booted.kill()
         raise
     return booted
 
 
-def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool) -> None:
+def _beginning(setup: Setup, commanded: socket.socket | None) -> dict[str, Any]:
+    """What a template changes of a machine: it is begun from one, or will be one."""
+    template = setup.template
+    if template is None or commanded is None:
+        return {}
+    is_begun = template.known is not None
+    return {"memory": template.memory, "memory_shared": not is_begun, "incoming": is_begun, "control": commanded.fileno()}
+
+
+def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool, control: Control | None) -> None:
+    template = setup.template
+    restored = template.known if template is not None else None
+    if control is not None and template is not None and restored is not None:
+        booted.agent.greet(again=False)
+        try:
+            control.read_state(template.state)
+            wait(booted, lambda: booted.agent.hello is not None, starting=True)
+        except BulleError as error:
+            templates.forget(template)
+            raise BulleError("the machine could not begin from its template", f"{error}", "start it again: it boots then") from error
+        control.close()
     wait(booted, lambda: booted.agent.hello is not None, starting=True)
-    found = _find_disks(setup, booted)
-    steps = [
-        *guest.root_steps(plan, found),
-        *guest.machine_steps(plan, setup.files, volumes=has_volumes, clock_ns=time.time_ns(), entropy=os.urandom(64)),
-        *guest.network_steps(_interfaces(plan, booted, cables), asks_host=plan.network.mode == "own"),
-    ]
+    nodes = restored.disks if restored is not None else _find_disks(setup, booted)
+    found = _disks(setup, nodes)
+    interfaces = _interfaces(plan, booted, cables, restored)
+    root = guest.root_steps(plan, found)
+    is_fresh = template is not None and template.fresh
+    if restored is None:
+        _do(booted, [*guest.layer_steps(found), *(root if is_fresh else []), *guest.machine_steps(plan)])
+    if control is not None and template is not None and restored is None:
+        _keep(template, setup, control, Known(nodes, tuple(one.found_as for one in interfaces)))
+    _do(booted, [
+        *([] if is_fresh else root),
+        *guest.own_steps(plan, setup.files, volumes=has_volumes, clock_ns=time.time_ns(), entropy=os.urandom(64)),
+        *guest.network_steps(interfaces, asks_host=plan.network.mode == "own"),
+    ])  # fmt: skip
+
+
+def _keep(template: Template, setup: Setup, control: Control, known: Known) -> None:
+    """Make this machine a template on its way; where that fails it is none, and goes on."""
+    try:
+        control.write_state(template.state)
+        try:
+            templates.finish(template, known, setup.scratch)
+        finally:
+            control.go_on()
+    except BulleError as error:
+        os.write(setup.output_fd, f"no template: {error}\n".encode())
+    finally:
+        control.close()
+        for descriptor in (*template.descriptors, *([setup.scratch] if template.fresh else [])):
+            os.close(descriptor)
+
+
+def _do(booted: Booted, steps: Sequence[guest.Step]) -> None:
+    """Have the agent do them all, in this order. Raises BulleError for the first that failed."""
     pending = [(step, booted.agent.step(*step)) for step in steps]
     wait(booted, lambda: all(reply.final for _step, reply in pending), starting=True)
     for step, reply in pending:
@@ -243,66 +300,6 @@ def readable(agent: Agent) -> bool:
     return bool(select.select([agent], [], [], 0)[0])
 
 
-def explain(
-    failure: Session, wanted: Process, environment: dict[str, str], look: Callable[[str], bytes | None], mounts: Sequence[Mount]
-) -> BulleError:
-    """What a command that could not be started means to who asked for it."""
-    name = wanted.arguments[0] if wanted.arguments else ""
-    if failure.text.startswith("mount ") and failure.error == errno.EINVAL and any(mount.kind == "tmpfs" for mount in mounts):
-        return InvalidInput(f"a tmpfs has an option that the guest's kernel refuses ({failure.text})", "", "see tmpfs(5)")
-    if failure.text.startswith(("mount ", "target ")) and (misplaced := _misplaced(failure.text, mounts)) is not None:
-        return misplaced
-    if failure.text in ("mkdir dev", "mkdir proc", "mkdir sys") and failure.error == errno.ENOTDIR:
-        place = failure.text.removeprefix("mkdir ")
-        return InvalidInput(f"the image's /{place} is not a directory", "a link there could redirect a mount", "do not run this image")
-    if failure.text == f"mkdir {wanted.working_directory.strip('/')}":
-        what = f"the working directory {wanted.working_directory} cannot be entered"
-        return BulleError(what, os.strerror(failure.error), "choose another with -w")
-    if failure.text != "exec":
-        return BulleError("the command could not be started in the guest", f"{failure.text}: {os.strerror(failure.error)}", "check its options")
-    if not name:
-        return CommandNotFound("the command is empty", "", "name one")
-    if failure.error in (errno.ENOENT, errno.ENOTDIR):
-        return _not_found(name, environment, look)
-    if failure.error == errno.ELOOP:
-        return CommandNotExecutable(f"{name}: refused", "it leads through a link of /proc", "name the program itself")
-    if failure.error == errno.ENOEXEC:
-        return CommandNotExecutable(f"{name}: exec format error", "it is no program for this processor, or a script without #!", "")
-    if failure.error == errno.EACCES:
-        return CommandNotExecutable(f"{name}: permission denied", "the file is not executable", "chmod +x it in the image")
-    return CommandNotExecutable(f"{name}: cannot be executed", os.strerror(failure.error), "")
-
-
-def _misplaced(text: str, mounts: Sequence[Mount]) -> InvalidInput | None:
-    """What a step on a volume that failed means: a directory was to take a file's place, or a file a directory's."""
-    for number, mount in enumerate(mounts):
-        shown = f"{sandbox.VOLUMES}/{number}/shown"
-        if mount.kind == "tmpfs" or text not in (f"mount {mount.container_path.strip('/')}", f"target {shown}"):
-            continue
-        if os.path.isdir(shown):
-            why = "it, or a part of its path, is no directory in the container"
-            return InvalidInput(f"a directory cannot be mounted at {mount.container_path}", why, "mount it elsewhere, or mount a file there")
-        why = "it is a directory in the container"
-        return InvalidInput(f"a file cannot be mounted at {mount.container_path}", why, "name a file, also a new one")
-    return None
-
-
-def _not_found(name: str, environment: dict[str, str], look: Callable[[str], bytes | None]) -> CommandNotFound:
-    paths = [name] if "/" in name else [f"{directory}/{name}" for directory in environment.get("PATH", "").split(":")]
-    for path in paths:
-        content = look(path)
-        if content is None:
-            continue
-        first = content[2:256].split(b"\n")[0].split() if content.startswith(b"#!") else []
-        if first:
-            interpreter = os.fsdecode(first[0])
-            return CommandNotFound(f"{name}: its interpreter {interpreter} does not exist in the container", "", "install it in the image")
-        return CommandNotFound(f"{name}: cannot be started", "its interpreter or dynamic loader does not exist in the container", "install it")
-    if "/" in name:
-        return CommandNotFound(f"{name}: no such file or directory in the container", "", "check its path")
-    return CommandNotFound(f"{name}: command not found in the container", "it is in no directory of PATH", "check its name, or give its path")
-
-
 def _serve_files(setup: Setup) -> tuple[int, socket.socket]:
     """A virtiofsd for the volumes; returns its pid and a connection to it for the hypervisor."""
     path = f"{sandbox.RUN}/volumes.sock"
@@ -330,26 +327,31 @@ def _networks(plan: RunPlan, cables: Sequence[Cable]) -> tuple[TapNetwork | User
     return tuple(TapNetwork(one.tap_fd, one.mac) for one in cables)
 
 
-def _interfaces(plan: RunPlan, booted: Booted, cables: Sequence[Cable]) -> list[guest.Interface]:
-    """The guest's interfaces by their hardware addresses: its kernel numbers them in an order of its own."""
+def _interfaces(plan: RunPlan, booted: Booted, cables: Sequence[Cable], restored: Known | None) -> list[guest.Interface]:
+    """The guest's interfaces by their hardware addresses: its kernel numbers them in an order of its own. One that was restored has the addresses of
+    its template's, in the same order as the plan's."""
     if plan.network.mode not in ("own", "user"):
         return []
-    names = {}
-    for name in listing(booted, "/sys/class/net"):
-        address = read(booted, f"/sys/class/net/{name}/address", own_root=True)
-        names[(address or b"").decode(errors="replace").strip()] = name
+    macs = (f"{_KEY}:12:34:56",) if plan.network.mode == "user" else tuple(one.mac for one in cables)
+    names: dict[str, str] = {}
+    if restored is not None:
+        names = dict(zip(macs, restored.interfaces, strict=True))
+    else:
+        for name in listing(booted, "/sys/class/net"):
+            address = read(booted, f"/sys/class/net/{name}/address", own_root=True)
+            names[(address or b"").decode(errors="replace").strip()] = name
     if plan.network.mode == "user":
-        name = names.get(f"{_KEY}:12:34:56", "eth0")
-        return [guest.Interface(name, "eth0", ("10.0.2.15/24",), ("10.0.2.2",))]
+        return [guest.Interface(names.get(macs[0], "eth0"), "eth0", ("10.0.2.15/24",), ("10.0.2.2",))]
     found = []
-    for attachment, one in zip(plan.network.attachments, cables, strict=True):
-        if one.mac not in names:
+    for attachment, mac in zip(plan.network.attachments, macs, strict=True):
+        if mac not in names:
             raise BulleError(f"the guest has no interface for network {attachment.network}", "its kernel lacks virtio_net", "use another kernel")
-        found.append(guest.Interface(names[one.mac], attachment.interface, attachment.addresses, attachment.gateways, attachment.mtu))
+        told = mac if restored is not None else ""
+        found.append(guest.Interface(names[mac], attachment.interface, attachment.addresses, attachment.gateways, attachment.mtu, told))
     return found
 
 
-def _find_disks(setup: Setup, booted: Booted) -> guest.Disks:
+def _find_disks(setup: Setup, booted: Booted) -> dict[str, str]:
     """The device node of each disk, by its serial."""
 
     def look(path: str) -> bytes:
@@ -358,6 +360,9 @@ def _find_disks(setup: Setup, booted: Booted) -> guest.Disks:
             raise FileNotFoundError(path)
         return content
 
-    nodes = disks.find((disk.serial for disk in setup.disks), lambda path: listing(booted, path), look)
+    return disks.find((disk.serial for disk in setup.disks), lambda path: listing(booted, path), look)
+
+
+def _disks(setup: Setup, nodes: dict[str, str]) -> guest.Disks:
     layers = tuple((nodes[disks.index_serial(number)], nodes[disks.tar_serial(number)]) for number in range(setup.layer_count))
     return guest.Disks(layers, nodes[disks.SCRATCH_SERIAL])

@@ -25,13 +25,14 @@ from bulle.isolation.channel import Channel
 from bulle.isolation.control_group import available
 from bulle.isolation.driver import Connect, Feature, Probe, Stdio, Workload
 from bulle.isolation.grouped_driver import GroupedDriver, features_of
-from bulle.isolation.microvm import processes, sandbox, sessions, shepherd
+from bulle.isolation.microvm import processes, sandbox, sessions, shepherd, whole, whole_shepherd
 from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.files import GuestFiles
 from bulle.isolation.microvm.guest import GROUP
 from bulle.isolation.microvm.kernel import GuestKernels
 from bulle.isolation.microvm.record import read_record, usable_memory_bytes
 from bulle.isolation.microvm.setup import Setup, host_memory_bytes, prepare, why_unusable
+from bulle.isolation.microvm.whole import WholeSetup
 from bulle.isolation.namespaces.driver import SHELL_FLAGS, processes_in_namespaces
 from bulle.isolation.statistics import Statistics
 from bulle.linux import loopback, mount, namespaces, user_namespace
@@ -64,19 +65,21 @@ class MicroVmDriver(GroupedDriver):
     ) -> Workload:
         """New namespaces, the shepherd in them, a guest; see :class:`Driver`."""
         with ExitStack() as opened:
-            setup = prepare(plan, self.cache_directory, opened)
+            setup = (whole.prepare if _is_whole(plan) else prepare)(plan, self.cache_directory, opened)
             kit = launch.Kit.to_start(_grouped(plan), stdio, self.cache_directory, own_processes=True)
             own_network = plan.network.mode != "user"
             flags = SHELL_FLAGS & ~CLONE_NEWNET | (CLONE_PARENT if sibling else 0)
             return launch.start(
                 kit,
                 lambda: launch.fork(kit, flags, lambda channel: _child(plan, channel, kit.for_child(), setup, own_network)),
-                lambda workload, channel: _prepare(plan, workload, channel, connect, setup.devices),
+                lambda workload, channel: _prepare(plan, workload, channel, connect, setup),
                 meanwhile,
             )
 
     def execute(self, plan: RunPlan, pid: int, process: Process, stdio: Stdio) -> Workload:
         """One more command in the guest; the process that stands for it here waits for the shepherd's word."""
+        if _is_whole(plan):
+            raise whole_shepherd.no_way_in(self.name)
         kit = launch.Kit.to_join(plan, process, stdio, self.cache_directory)
         return launch.start(kit, lambda: launch.fork(kit, 0, lambda channel: sessions.ask(plan, channel, process, kit.for_child())))
 
@@ -92,6 +95,11 @@ class MicroVmDriver(GroupedDriver):
 
     def change_limits(self, before: RunPlan, after: RunPlan, pid: int) -> list[str]:
         """Those of the guest by its own kernel, the others by the group. The guest cannot have more memory than it started with."""
+        if _is_whole(before):
+            same = (before.resources.memory_bytes, before.resources.pids_limit) == (after.resources.memory_bytes, after.resources.pids_limit)
+            if not same:
+                raise Unsupported("other memory, or a limit on processes, for a system of its own that runs", self.name, "stop it first")
+            return super().change_limits(_grouped(before), _grouped(after), pid)
         most = read_record(before.state_host_path).memory_bytes
         if after.resources.memory_bytes > most:
             what = "way to have more memory than it started with"
@@ -112,7 +120,7 @@ class MicroVmDriver(GroupedDriver):
         found = []
         for one, (plan, _pid) in zip(super().statistics(workloads), workloads, strict=True):
             used, pids, limit = one.memory_bytes, one.pids, usable_memory_bytes(plan)
-            if not self.is_paused(plan):
+            if not self.is_paused(plan) and not _is_whole(plan):
                 with suppress(OSError, BulleError, ValueError):
                     files = GuestFiles(plan.state_host_path)
                     used, pids = (int(files.read(f"{GROUP}/{name}.current", own_root=True)) for name in ("memory", "pids"))
@@ -122,12 +130,16 @@ class MicroVmDriver(GroupedDriver):
 
     def listing(self, plan: RunPlan, arguments: Sequence[str]) -> tuple[list[str], list[list[str]]] | None:
         """As the guest's own kernel tells them; where that stands still too, those of the hypervisor are all that there is to see."""
+        if _is_whole(plan):
+            raise whole_shepherd.no_way_in(self.name)
         if self.is_paused(plan):
             return None
         return processes.listing(GuestFiles(plan.state_host_path), arguments)
 
     def processor_ns(self, plan: RunPlan, pid: int) -> int | None:
         """As the guest's kernel counts it: what the hypervisor and that kernel use besides is no work of the container's."""
+        if _is_whole(plan):
+            return super().processor_ns(plan, pid)
         with suppress(OSError, BulleError, ValueError):
             for line in GuestFiles(plan.state_host_path).read(f"{GROUP}/cpu.stat", own_root=True).splitlines():
                 if line.startswith(b"usage_usec "):
@@ -141,6 +153,8 @@ class MicroVmDriver(GroupedDriver):
     def to_fetch(self, plan: RunPlan) -> str:
         """A kernel, once."""
         assert plan.guest is not None and self.cache_directory is not None
+        if _is_whole(plan):
+            return ""
         return GuestKernels(self.cache_directory / "kernels").to_fetch(plan.guest.architecture or platform.machine(), plan.guest.kernel)
 
     def signal(self, plan: RunPlan, pidfd: int, number: int) -> None:
@@ -163,6 +177,11 @@ class MicroVmDriver(GroupedDriver):
         return read_record(plan.state_host_path).out_of_memory or super().ran_out_of_memory(plan)
 
 
+def _is_whole(plan: RunPlan) -> bool:
+    """Whether it has a system of its own, so that no agent is in it."""
+    return plan.guest is not None and plan.guest.whole is not None
+
+
 def _grouped(plan: RunPlan) -> RunPlan:
     """With the limits of the group, which holds the hypervisor: its own memory comes to the guest's."""
     controllers, _why = available()
@@ -172,9 +191,10 @@ def _grouped(plan: RunPlan) -> RunPlan:
     return replace(plan, resources=limits)
 
 
-def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Connect | None, devices: Sequence[str]) -> None:
+def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Connect | None, setup: Setup | WholeSetup) -> None:
     """What only the parent can do: id maps, the network, and volumes id-mapped for the shepherd's user namespace."""
     user_namespace.write_maps(workload.pid, plan.security.id_mappings, plan.security.group_mappings or plan.security.id_mappings)
+    workload.notes += setup.notes
     if os.geteuid() != 0:
         channel.send_descriptors([])
         return
@@ -187,7 +207,7 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Conne
         for wanted in plan.mounts:
             if wanted.kind != "tmpfs":
                 shown.append(host_mounts.detached(plan, wanted, namespace, workload.notes))
-        shown += map(sandbox.device_node, devices)
+        shown += map(sandbox.device_node, setup.devices)
         if connected is not None:
             workload.notes += connected()
         with suppress(BrokenPipeError, ConnectionResetError):  # the child failed first: its report says why
@@ -197,7 +217,7 @@ def _prepare(plan: RunPlan, workload: Workload, channel: Channel, connect: Conne
             os.close(descriptor)
 
 
-def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit, setup: Setup, own_network: bool) -> None:
+def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit, setup: Setup | WholeSetup, own_network: bool) -> None:
     """In the new namespaces, with the engine's memory, for ever."""
     if own_network:
         namespaces.unshare(CLONE_NEWNET)
@@ -217,6 +237,9 @@ def _child(plan: RunPlan, channel: Channel, kit: launch.ChildKit, setup: Setup, 
         notes: list[str] = []
         shown = [host_mounts.detached(plan, plan.mounts[number], None, notes, unprivileged=True) for number in numbers]
     socket.sethostname(plan.hostname)
+    if isinstance(setup, WholeSetup):
+        whole_shepherd.run(plan, channel, kit, setup, taps, nodes)
+        return
     shepherd.run(plan, channel, kit, setup, list(zip(numbers, shown, strict=True)), taps, nodes)
 
 

@@ -46,13 +46,15 @@ class Disks:
 
 @dataclass(frozen=True)
 class Interface:
-    """One network interface of the guest, as its kernel calls it and as it is to be called; addresses have the prefix of their network."""
+    """One network interface of the guest, as its kernel calls it and as it is to be called; addresses have the prefix of their network. ``mac`` is
+    given where it must be told."""
 
     found_as: str
     name: str
     addresses: tuple[str, ...]
     gateways: tuple[str, ...] = ()
     mtu: int = 0
+    mac: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,18 @@ class Files:
     contents: dict[str, str] = field(default_factory=dict)
 
 
-def root_steps(plan: RunPlan, disks: Disks) -> list[Step]:
-    """The container's root at /root: an overlay of the layers and the writable disk."""
+def layer_steps(disks: Disks) -> list[Step]:
+    """The image's layers at /layers: nothing of this is the container's own."""
     steps: list[Step] = []
     for number, (index, tar) in enumerate(disks.layers):
         steps += [("mkdir", f"/layers/{number}", "755"), ("mount", index, f"/layers/{number}", "erofs", str(MS_RDONLY), f"device={tar}")]
+    return steps
+
+
+def root_steps(plan: RunPlan, disks: Disks) -> list[Step]:
+    """The container's root at /root: an overlay of the layers, which are mounted, and the writable disk."""
     lower = ":".join(f"/layers/{number}" for number in reversed(range(len(disks.layers))))
-    steps += [
+    steps: list[Step] = [
         ("mkdir", "/scratch", "755"),
         ("mount", disks.scratch, "/scratch", "ext4", "0", SCRATCH_OPTIONS),
         ("mkdir", "/scratch/upper", "755"),
@@ -90,11 +97,9 @@ def _attributes(plan: RunPlan) -> int:
     return 0 if plan.security.privileged else MS_NODEV
 
 
-def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, entropy: bytes) -> list[Step]:
-    """What the guest's kernel is told before anything of the image runs: the time, randomness, groups, files."""
+def machine_steps(plan: RunPlan) -> list[Step]:
+    """What the guest's kernel is told first, the same for all containers of a kind: groups, settings."""
     steps: list[Step] = [
-        ("clock", str(clock_ns // 10**9), str(clock_ns % 10**9)),
-        ("entropy", entropy.hex()),
         ("mkdir", "/groups", "755"),
         ("?mount", "cgroup2", "/groups", "cgroup2", str(_LOCKED), ""),
         ("?mkdir", GROUP, "755"),
@@ -103,22 +108,27 @@ def machine_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, 
     ]
     if plan.security.privileged:
         steps += [("?write", "/groups/cgroup.subtree_control", f"+{name}") for name in _MANAGED]
+    # Notices reach the console: what a filter refused is one.
+    steps.append(("?write", "/proc/sys/kernel/printk", "6"))
+    # In a machine of its own every user may listen on any port and send echo requests, as in a container with a network of its own.
+    for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
+        steps.append(("?write", f"/proc/sys/net/ipv4/{name}", value))
+    return [*steps, ("mkdir", "/files", "755"), ("link", "lo", "up")]
+
+
+def own_steps(plan: RunPlan, files: Files, *, volumes: bool, clock_ns: int, entropy: bytes) -> list[Step]:
+    """What it is told of this container before anything of the image runs: the time, randomness, limits, files."""
+    steps: list[Step] = [("clock", str(clock_ns // 10**9), str(clock_ns % 10**9)), ("entropy", entropy.hex())]
     if plan.resources.memory_bytes:
         steps += [("write", f"{GROUP}/memory.max", str(plan.resources.memory_bytes)), ("?write", f"{GROUP}/memory.swap.max", "0")]
     if plan.resources.memory_reservation_bytes:
         steps.append(("?write", f"{GROUP}/memory.low", str(plan.resources.memory_reservation_bytes)))
     if plan.resources.pids_limit:
         steps.append(("write", f"{GROUP}/pids.max", str(plan.resources.pids_limit)))
-    # Notices reach the console: what a filter refused is one.
-    steps.append(("?write", "/proc/sys/kernel/printk", "6"))
-    # In a machine of its own every user may listen on any port and send echo requests, as in a container with a network of its own.
-    for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
-        steps.append(("?write", f"/proc/sys/net/ipv4/{name}", value))
-    steps.append(("mkdir", "/files", "755"))
     steps += [("write", f"/files/{name}", content, "create") for name, content in files.contents.items()]
     if volumes:
         steps += [("mkdir", "/volumes", "755"), ("mount", "volumes", "/volumes", "virtiofs", str(_attributes(plan)), "")]
-    return [*steps, ("link", "lo", "up")]
+    return steps
 
 
 def network_steps(interfaces: Sequence[Interface], *, asks_host: bool) -> list[Step]:
@@ -129,6 +139,8 @@ def network_steps(interfaces: Sequence[Interface], *, asks_host: bool) -> list[S
     steps += [("link", one.found_as, "name", f"cable{number}") for number, one in enumerate(interfaces) if one.found_as != one.name]
     steps += [("link", f"cable{number}", "name", one.name) for number, one in enumerate(interfaces) if one.found_as != one.name]
     for number, interface in enumerate(interfaces):
+        if interface.mac:
+            steps.append(("link", interface.name, "mac", interface.mac))
         if interface.mtu:
             steps.append(("link", interface.name, "mtu", str(interface.mtu)))
         steps += [("address", interface.name, address) for address in interface.addresses]

@@ -78,6 +78,10 @@ class Machine:
     ``log_items``. ``command_line`` are more words for the kernel. ``pluggable``: disks
     and interfaces may come and go while it runs. ``host_tsc_khz`` is the frequency of the host's time stamp counter if known. ``small``: on x86 the
     small machine can be had, because QEMU has it and the kernel is one that it boots (``GuestKernel.plain``).
+
+    ``memory`` is a file of ``memory_bytes`` to be the guest's memory (-1: the hypervisor's own): what the guest writes reaches it where it is
+    ``memory_shared``, else the guest has copies of its pages. A machine that is ``incoming`` does not boot: it is told over ``control`` which
+    state it begins with.
     """
 
     architecture: str
@@ -99,6 +103,9 @@ class Machine:
     pluggable: bool = False
     host_tsc_khz: int = 0
     small: bool = True
+    memory: int = -1
+    memory_shared: bool = False
+    incoming: bool = False
 
     @property
     def board(self) -> Literal["microvm", "q35", "virt"]:
@@ -134,7 +141,7 @@ class Machine:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """Every descriptor that QEMU must inherit, each once."""
-        optional = (self.control, self.console, self.log)
+        optional = (self.control, self.console, self.log, self.memory)
         taps = (network.descriptor for network in self.networks if isinstance(network, TapNetwork))
         files = (*(disk.descriptor for disk in self.disks), *taps, *(share.descriptor for share in self.shares))
         return tuple(dict.fromkeys((self.kernel, self.initial_ramdisk, self.agent, *files, *(fd for fd in optional if fd >= 0))))

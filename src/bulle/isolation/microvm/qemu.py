@@ -22,7 +22,7 @@ _SKIPPED = ("jent_mod_init", "load_system_certificate_list", "trace_eval_init", 
 names in formats of tracing. On an emulated processor they are a tenth of the boot; a kernel that has none of that name passes over it."""
 _SECURITY_MODULES = "landlock,yama"
 """Those that programs use by themselves; the others wait for a policy that nobody gives a guest, and ask for it at each system call."""
-_TRANSLATED_MIB = 64
+TRANSLATED_MIB = 64
 """How much translated code QEMU keeps at once. By itself it would be an eighth of the host's memory, and no limit on the machine's would hold.
 A boot fills 50 MiB. With 32 MiB an idle machine has 20 MiB less and boots as fast, with 8 MiB each exec costs seven times as much: the rest is room
 for programs."""
@@ -52,6 +52,8 @@ def arguments(machine: Machine, program: str) -> list[str]:
         line += _network(machine, number, network)
     for share in machine.shares:
         line += _share(machine, share)
+    if machine.incoming:
+        line += ["-incoming", "defer"]
     return line
 
 
@@ -87,11 +89,15 @@ def _board(machine: Machine) -> list[str]:
     if machine.shares:
         memory = ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_bytes},share=on"]
         return ["-machine", ",".join([*options, "memory-backend=memory"]), *memory, "-m", size]
+    if machine.memory >= 0:
+        shared = "on" if machine.memory_shared else "off"
+        backend = f"memory-backend-file,id=memory,size={machine.memory_bytes},mem-path=/proc/self/fd/{machine.memory},share={shared}"
+        return ["-machine", ",".join([*options, "memory-backend=memory"]), "-object", backend, "-m", size]
     return ["-machine", ",".join(options), "-m", size]
 
 
 def _accelerator(machine: Machine) -> str:
-    return "kvm" if machine.accelerator == "kvm" else f"tcg,tb-size={_TRANSLATED_MIB}"
+    return "kvm" if machine.accelerator == "kvm" else f"tcg,tb-size={TRANSLATED_MIB}"
 
 
 def _processor(machine: Machine) -> str:

@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 import tty
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -55,6 +55,12 @@ class EndRequest(msgspec.Struct, frozen=True, tag=True):
     """Kill the command, and switch the guest off. Nothing is answered."""
 
 
+class TemplateRequest(msgspec.Struct, frozen=True, tag=True):
+    """Hand out the memory of the template that this machine was begun from, if it is this one: a descriptor comes with the answer."""
+
+    key: str
+
+
 class Word(msgspec.Struct, frozen=True):
     """From the shepherd: ``running``, ``error`` (its parts), ``exited`` (a wait status), ``done`` (an errno); to it ``signal`` and ``resize``."""
 
@@ -65,14 +71,16 @@ class Word(msgspec.Struct, frozen=True):
     columns: int = 0
 
 
+Condition = Callable[[], bool]
+
 words = msgspec.json.Decoder(Word)
-requests = msgspec.json.Decoder(Request | FileRequest | EndRequest)
+requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest)
 
 
-def listen(directory: str) -> socket.socket:
-    """Where the shepherd is asked, in the container's host directory."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    with _near(directory) as path:
+def listen(directory: str, name: str = SOCKET_NAME, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:
+    """Where the shepherd is asked, in the container's host directory; or another socket there."""
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    with _near(directory, name) as path:
         with suppress(FileNotFoundError):
             os.unlink(path)
         listener.bind(path)
@@ -212,11 +220,11 @@ def tell(client: socket.socket, word: Word) -> None:
 
 
 @contextmanager
-def _near(directory: str) -> Iterator[str]:
+def _near(directory: str, name: str = SOCKET_NAME) -> Iterator[str]:
     """A path to the socket that fits into an address, whatever the directory's own length."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
+        yield f"/proc/self/fd/{descriptor}/{name}"
     finally:
         os.close(descriptor)
 
@@ -316,3 +324,13 @@ class Relay:
             self.stdin = -1
         for sink in self.sinks:
             sink.close()
+
+
+@dataclass
+class Opening:
+    """A command that is being started for a client; the rest of its ``steps`` is done once it is ``ready``."""
+
+    steps: Iterator[Condition]
+    ready: Condition
+    client: socket.socket
+    descriptors: list[int]

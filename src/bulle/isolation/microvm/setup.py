@@ -9,14 +9,14 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bulle.errors import BulleError, InvalidInput
-from bulle.isolation.microvm import disks, emulator, sandbox
+from bulle.isolation.microvm import disks, emulator, sandbox, template
 from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.guest import Files
@@ -25,8 +25,10 @@ from bulle.isolation.microvm.kernel import GuestKernels
 from bulle.isolation.microvm.machine import Disk, Machine
 from bulle.isolation.microvm.record import RECORD_NAME, usable_memory_bytes
 from bulle.isolation.microvm.sessions import listen
+from bulle.isolation.microvm.template import Template, identity
 from bulle.isolation.root_filesystem import identity_files
 from bulle.model.run_plan import RunPlan
+from bulle.version import VERSION
 
 _MOST_UNASKED = 4  # processors of a guest for which nothing was said
 _FILE_SYSTEMS = ("erofs", "overlay", "ext4")
@@ -58,6 +60,13 @@ class Setup:
     small: bool
     traced: bool
     file_server: str
+    template: Template | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scratch(self) -> int:
+        """The disk that is written to."""
+        return self.disks[-1].descriptor
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -68,7 +77,7 @@ class Setup:
     def descriptors(self) -> tuple[int, ...]:
         """All that the shepherd must keep open."""
         own = (self.kernel_fd, self.initial_ramdisk_fd, self.listener.fileno(), self.record_fd, self.output_fd)
-        return (*own, *(disk.descriptor for disk in self.disks))
+        return (*own, *(disk.descriptor for disk in self.disks), *(self.template.descriptors if self.template is not None else ()))
 
     def file_server_arguments(self, listener: int, directory: str) -> list[str]:
         """virtiofsd's: it is in a sandbox already."""
@@ -129,6 +138,9 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     )  # fmt: skip
     ramdisk = initial_ramdisk(kernel, agent_program(architecture).read_bytes(), (*shape.modules, *_FILE_SYSTEMS), cache)
     directory = plan.state_host_path
+    kept, notes = None, tuple[str, ...]()
+    if wanted.start == "template":
+        kept, notes = _template(plan, cache, shape, (program.program, str(kernel.image), str(ramdisk)), accelerator.host_tsc_khz, opened)
     listener = listen(directory)
     opened.callback(listener.close)
     files = {os.path.basename(path): Path(path).read_text() for path in identity_files(plan)}
@@ -153,7 +165,39 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
         small=shape.small,
         traced=bool(wanted.trace),
         file_server=file_server() if has_volumes else "",
+        template=kept,
+        notes=notes,
     )
+
+
+def _template(
+    plan: RunPlan, cache: Path, shape: Machine, files: Sequence[str], host_tsc_khz: int, opened: ExitStack
+) -> tuple[Template | None, tuple[str, ...]]:
+    """The template that the machine begins with, or is; and a note where it boots without."""
+    assert plan.guest is not None
+    if shape.shares or plan.guest.trace:
+        why = "it shows directories of the host, whose server keeps no state" if shape.shares else "its instructions are shown"
+        return None, (f"the machine was booted, not begun from a template: {why}",)
+    devices = [(disk.serial, disk.read_only, disk.volatile, os.fstat(disk.descriptor).st_size) for disk in shape.disks]
+    processors = _processors(plan, shape.accelerator)
+    # What it was started for last time is written down; so nothing was, and its disk is as it was made.
+    is_fresh = not os.path.exists(f"{plan.state_host_path}/{RECORD_NAME}")
+    parts = [
+        is_fresh, plan.root.volatile,
+        VERSION, [identity(path) for path in files], shape.architecture, shape.accelerator, _host_processor(shape), shape.memory_bytes, processors,
+        host_tsc_khz, shape.small, devices, [layer.diff_id for layer in plan.root.layers],
+        plan.security.privileged, plan.network.mode, len(shape.networks),
+    ]  # fmt: skip
+    disk = shape.disks[-1].descriptor if is_fresh else -1
+    found = template.prepare(cache / "templates", template.key_of(parts), shape.memory_bytes, plan.state_host_path, disk, opened)
+    return found, () if found is not None else ("the machine was booted: the template that it would begin with is just being made",)
+
+
+def _host_processor(shape: Machine) -> str:
+    """Under KVM a guest has this machine's processor, and so has its template."""
+    if shape.accelerator != "kvm":
+        return ""
+    return Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
 
 
 def _processors(plan: RunPlan, accelerator: str) -> int:

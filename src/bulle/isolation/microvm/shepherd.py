@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -25,11 +24,11 @@ from bulle.isolation import identity
 from bulle.isolation.channel import Channel
 from bulle.isolation.execution import DEFAULT_PATH
 from bulle.isolation.launch import ChildKit
-from bulle.isolation.microvm import boot, cable, files, guest, sandbox, sessions
+from bulle.isolation.microvm import boot, cable, files, guest, refusals, sandbox, sessions
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
 from bulle.isolation.microvm.record import Record, usable_memory_bytes
-from bulle.isolation.microvm.sessions import EndRequest, FileRequest, Relay, Sink, Word, refuse, tell
+from bulle.isolation.microvm.sessions import Condition, EndRequest, FileRequest, Opening, Relay, Sink, TemplateRequest, Word, refuse, tell
 from bulle.isolation.microvm.setup import Setup
 from bulle.model.run_plan import Process, RunPlan
 
@@ -41,7 +40,6 @@ _TICK_S = 2.0
 _SESSION_LIMIT = 200
 _MOST_BYTES = 4 << 20
 
-Condition = Callable[[], bool]
 Result = TypeVar("Result")
 
 
@@ -81,16 +79,6 @@ def run(
     os._exit(shepherd.loop())
 
 
-@dataclass
-class Opening:
-    """A command that is being started for a client; the rest of its ``steps`` is done once it is ``ready``."""
-
-    steps: Iterator[Condition]
-    ready: Condition
-    client: socket.socket
-    descriptors: list[int]
-
-
 class _WantedError(Exception):
     """A file of the guest that was not read yet."""
 
@@ -109,7 +97,9 @@ class Shepherd:
         self._first: Relay | None = None
         self._ended = ""
         obtained = (setup.accelerator, setup.hypervisor, setup.kernel_release, setup.architecture)
-        self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid)
+        restored = setup.template is not None and setup.template.known is not None
+        start = "template" if restored else "cold"
+        self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid, start)
         self._silence_s = 0.0
         self._killed_for_s = -1.0  # by request; negative: it was not
 
@@ -248,6 +238,9 @@ class Shepherd:
                     client.close()
                     self._kill()
                     return
+                if isinstance(request, TemplateRequest):
+                    self._share_template(client, request.key)
+                    return
                 if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
                     raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 if isinstance(request, FileRequest):
@@ -263,6 +256,13 @@ class Shepherd:
                 self._openings.append(Opening(opening, lambda: True, client, descriptors))
             except (OSError, ValueError, BulleError, msgspec.DecodeError) as error:
                 refuse(client, descriptors, error)
+
+    def _share_template(self, client: socket.socket, key: str) -> None:
+        """Its memory is sealed: whoever has it can only read."""
+        with client:
+            template = self._setup.template
+            if template is not None and template.known is not None and template.key == key:
+                socket.send_fds(client, [b"{}"], [template.memory])
 
     def _kill(self) -> None:
         """End the command by force, and with it the guest, which has written everything then."""
@@ -314,7 +314,7 @@ class Shepherd:
         yield lambda: session.started or session.final
         if session.error:
             mounts = self._plan.mounts if first else ()
-            raise (yield from self._with_files(lambda look: boot.explain(session, wanted, environment, look, mounts)))
+            raise (yield from self._with_files(lambda look: refusals.explain(session, wanted, environment, look, mounts)))
         streams = zip((session.output, session.errors), descriptors[1:], strict=True)
         sinks = tuple(Sink(descriptor, stream, session) for stream, descriptor in streams if descriptor >= 0)
         relay = self._relays[session.number] = Relay(session, descriptors[0], sinks, client, terminal)
