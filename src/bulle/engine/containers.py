@@ -57,8 +57,11 @@ class Containers:
         self._images = images
         self._volumes = volumes
 
-    def create(self, options: ContainerOptions, base: Base | None = None) -> Container:
-        """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it."""
+    def create(self, options: ContainerOptions, base: Base | None = None, *, fill: Callable[[RunPlan], None] | None = None) -> Container:
+        """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it.
+
+        ``fill`` puts more into its directory before it can be seen.
+        """
         for_build = base is not None
         if base is None:
             base = self._base(options)
@@ -88,7 +91,7 @@ class Containers:
                 plan = replace(plan, network=network)
             return ContainerRecord.of(identifier, name, base.image_id, time.time_ns(), first, kept, plan)
 
-        record = self._insert_with_directory(build, options, mounting, base, identifier)
+        record = self._insert_with_directory(build, options, mounting, base, identifier, fill)
         if not for_build:  # what a build does is not what a user sees of containers
             attributes = {**kept.labels, "image": options.image, "name": record.name}
             describe_container(record.plan.state_host_path, attributes)
@@ -170,7 +173,13 @@ class Containers:
         return bool(base.config.volumes) and level in LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
 
     def _insert_with_directory(
-        self, build: Build, options: ContainerOptions, mounting: Mounting | None, base: Base, identifier: str
+        self,
+        build: Build,
+        options: ContainerOptions,
+        mounting: Mounting | None,
+        base: Base,
+        identifier: str,
+        fill: Callable[[RunPlan], None] | None,
     ) -> ContainerRecord:
         made: list[RunPlan] = []
 
@@ -180,6 +189,8 @@ class Containers:
             if record.plan.root.size_bytes or record.plan.guest is not None:
                 driver_for(record.plan.isolation, self._home).require(record.plan)
             make_directory(record.plan)
+            if fill is not None:
+                fill(record.plan)
 
         try:
             if mounting is None or not mounting.mounts:
