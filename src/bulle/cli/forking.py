@@ -15,10 +15,8 @@ from bulle.cli.verb import verb
 @click.pass_obj
 def fork(session: Session, container: str, name: str | None) -> int:
     """Make a second virtual machine from a running one, with its memory and all that runs in it; prints its id."""
-    from bulle.engine.forking import fork as fork_machine
-
-    engine = session.engine
-    made = fork_machine(engine.store, engine.containers, engine.containers.get(container), name or "")
+    containers = session.engine.containers
+    made = containers.fork(containers.get(container), name or "")
     warn_of(made.notes)
     write(f"{made.id}\n")
     return 0

@@ -19,7 +19,7 @@ from bulle.engine.images import Images
 from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
 from bulle.engine.volumes import Volumes
-from bulle.errors import Conflict, StorageFull, Unavailable
+from bulle.errors import Conflict, NotFound, StorageFull, Unavailable
 from bulle.isolation.driver import Feature
 from bulle.linux import subordinate_ids
 from bulle.model.container import ContainerOptions
@@ -98,6 +98,13 @@ class Containers:
             publish(self._home, "container", "create", identifier, attributes)
         return Container(self._home, self._database, record)
 
+    def image_of(self, options: ContainerOptions) -> str:
+        """The id of the image that a container would be made from now; empty where it would have to be pulled."""
+        try:
+            return self._images.for_run(options.image, "never", options.platform).id
+        except NotFound:
+            return ""
+
     def plan(self, options: ContainerOptions) -> RunPlan:
         """What ``create`` and ``start`` would do, without doing it."""
         base = self._base(options)
@@ -113,6 +120,12 @@ class Containers:
             return replace(plan, network=networking.attach(connection, self._networks, plan.container_id, options, plan.network))
         finally:
             connection.execute("ROLLBACK")
+
+    def fork(self, container: Container, name: str = "") -> Container:
+        """A second virtual machine from one that runs, which goes on from the same moment; see :func:`bulle.engine.forking.fork`."""
+        from bulle.engine.forking import fork
+
+        return fork(self._store, self, container, name)
 
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""

@@ -46,6 +46,8 @@ def fork(store: Store, containers: Containers, container: Container, name: str =
         copy_content(source.fileno(), target.fileno())
     publish_container(container.directory, "fork")
     options, notes = _second(container.options, name)
+    if container.image_id and containers.image_of(options) != container.image_id:
+        options = replace(options, image=container.image_id)  # its name is another's by now
 
     def fill(plan: RunPlan) -> None:
         from bulle.isolation.microvm.checkpoint import KEPT_NAME, STATE_NAME
@@ -55,7 +57,7 @@ def fork(store: Store, containers: Containers, container: Container, name: str =
             os.rename(place / file, f"{plan.state_host_path}/{file}")
         place.rmdir()
 
-    made = containers.create(replace(options, image=container.image_id or options.image), fill=fill)
+    made = containers.create(options, fill=fill)
     made.start()
     made.notes = (*notes, *made.notes)
     return made
