@@ -35,7 +35,7 @@ def counted(box: Machine, name: str) -> list[tuple[int, str]]:
 
 def test_it_goes_on_from_the_same_moment_with_an_identity_of_its_own(box: Machine) -> None:
     run(box, "run", "-d", "--name", "first", "-e", "WHAT=kept", *VM, IMAGE, "sh", "-c", COUNTS)
-    run(box, "exec", "first", "sh", "-c", "echo before > /file; echo before > /dev/shm/memory")
+    run(box, "exec", "first", "sh", "-c", "echo before > /file; echo before > /dev/shm/memory; tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id")
     with box.start_command("exec", "first", "sleep", "1000", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as beside:
         wait_for(lambda: len(counted(box, "first")) > 2, "it counts")
         identifier = run(box, "fork", "first", "--name", "second").strip()
@@ -50,6 +50,7 @@ def test_it_goes_on_from_the_same_moment_with_an_identity_of_its_own(box: Machin
         assert run(box, "exec", "first", "cat", "/file", "/dev/shm/memory") == "before\nbefore\n"
         random_numbers = {run(box, "exec", name, "cat", "/proc/sys/kernel/random/uuid") for name in ("first", "second")}
         assert len(random_numbers) == 2
+        assert len({run(box, "exec", name, "cat", "/etc/machine-id") for name in ("first", "second")}) == 2
         assert abs(int(run(box, "exec", "second", "date", "+%s")) - time.time()) < 300
         shown = json.loads(run(box, "inspect", "second"))[0]
         assert shown["State"]["Machine"]["Start"] == "kept" and "WHAT=kept" in shown["Config"]["Env"] and shown["Config"]["Image"] == IMAGE

@@ -29,14 +29,17 @@ from bulle.model.run_plan import RunPlan
 STATE_NAME, KEPT_NAME = "kept.state", "kept.json"
 """In the container's host directory: what QEMU wrote, and :class:`Kept`, which is written last."""
 
+MACHINE_ID = "/etc/machine-id"
+
 _QUIET_S = 5.0
 _LOOK_S = 0.002
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What is known of a machine that was kept. ``kind`` is all that a machine that begins with it must have too, ``first`` the session of the
+    """What is known of a machine that was kept, that of ``container_id``. ``kind`` is all that a machine that begins with it must have too, ``first`` the session of the
     container's own command; ``interfaces`` are names, ``addresses`` what each has."""
 
+    container_id: str
     kind: dict[str, str]
     agent: AgentState
     first: int
@@ -89,7 +92,7 @@ def keep(
     _listen(control, agent)
     control.write_state(state, with_memory=True)
     addresses = tuple(_addresses(plan, number) for number in range(len(interfaces)))
-    content = msgspec.json.encode(Kept(kind, agent.state(), first, tuple(interfaces), addresses))
+    content = msgspec.json.encode(Kept(plan.container_id, kind, agent.state(), first, tuple(interfaces), addresses))
     os.pwrite(known, content, 0)
 
 
@@ -123,13 +126,19 @@ def _addresses(plan: RunPlan, number: int) -> tuple[str, ...]:
     return (*plan.network.attachments[number].addresses, *next_to_it)
 
 
-def renewal(plan: RunPlan, files: guest.Files, kept: Kept, macs: Sequence[str], clock_ns: int, entropy: bytes) -> list[Step]:
-    """What a machine that goes on is told, so that it is the container of this plan: each name that another one had is replaced."""
+def renewal(
+    plan: RunPlan, files: guest.Files, kept: Kept, macs: Sequence[str], clock_ns: int, entropy: bytes, machine_id: str = ""
+) -> list[Step]:
+    """What a machine that goes on is told, so that it is the container of this plan: each name that another one had is replaced.
+
+    ``machine_id`` is one for a system that has one, and was another container's. machine-id(5)
+    """
     steps: list[Step] = [
         ("clock", str(clock_ns // 10**9), str(clock_ns % 10**9)),
         ("entropy", entropy.hex()),
         *(("write", f"/files/{name}", content, "create") for name, content in files.contents.items()),
         ("hostname", plan.hostname),
+        *([("?write", MACHINE_ID.lstrip("/"), f"{machine_id}\n")] if machine_id else []),
     ]
     for name, addresses in zip(kept.interfaces, kept.addresses, strict=True):
         steps += [("link", name, "down"), *(("?address", name, address, "remove") for address in addresses)]
