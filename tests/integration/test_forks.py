@@ -35,7 +35,8 @@ def counted(box: Machine, name: str) -> list[tuple[int, str]]:
 
 def test_it_goes_on_from_the_same_moment_with_an_identity_of_its_own(box: Machine) -> None:
     run(box, "run", "-d", "--name", "first", "-e", "WHAT=kept", *VM, IMAGE, "sh", "-c", COUNTS)
-    run(box, "exec", "first", "sh", "-c", "echo before > /file; echo before > /dev/shm/memory; tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id")
+    identify = "tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id"
+    run(box, "exec", "first", "sh", "-c", f"echo before > /file; echo before > /dev/shm/memory; {identify}")
     with box.start_command("exec", "first", "sleep", "1000", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as beside:
         wait_for(lambda: len(counted(box, "first")) > 2, "it counts")
         identifier = run(box, "fork", "first", "--name", "second").strip()

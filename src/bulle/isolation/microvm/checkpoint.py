@@ -36,8 +36,11 @@ _LOOK_S = 0.002
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What is known of a machine that was kept, that of ``container_id``. ``kind`` is all that a machine that begins with it must have too, ``first`` the session of the
-    container's own command; ``interfaces`` are names, ``addresses`` what each has."""
+    """What is known of a machine that was kept, that of ``container_id``.
+
+    ``kind`` is all that a machine that begins with it must have too, ``first`` the session of the container's own command; ``interfaces`` are names,
+    ``addresses`` what each has.
+    """
 
     container_id: str
     kind: dict[str, str]
