@@ -69,7 +69,7 @@ def test_it_goes_on_from_the_same_moment_with_an_identity_of_its_own(box: Machin
 def test_their_addresses_are_their_own(net: Networked) -> None:
     """Also of one that began from a template; a port that only one can have becomes another."""
     for name in ("booted", "first"):
-        net("run", "-d", "--name", name, "-p", "127.0.0.1:0:80", "--start", "template", *VM, IMAGE, "sleep", "1000")
+        net("run", "-d", "--name", name, "-p", "127.0.0.1::80", "--start", "template", *VM, IMAGE, "sleep", "1000")
     done = net.bulle("fork", "first", "--name", "second", timeout_s=200)
     assert done.returncode == 0, done.stderr
     assert "0% packet loss" in net("exec", "second", "ping", "-c", "2", "first")
@@ -83,7 +83,7 @@ def test_what_cannot_be_forked_is_refused_in_a_sentence(box: Machine, tmp_path: 
     run(box, "run", "-d", "--name", "container", IMAGE, "sleep", "1000")
     run(box, "run", "-d", "--name", "shows", "-v", f"{tmp_path}:/v", *VM, IMAGE, "sleep", "1000")
     run(box, "run", "--name", "ended", *VM, IMAGE, "true")
-    for name, why in (("container", "container has no"), ("shows", "shows directories of the host"), ("ended", "not running")):
+    for name, why in (("container", "has no fork"), ("shows", "shows directories of the host"), ("ended", "not running")):
         said = run(box, "fork", name, code=1)
         assert why in said and said.count("\n") == 1, said
     assert run(box, "exec", "shows", "echo", "goes on") == "goes on\n"

@@ -37,7 +37,7 @@ def fork(store: Store, containers: Containers, container: Container, name: str =
     """
     if container.plan.guest is None:
         mend = "use --isolation vm, or `bulle commit` for its files"
-        raise Unsupported("a copy of what runs, with its memory,", container.plan.isolation, mend)
+        raise Unsupported("fork of what runs in it", container.plan.isolation, mend)
     if container.state().status != "running" or container.is_paused():
         state = "paused" if container.is_paused() else "not running"
         raise Conflict(f"container {container.name} is {state}", "", "only a running one can be forked")
