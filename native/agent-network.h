@@ -6,7 +6,7 @@
 
 enum { AF_INET = 2, AF_INET6 = 10, AF_NETLINK = 16, SOCK_DGRAM = 2, SOCK_RAW = 3 };
 enum { SIOCGIFFLAGS = 0x8913, SIOCSIFFLAGS = 0x8914, SIOCSIFMTU = 0x8922, SIOCSIFNAME = 0x8923, SIOCSIFHWADDR = 0x8924, SIOCGIFINDEX = 0x8933, IFF_UP = 1, ARPHRD_ETHER = 1 };
-enum { RTM_NEWADDR = 20, RTM_NEWROUTE = 24, NLMSG_ERROR = 2, NLM_F_REQUEST = 1, NLM_F_ACK = 4, NLM_F_REPLACE = 0x100, NLM_F_CREATE = 0x400 };
+enum { RTM_NEWADDR = 20, RTM_DELADDR = 21, RTM_NEWROUTE = 24, NLMSG_ERROR = 2, NLM_F_REQUEST = 1, NLM_F_ACK = 4, NLM_F_REPLACE = 0x100, NLM_F_CREATE = 0x400 };
 enum { IFA_ADDRESS = 1, IFA_LOCAL = 2, IFA_F_NODAD = 2, RTA_OIF = 4, RTA_GATEWAY = 5, RT_TABLE_MAIN = 254, RTPROT_BOOT = 3, RTN_UNICAST = 1 };
 
 struct interface_request { char name[16]; union { short flags; int number; char name[16]; struct { unsigned short family; u8 address[14]; } hardware; u8 room[24]; } u; };
@@ -115,10 +115,10 @@ static i64 interface_number(const char *name)
     return result < 0 ? result : request.u.number;
 }
 
-/* address IFACE ADDRESS/LENGTH */
-static i64 add_address(const char *interface, const char *text)
+/* address IFACE ADDRESS/LENGTH [remove] */
+static i64 change_address(unsigned short type, const char *interface, const char *text)
 {
-    struct netlink_message message = {16 + 8, RTM_NEWADDR, 0, 1, 0, {0}};
+    struct netlink_message message = {16 + 8, type, 0, 1, 0, {0}};
     char name[64], *end = name;
     u8 address[16];
     u64 length, prefix;
@@ -160,7 +160,7 @@ static i64 add_route(const char *interface, const char *text)
     return ask_kernel(&message);
 }
 
-/* link IFACE up | mtu N | mac M */
+/* link IFACE up | down | mtu N | mac M */
 static i64 change_link(char **words, int count)
 {
     struct interface_request request;
@@ -168,11 +168,11 @@ static i64 change_link(char **words, int count)
     i64 result;
     if (!name_interface(&request, words[0]))
         return -EINVAL;
-    if (count == 2 && same(words[1], "up")) {
+    if (count == 2 && (same(words[1], "up") || same(words[1], "down"))) {
         result = interface_call(SIOCGIFFLAGS, &request);
         if (result < 0)
             return result;
-        request.u.flags |= IFF_UP;
+        request.u.flags = (short)(same(words[1], "up") ? request.u.flags | IFF_UP : request.u.flags & ~IFF_UP);
         return interface_call(SIOCSIFFLAGS, &request);
     }
     if (count == 3 && same(words[1], "mtu") && number_of(words[2], 10, &number) && number <= 65536) {

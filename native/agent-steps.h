@@ -354,7 +354,9 @@ static i64 one_step(int count, char **words)
     if ((count == 3 || count == 4) && same(name, "link"))
         return change_link(words + 1, count - 1);
     if (count == 3 && same(name, "address"))
-        return add_address(words[1], words[2]);
+        return change_address(RTM_NEWADDR, words[1], words[2]);
+    if (count == 4 && same(name, "address") && same(words[3], "remove"))
+        return change_address(RTM_DELADDR, words[1], words[2]);
     if (count == 3 && same(name, "route"))
         return add_route(words[1], words[2]);
     if (count == 3 && same(name, "clock"))

@@ -42,6 +42,7 @@ CONTAINER_VERBS = {
     "diff": "copying:diff",
     "exec": "attaching:execute",
     "export": "copying:export",
+    "fork": "forking:fork",
     "kill": "lifecycle:kill",
     "logs": "logs:logs",
     "move": "moving:move",

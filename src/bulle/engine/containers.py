@@ -19,7 +19,7 @@ from bulle.engine.images import Images
 from bulle.engine.log_options import with_log
 from bulle.engine.planning import Base
 from bulle.engine.volumes import Volumes
-from bulle.errors import Conflict, StorageFull, Unavailable
+from bulle.errors import Conflict, NotFound, StorageFull, Unavailable
 from bulle.isolation.driver import Feature
 from bulle.linux import subordinate_ids
 from bulle.model.container import ContainerOptions
@@ -58,8 +58,11 @@ class Containers:
         self._images = images
         self._volumes = volumes
 
-    def create(self, options: ContainerOptions, base: Base | None = None) -> Container:
-        """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it."""
+    def create(self, options: ContainerOptions, base: Base | None = None, *, fill: Callable[[RunPlan], None] | None = None) -> Container:
+        """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it.
+
+        ``fill`` puts more into its directory before it can be seen.
+        """
         for_build = base is not None
         if base is None:
             base = self._base(options)
@@ -89,12 +92,19 @@ class Containers:
                 plan = replace(plan, network=network)
             return ContainerRecord.of(identifier, name, base.image_id, time.time_ns(), first, kept, plan)
 
-        record = self._insert_with_directory(build, options, mounting, base, identifier)
+        record = self._insert_with_directory(build, options, mounting, base, identifier, fill)
         if not for_build:  # what a build does is not what a user sees of containers
             attributes = {**kept.labels, "image": options.image, "name": record.name}
             describe_container(record.plan.state_host_path, attributes)
             publish(self._home, "container", "create", identifier, attributes)
         return Container(self._home, self._database, record)
+
+    def image_of(self, options: ContainerOptions) -> str:
+        """The id of the image that a container would be made from now; empty where it would have to be pulled."""
+        try:
+            return self._images.for_run(options.image, "never", options.platform).id
+        except NotFound:
+            return ""
 
     def plan(self, options: ContainerOptions) -> RunPlan:
         """What ``create`` and ``start`` would do, without doing it."""
@@ -117,6 +127,12 @@ class Containers:
         shares = options.network.startswith("container:")
         plan = self._compose(replace(options, network="none") if shares else options, self._base(options), "0" * 64, None, options.name)
         driver_for(plan.isolation, self._home).require(plan)
+
+    def fork(self, container: Container, name: str = "") -> Container:
+        """A second virtual machine from one that runs, which goes on from the same moment; see :func:`bulle.engine.forking.fork`."""
+        from bulle.engine.forking import fork
+
+        return fork(self._store, self, container, name)
 
     def get(self, name: str) -> Container:
         """By name, id or unambiguous beginning of an id. Raises NotFound."""
@@ -192,7 +208,13 @@ class Containers:
         return bool(base.config.volumes) and level in LEVELS and Feature.VOLUMES in driver_for(level, self._home).probe().features
 
     def _insert_with_directory(
-        self, build: Build, options: ContainerOptions, mounting: Mounting | None, base: Base, identifier: str
+        self,
+        build: Build,
+        options: ContainerOptions,
+        mounting: Mounting | None,
+        base: Base,
+        identifier: str,
+        fill: Callable[[RunPlan], None] | None,
     ) -> ContainerRecord:
         made: list[RunPlan] = []
 
@@ -202,6 +224,8 @@ class Containers:
             if record.plan.root.size_bytes or record.plan.guest is not None:
                 driver_for(record.plan.isolation, self._home).require(record.plan)
             make_directory(record.plan)
+            if fill is not None:
+                fill(record.plan)
 
         try:
             if mounting is None or not mounting.mounts:

@@ -29,6 +29,7 @@ from bulle.isolation.microvm.agent_protocol import (
     strings,
 )
 from bulle.isolation.microvm.agent_session import Session, malformed
+from bulle.isolation.microvm.agent_state import AgentState
 
 _MOST_NAMES_BYTES = 16 << 20
 
@@ -55,6 +56,23 @@ class Agent:
         self._incoming = bytearray()
         self._outgoing = bytearray()
         self._failure: BulleError | None = None
+        self.received_bytes = 0
+
+    @classmethod
+    def continued(cls, line: socket.socket, state: AgentState) -> Agent:
+        """The connection to a guest that was kept while it spoke to another process."""
+        agent = cls(line)
+        agent.hello, agent._greeted = Hello(state.release, state.machine), 0
+        agent._next_number, agent._incoming[:] = state.next_number, state.incoming
+        agent._sessions = {one.number: Session.continued(agent, one) for one in state.sessions}
+        return agent
+
+    def state(self) -> AgentState:
+        """What another process has to know to go on, once nothing waits to be sent and the guest stands still."""
+        assert self.hello is not None
+        assert not self._outgoing
+        sessions = tuple(one.state() for one in self._sessions.values())
+        return AgentState(self.hello.release, self.hello.machine, self._next_number, bytes(self._incoming), sessions)
 
     def fileno(self) -> int:
         """The socket's descriptor, for poll(2): always for reading, for writing where :attr:`wants_to_write`."""
@@ -106,6 +124,7 @@ class Agent:
         if not data:
             self.ended = True
             return False
+        self.received_bytes += len(data)
         try:
             self.feed(data)
         except BulleError as error:

@@ -19,6 +19,7 @@ from bulle.isolation.microvm.agent_protocol import (
     FromHost,
     frame,
 )
+from bulle.isolation.microvm.agent_state import SessionState, StreamState
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 _WINDOW = struct.Struct("<BI")
@@ -62,6 +63,14 @@ class Stream:
             raise malformed("it sent more than it may")
         self.data += payload
 
+    def state(self) -> StreamState:
+        """See :mod:`bulle.isolation.microvm.agent_state`."""
+        return StreamState(bytes(self.data), self.ended, self._in_flight)
+
+    def continue_from(self, state: StreamState) -> None:
+        """Be what another process's stream was."""
+        self.data[:], self.ended, self._in_flight = state.data, state.ended, state.in_flight
+
     def consume(self, count: int) -> None:
         """The first ``count`` bytes of ``data`` are done with; the guest may send as many more."""
         del self.data[:count]
@@ -103,6 +112,23 @@ class Session:
         self._takes_input = stdin or terminal or kind is FromHost.TAR_IN
         self._credit = INPUT_WINDOW_BYTES if self._takes_input else 0
         self._input_ended = not self._takes_input
+
+    def state(self) -> SessionState:
+        """See :mod:`bulle.isolation.microvm.agent_state`."""
+        return SessionState(
+            self.number, int(self.kind), self.started, self.pid, self.terminal, self._takes_input, self._input_ended, self.closed, self._credit,
+            self.output.state(), self.errors.state(),
+        )  # fmt: skip
+
+    @classmethod
+    def continued(cls, agent: Carrier, state: SessionState) -> Session:
+        """One that another process began."""
+        session = cls(agent, state.number, FromHost(state.kind), terminal=state.terminal, stdin=state.takes_input)
+        session.started, session.pid, session.closed = state.started, state.pid, state.closed
+        session._input_ended, session._credit = state.input_ended, state.credit
+        session.output.continue_from(state.output)
+        session.errors.continue_from(state.errors)
+        return session
 
     def say(self, kind: FromHost, payload: bytes | memoryview = b"") -> None:
         """Queue one frame of this session."""

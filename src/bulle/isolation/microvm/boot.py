@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from bulle.errors import BulleError
-from bulle.isolation.microvm import disks, guest, sandbox
+from bulle.isolation.microvm import checkpoint, disks, guest, sandbox
 from bulle.isolation.microvm import template as templates
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.cable import Cable
+from bulle.isolation.microvm.checkpoint import Beginning
 from bulle.isolation.microvm.control import Control
 from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
 from bulle.isolation.microvm.qemu import arguments
@@ -39,21 +39,25 @@ _MOST_BYTES = 4 << 20
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
 _KEY = "52:54:00"
 _MOST_CALLS = 10
+_MACHINE_ID_BYTES = 33
 
 
 @dataclass
 class Booted:
-    """A hypervisor and the agent in its guest. ``console`` is read for what the guest's kernel says when it dies."""
+    """A hypervisor and the agent in its guest. ``console`` is read for what the guest's kernel says when it dies;
+    ``interfaces`` are what it calls the interfaces of the plan."""
 
     pid: int
     agent: Agent
     console: int
     output: int
+    control: Control
     helpers: list[int] = field(default_factory=list)
     said: bytearray = field(default_factory=bytearray)
     status: int | None = None
     trace: int = -1
     trace_to: int = -1
+    interfaces: tuple[str, ...] = ()
 
     def carry_trace(self) -> None:
         """Pass on what QEMU said of its processor since, or drop it until there is somebody to tell. It waits meanwhile, but not for ever."""
@@ -136,7 +140,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         pid, connection = _serve_files(setup)
         helpers.append(pid)
         shares.append(SharedDirectory("volumes", connection.detach()))
-    commands, commanded = socket.socketpair() if setup.template is not None else (None, None)
+    commands, commanded = socket.socketpair()
     machine = Machine(
         architecture=setup.architecture,
         accelerator=setup.accelerator,
@@ -153,58 +157,74 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         log_items="in_asm",
         host_tsc_khz=setup.host_tsc_khz,
         small=setup.small,
-        **_beginning(setup, commanded),
+        control=commanded.fileno(),
+        memory=setup.template.memory if setup.template is not None else -1,
+        memory_shared=setup.template is not None and setup.template.known is None,
+        incoming=setup.beginning is not None or (setup.template is not None and setup.template.known is not None),
     )
     pid = sandbox.start_hypervisor(setup.program, arguments(machine, setup.program)[1:], machine.descriptors, setup.output_fd)
     theirs.close()
     os.close(printed)
-    if commanded is not None:
-        commanded.detach()
+    commanded.detach()
     kept = {setup.template.memory} if setup.template is not None else set()
     if setup.template is not None and setup.template.known is None and setup.template.fresh:
         kept.add(setup.scratch)
     for descriptor in {*machine.descriptors} - {machine.agent, printed} - kept:
         os.close(descriptor)
-    booted = Booted(pid, Agent(ours), console, setup.output_fd, helpers, trace=trace)
+    agent = Agent(ours) if setup.beginning is None else Agent.continued(ours, setup.beginning.kept.agent)
+    booted = Booted(pid, agent, console, setup.output_fd, Control(commands), helpers, trace=trace)
     try:
-        _boot(plan, setup, booted, cables, has_volumes, Control(commands) if commands is not None else None)
+        if setup.beginning is not None:
+            _go_on(plan, setup, booted, setup.beginning, cables)
+        else:
+            _boot(plan, setup, booted, cables, has_volumes)
     except BaseException:
         booted.kill()
         raise
     return booted
 
 
-def _beginning(setup: Setup, commanded: socket.socket | None) -> dict[str, Any]:
-    """What a template changes of a machine: it is begun from one, or will be one."""
-    template = setup.template
-    if template is None or commanded is None:
-        return {}
-    is_begun = template.known is not None
-    return {"memory": template.memory, "memory_shared": not is_begun, "incoming": is_begun, "control": commanded.fileno()}
+def _go_on(plan: RunPlan, setup: Setup, booted: Booted, beginning: Beginning, cables: Sequence[Cable]) -> None:
+    """Begin with what was kept of a machine; what ran in it runs on, but for commands whose clients are not here."""
+    try:
+        booted.control.read_state(beginning.state, with_memory=True)
+        booted.control.go_on()
+    except BulleError as error:
+        raise checkpoint.damaged(booted.cause_of_end() if booted.has_ended() else str(error)) from error
+    os.close(beginning.state)
+    booted.interfaces = beginning.kept.interfaces
+    for session in booted.agent.sessions:
+        if session.number != beginning.kept.first:
+            session.close()
+    is_other = beginning.kept.container_id != plan.container_id
+    machine_id = os.urandom(16).hex() if is_other and len(read(booted, checkpoint.MACHINE_ID) or b"") == _MACHINE_ID_BYTES else ""
+    macs = [one.mac for one in cables]
+    _do(booted, checkpoint.renewal(plan, setup.files, beginning.kept, macs, time.time_ns(), os.urandom(64), machine_id))
 
 
-def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool, control: Control | None) -> None:
+def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool) -> None:
     template = setup.template
     restored = template.known if template is not None else None
-    if control is not None and template is not None and restored is not None:
+    if template is not None and restored is not None:
         booted.agent.greet(again=False)
         try:
-            control.read_state(template.state)
+            booted.control.read_state(template.state, with_memory=False)
             wait(booted, lambda: booted.agent.hello is not None, starting=True)
         except BulleError as error:
             templates.forget(template)
             raise BulleError("the machine could not begin from its template", f"{error}", "start it again: it boots then") from error
-        control.close()
     wait(booted, lambda: booted.agent.hello is not None, starting=True)
     nodes = restored.disks if restored is not None else _find_disks(setup, booted)
     found = _disks(setup, nodes)
     interfaces = _interfaces(plan, booted, cables, restored)
+    found_as = tuple(one.found_as for one in interfaces)
+    booted.interfaces = tuple(one.name for one in interfaces)
     root = guest.root_steps(plan, found)
     is_fresh = template is not None and template.fresh
     if restored is None:
         _do(booted, [*guest.layer_steps(found), *(root if is_fresh else []), *guest.machine_steps(plan)])
-    if control is not None and template is not None and restored is None:
-        _keep(template, setup, control, Known(nodes, tuple(one.found_as for one in interfaces)))
+    if template is not None and restored is None:
+        _keep(template, setup, booted.control, Known(nodes, found_as))
     _do(booted, [
         *([] if is_fresh else root),
         *guest.own_steps(plan, setup.files, volumes=has_volumes, clock_ns=time.time_ns(), entropy=os.urandom(64)),
@@ -215,7 +235,7 @@ def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], 
 def _keep(template: Template, setup: Setup, control: Control, known: Known) -> None:
     """Make this machine a template on its way; where that fails it is none, and goes on."""
     try:
-        control.write_state(template.state)
+        control.write_state(template.state, with_memory=False)
         try:
             templates.finish(template, known, setup.scratch)
         finally:
@@ -223,7 +243,6 @@ def _keep(template: Template, setup: Setup, control: Control, known: Known) -> N
     except BulleError as error:
         os.write(setup.output_fd, f"no template: {error}\n".encode())
     finally:
-        control.close()
         for descriptor in (*template.descriptors, *([setup.scratch] if template.fresh else [])):
             os.close(descriptor)
 
@@ -267,6 +286,16 @@ def read(booted: Booted, path: str, *, own_root: bool = False, most: int = _MOST
     reply = booted.agent.read(path, most, own_root=own_root)
     wait(booted, lambda: reply.final)
     return bytes(reply.content) if not reply.error else None
+
+
+def guest_kills(booted: Booted) -> int:
+    """How many processes the guest's kernel killed because memory was used up."""
+    with suppress(BulleError):
+        for line in (read(booted, "/proc/vmstat", own_root=True) or b"").splitlines():
+            name, _, number = line.partition(b" ")
+            if name == b"oom_kill":
+                return int(number)
+    return 0
 
 
 def listing(booted: Booted, path: str) -> list[str]:

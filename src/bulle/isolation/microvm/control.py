@@ -17,6 +17,7 @@ from bulle.errors import BulleError
 
 _PATIENCE_S = 60.0
 _LOOK_S = 0.001
+_BYTES_PER_S = 1 << 40  # what goes to a file need not be slowed
 
 
 class Control:
@@ -76,16 +77,17 @@ class Control:
             raise BulleError("the hypervisor does not answer", f"{command}: {error}", "") from error
         return answer["return"]
 
-    def write_state(self, descriptor: int) -> None:
-        """Stop the machine and write all of it but its memory, which must be shared, to a file. :meth:`go_on` then."""
-        self._carry("migrate", descriptor, "the machine's state could not be written")
+    def write_state(self, descriptor: int, *, with_memory: bool) -> None:
+        """Stop the machine and write all of it to a file; without its memory, that must be shared. :meth:`go_on` then."""
+        self._carry("migrate", descriptor, with_memory, "the machine's state could not be written")
 
-    def read_state(self, descriptor: int) -> None:
-        """Have a machine that waits for it begin with the state in a file, which :meth:`write_state` wrote of one like it. It runs then."""
-        self._carry("migrate-incoming", descriptor, "the machine could not be begun from what was kept of another")
+    def read_state(self, descriptor: int, *, with_memory: bool) -> None:
+        """Have a machine that waits for it begin with the state in a file, which :meth:`write_state` wrote of one like it. It runs if that did."""
+        self._carry("migrate-incoming", descriptor, with_memory, "the machine could not be begun from what was kept of another")
 
-    def _carry(self, command: str, descriptor: int, failure: str) -> None:
-        self.execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+    def _carry(self, command: str, descriptor: int, with_memory: bool, failure: str) -> None:
+        self.execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": not with_memory}])
+        self.execute("migrate-set-parameters", **{"max-bandwidth": _BYTES_PER_S})
         self.execute("getfd", descriptor, fdname="state")
         self.execute(command, uri="fd:state")
         deadline = time.monotonic() + _PATIENCE_S
@@ -93,6 +95,10 @@ class Control:
             if status in ("failed", "cancelled") or time.monotonic() > deadline:
                 raise BulleError(failure, f"QEMU says {status}", "")
             time.sleep(_LOOK_S)
+
+    def stop(self) -> None:
+        """Have the machine stand still."""
+        self.execute("stop")
 
     def go_on(self) -> None:
         """Let the machine run again."""

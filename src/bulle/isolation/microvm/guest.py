@@ -24,7 +24,8 @@ from bulle.model.run_plan import Mount, Process, RunPlan
 
 Step = tuple[str, ...]
 
-_OWN_NEXT_TO_IT = "169.254.53.2/30"
+OWN_NEXT_TO_IT = "169.254.53.2/30"
+"""The guest's address beside :data:`NAME_SERVER`."""
 _LOCKED = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _TMPFS_FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
 _TMPFS_CLEARS = {"rw": MS_RDONLY, "suid": MS_NOSUID, "dev": MS_NODEV, "exec": MS_NOEXEC}
@@ -145,7 +146,7 @@ def network_steps(interfaces: Sequence[Interface], *, asks_host: bool) -> list[S
             steps.append(("link", interface.name, "mtu", str(interface.mtu)))
         steps += [("address", interface.name, address) for address in interface.addresses]
         if asks_host and number == 0:
-            steps.append(("address", interface.name, _OWN_NEXT_TO_IT))
+            steps.append(("address", interface.name, OWN_NEXT_TO_IT))
         steps.append(("link", interface.name, "up"))
         for gateway in interface.gateways:
             if (":" in gateway) not in led:

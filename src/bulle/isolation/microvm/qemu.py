@@ -86,14 +86,14 @@ def _board(machine: Machine) -> list[str]:
     elif machine.architecture == "aarch64":
         options += ["gic-version=max"] if machine.accelerator == "kvm" else []
     size = f"{machine.memory_bytes}B"
+    # Always an object of that name: what is kept of a machine names its memory by it.
+    memory = f"memory-backend-ram,id=memory,size={size}"
     if machine.shares:
-        memory = ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_bytes},share=on"]
-        return ["-machine", ",".join([*options, "memory-backend=memory"]), *memory, "-m", size]
-    if machine.memory >= 0:
+        memory = f"memory-backend-memfd,id=memory,size={size},share=on"
+    elif machine.memory >= 0:
         shared = "on" if machine.memory_shared else "off"
-        backend = f"memory-backend-file,id=memory,size={machine.memory_bytes},mem-path=/proc/self/fd/{machine.memory},share={shared}"
-        return ["-machine", ",".join([*options, "memory-backend=memory"]), "-object", backend, "-m", size]
-    return ["-machine", ",".join(options), "-m", size]
+        memory = f"memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{machine.memory},share={shared}"
+    return ["-machine", ",".join([*options, "memory-backend=memory"]), "-object", memory, "-m", size]
 
 
 def _accelerator(machine: Machine) -> str:

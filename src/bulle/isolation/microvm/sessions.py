@@ -61,6 +61,11 @@ class TemplateRequest(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
+class KeepRequest(msgspec.Struct, frozen=True, tag=True):
+    """Have the machine stand still and keep it (:mod:`bulle.isolation.microvm.checkpoint`). Two descriptors come with it, for its state and for
+    what is known of it; the answer is ``done``, and the machine goes on when the client goes away."""
+
+
 class Word(msgspec.Struct, frozen=True):
     """From the shepherd: ``running``, ``error`` (its parts), ``exited`` (a wait status), ``done`` (an errno); to it ``signal`` and ``resize``."""
 
@@ -74,7 +79,7 @@ class Word(msgspec.Struct, frozen=True):
 Condition = Callable[[], bool]
 
 words = msgspec.json.Decoder(Word)
-requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest)
+requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest | KeepRequest)
 
 
 def listen(directory: str, name: str = SOCKET_NAME, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:

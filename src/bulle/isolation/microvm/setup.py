@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from bulle.errors import BulleError, InvalidInput
-from bulle.isolation.microvm import disks, emulator, sandbox, template
+from bulle.isolation.microvm import checkpoint, disks, emulator, sandbox, template
 from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.agent_program import agent_program
+from bulle.isolation.microvm.checkpoint import Beginning
 from bulle.isolation.microvm.guest import Files
 from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
 from bulle.isolation.microvm.kernel import GuestKernels
@@ -60,8 +61,17 @@ class Setup:
     small: bool
     traced: bool
     file_server: str
+    kind: dict[str, str]
     template: Template | None = None
+    beginning: Beginning | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def start(self) -> str:
+        """How the machine begins."""
+        if self.beginning is not None:
+            return "kept"
+        return "template" if self.template is not None and self.template.known is not None else "cold"
 
     @property
     def scratch(self) -> int:
@@ -77,7 +87,8 @@ class Setup:
     def descriptors(self) -> tuple[int, ...]:
         """All that the shepherd must keep open."""
         own = (self.kernel_fd, self.initial_ramdisk_fd, self.listener.fileno(), self.record_fd, self.output_fd)
-        return (*own, *(disk.descriptor for disk in self.disks), *(self.template.descriptors if self.template is not None else ()))
+        begun = self.template.descriptors if self.template is not None else (self.beginning.state,) if self.beginning is not None else ()
+        return (*own, *(disk.descriptor for disk in self.disks), *begun)
 
     def file_server_arguments(self, listener: int, directory: str) -> list[str]:
         """virtiofsd's: it is in a sandbox already."""
@@ -138,9 +149,11 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     )  # fmt: skip
     ramdisk = initial_ramdisk(kernel, agent_program(architecture).read_bytes(), (*shape.modules, *_FILE_SYSTEMS), cache)
     directory = plan.state_host_path
+    kind = _kind(plan, shape, (program.program, str(kernel.image), str(ramdisk)), accelerator.host_tsc_khz)
     kept, notes = None, tuple[str, ...]()
-    if wanted.start == "template":
-        kept, notes = _template(plan, cache, shape, (program.program, str(kernel.image), str(ramdisk)), accelerator.host_tsc_khz, opened)
+    beginning = checkpoint.take(directory, kind, opened)
+    if wanted.start == "template" and beginning is None:
+        kept, notes = _template(plan, cache, shape, kind, opened)
     listener = listen(directory)
     opened.callback(listener.close)
     files = {os.path.basename(path): Path(path).read_text() for path in identity_files(plan)}
@@ -165,31 +178,44 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
         small=shape.small,
         traced=bool(wanted.trace),
         file_server=file_server() if has_volumes else "",
+        kind=kind,
         template=kept,
+        beginning=beginning,
         notes=notes,
     )
 
 
+def _kind(plan: RunPlan, shape: Machine, files: Sequence[str], host_tsc_khz: int) -> dict[str, str]:
+    """All that the state of a machine depends on, by names that a user knows: one that begins with it must have the same."""
+    qemu, kernel, ramdisk = (" ".join(map(str, identity(path))) for path in files)
+    devices = [(disk.serial, disk.read_only, disk.volatile, os.fstat(disk.descriptor).st_size) for disk in shape.disks]
+    return {
+        "QEMU": qemu,
+        "the kernel": kernel,
+        "the ramdisk": ramdisk,
+        "the processor": f"{shape.architecture} {shape.accelerator} {_host_processor(shape)} {host_tsc_khz}",
+        "Bulle": VERSION,
+        "memory": str(shape.memory_bytes),
+        "processors": str(_processors(plan, shape.accelerator)),
+        "the board": f"{shape.board} {len(shape.networks)} {plan.network.mode}",
+        "disks": f"{devices}",
+        "layers": " ".join(layer.diff_id for layer in plan.root.layers),
+    }
+
+
 def _template(
-    plan: RunPlan, cache: Path, shape: Machine, files: Sequence[str], host_tsc_khz: int, opened: ExitStack
+    plan: RunPlan, cache: Path, shape: Machine, kind: dict[str, str], opened: ExitStack
 ) -> tuple[Template | None, tuple[str, ...]]:
     """The template that the machine begins with, or is; and a note where it boots without."""
     assert plan.guest is not None
     if shape.shares or plan.guest.trace:
         why = "it shows directories of the host, whose server keeps no state" if shape.shares else "its instructions are shown"
         return None, (f"the machine was booted, not begun from a template: {why}",)
-    devices = [(disk.serial, disk.read_only, disk.volatile, os.fstat(disk.descriptor).st_size) for disk in shape.disks]
-    processors = _processors(plan, shape.accelerator)
     # What it was started for last time is written down; so nothing was, and its disk is as it was made.
     is_fresh = not os.path.exists(f"{plan.state_host_path}/{RECORD_NAME}")
-    parts = [
-        is_fresh, plan.root.volatile,
-        VERSION, [identity(path) for path in files], shape.architecture, shape.accelerator, _host_processor(shape), shape.memory_bytes, processors,
-        host_tsc_khz, shape.small, devices, [layer.diff_id for layer in plan.root.layers],
-        plan.security.privileged, plan.network.mode, len(shape.networks),
-    ]  # fmt: skip
     disk = shape.disks[-1].descriptor if is_fresh else -1
-    found = template.prepare(cache / "templates", template.key_of(parts), shape.memory_bytes, plan.state_host_path, disk, opened)
+    key = template.key_of([kind, is_fresh, plan.root.volatile, plan.security.privileged])
+    found = template.prepare(cache / "templates", key, shape.memory_bytes, plan.state_host_path, disk, opened)
     return found, () if found is not None else ("the machine was booted: the template that it would begin with is just being made",)
 
 

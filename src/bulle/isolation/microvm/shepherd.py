@@ -13,22 +13,35 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar
 
 import msgspec
 
-from bulle.errors import BulleError
+from bulle.errors import BulleError, Conflict
 from bulle.isolation import identity
 from bulle.isolation.channel import Channel
 from bulle.isolation.execution import DEFAULT_PATH
 from bulle.isolation.launch import ChildKit
-from bulle.isolation.microvm import boot, cable, files, guest, refusals, sandbox, sessions
+from bulle.isolation.microvm import boot, cable, checkpoint, files, guest, refusals, sandbox, sessions, template
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
+from bulle.isolation.microvm.agent_session import Session
+from bulle.isolation.microvm.looking import with_files
 from bulle.isolation.microvm.record import Record, usable_memory_bytes
-from bulle.isolation.microvm.sessions import Condition, EndRequest, FileRequest, Opening, Relay, Sink, TemplateRequest, Word, refuse, tell
+from bulle.isolation.microvm.sessions import (
+    Condition,
+    EndRequest,
+    FileRequest,
+    KeepRequest,
+    Opening,
+    Relay,
+    Sink,
+    TemplateRequest,
+    Word,
+    refuse,
+    tell,
+)
 from bulle.isolation.microvm.setup import Setup
 from bulle.model.run_plan import Process, RunPlan
 
@@ -38,9 +51,7 @@ _KILLED_S = 8.0  # for a command in the guest to be gone after SIGKILL
 _SILENCE_S = 30.0  # of a guest that was asked to start a command: then it is said to hang
 _TICK_S = 2.0
 _SESSION_LIMIT = 200
-_MOST_BYTES = 4 << 20
 
-Result = TypeVar("Result")
 
 
 def run(
@@ -79,10 +90,6 @@ def run(
     os._exit(shepherd.loop())
 
 
-class _WantedError(Exception):
-    """A file of the guest that was not read yet."""
-
-
 class Shepherd:
     """The loop over guest, hypervisor, clients and signals."""
 
@@ -97,9 +104,8 @@ class Shepherd:
         self._first: Relay | None = None
         self._ended = ""
         obtained = (setup.accelerator, setup.hypervisor, setup.kernel_release, setup.architecture)
-        restored = setup.template is not None and setup.template.known is not None
-        start = "template" if restored else "cold"
-        self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid, start)
+        self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid, setup.start)
+        self._keeper: socket.socket | None = None  # who has the machine stand still
         self._silence_s = 0.0
         self._killed_for_s = -1.0  # by request; negative: it was not
 
@@ -107,6 +113,11 @@ class Shepherd:
         """Start the container's own command. Raises what an exec of it on the host would."""
         plan = self._plan
         descriptors = [terminal, os.dup(terminal), -1] if terminal >= 0 else [kit.stdio.stdin, kit.stdio.stdout, kit.stdio.stderr]
+        if self._setup.beginning is not None:
+            [session] = [one for one in self._agent.sessions if one.number == self._setup.beginning.kept.first]
+            self._first = self._carry(session, descriptors, None, terminal)
+            self._write_record()
+            return
         steps = guest.container_steps(plan, self._setup.files)
         opening = self._opening(plan.process, kit.filter_program or b"", descriptors, terminal, steps, first=True)
         with suppress(StopIteration):
@@ -128,7 +139,7 @@ class Shepherd:
         if not known:
             self._record.ended = self._ended
         elif status and not killed:
-            self._record.out_of_memory = self._guest_kills() > 0
+            self._record.out_of_memory = boot.guest_kills(self._machine) > 0
             self._record.refused = self._machine.refused_calls()
         code = sessions.exit_code(status) if known or killed else _ABNORMAL
         self._write_record()
@@ -143,6 +154,8 @@ class Shepherd:
         poll.register(self._machine.console, select.POLLIN)
         if self._machine.trace >= 0:
             poll.register(self._machine.trace, select.POLLIN)
+        if self._keeper is not None:
+            poll.register(self._keeper, select.POLLIN)
         inputs: dict[int, Relay] = {}
         outputs: dict[int, Sink] = {}
         clients: dict[int, Relay] = {}
@@ -166,6 +179,10 @@ class Shepherd:
                 self._exchange(events)
             elif descriptor == self._machine.trace:
                 self._machine.carry_trace()
+            elif self._keeper is not None and descriptor == self._keeper.fileno():
+                self._keeper.close()
+                self._keeper = None
+                self._machine.control.go_on()
             elif descriptor == self._machine.console:
                 self._machine.listen_to_console()
             else:
@@ -239,7 +256,10 @@ class Shepherd:
                     self._kill()
                     return
                 if isinstance(request, TemplateRequest):
-                    self._share_template(client, request.key)
+                    template.share(self._setup.template, client, request.key)
+                    return
+                if isinstance(request, KeepRequest):
+                    self._keep(client, descriptors)
                     return
                 if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
                     raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
@@ -257,12 +277,23 @@ class Shepherd:
             except (OSError, ValueError, BulleError, msgspec.DecodeError) as error:
                 refuse(client, descriptors, error)
 
-    def _share_template(self, client: socket.socket, key: str) -> None:
-        """Its memory is sealed: whoever has it can only read."""
-        with client:
-            template = self._setup.template
-            if template is not None and template.known is not None and template.key == key:
-                socket.send_fds(client, [b"{}"], [template.memory])
+    def _keep(self, client: socket.socket, descriptors: Sequence[int]) -> None:
+        """Have the machine stand still, kept in files, until the client goes away."""
+        assert self._first is not None
+        if self._keeper is not None or self._openings or self._setup.file_server or self._setup.traced:
+            why = "it shows directories of the host, whose server keeps no state" if self._setup.file_server else "it is busy with another request"
+            raise Conflict("the machine could not be kept", why, "")
+        state, known = descriptors
+        try:
+            first, names = self._first.session.number, self._machine.interfaces
+            checkpoint.keep(self._machine.control, self._agent, self._setup.kind, first, self._plan, names, state, known)
+        except BaseException:
+            self._machine.control.go_on()
+            raise
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._keeper = client
+        tell(client, Word("done"))
 
     def _kill(self) -> None:
         """End the command by force, and with it the guest, which has written everything then."""
@@ -307,47 +338,25 @@ class Shepherd:
         client: socket.socket | None = None,
     ) -> Iterator[Condition]:
         """Have a command started: gives what has to be so before it can go on, and ends when the command runs. Raises BulleError."""
-        user = yield from self._with_files(lambda look: identity.resolve(wanted.user, look), ("/etc/passwd", "/etc/group"))
+        user = yield from with_files(self._agent, self._plan, lambda look: identity.resolve(wanted.user, look), ("/etc/passwd", "/etc/group"))
         environment = {"PATH": DEFAULT_PATH, "HOME": user.home} | ({"TERM": "xterm"} if wanted.terminal else {})
         environment |= dict(item.partition("=")[::2] for item in wanted.environment)
         session = self._agent.execute(guest.execution(wanted, user, filter_program, environment, steps, first=first))
         yield lambda: session.started or session.final
         if session.error:
             mounts = self._plan.mounts if first else ()
-            raise (yield from self._with_files(lambda look: refusals.explain(session, wanted, environment, look, mounts)))
+            raise (yield from with_files(self._agent, self._plan, lambda look: refusals.explain(session, wanted, environment, look, mounts)))
+        relay = self._carry(session, descriptors, client, terminal)
+        if first:
+            self._first = relay
+
+    def _carry(self, session: Session, descriptors: Sequence[int], client: socket.socket | None, terminal: int) -> Relay:
+        """Carry the streams of a command from now on."""
         streams = zip((session.output, session.errors), descriptors[1:], strict=True)
         sinks = tuple(Sink(descriptor, stream, session) for stream, descriptor in streams if descriptor >= 0)
         relay = self._relays[session.number] = Relay(session, descriptors[0], sinks, client, terminal)
         os.set_blocking(relay.stdin, False)
-        if first:
-            self._first = relay
-
-    def _with_files(
-        self, function: Callable[[Callable[[str], bytes | None]], Result], ahead: Sequence[str] = ()
-    ) -> Generator[Condition, None, Result]:
-        """The result of a function that looks into files of the container, which are fetched when it asks for them; those ``ahead`` all at once."""
-        known: dict[str, bytes | None] = {}
-        asked = {path: self._agent.read(path, _MOST_BYTES) for path in ahead}
-
-        def look(path: str) -> bytes | None:
-            if path not in known:
-                raise _WantedError(path)
-            return known[path]
-
-        while True:
-            try:
-                return function(look)
-            except _WantedError as wanted:
-                path = wanted.args[0]
-            session = asked.pop(path, None) or self._agent.read(path, _MOST_BYTES)
-            yield lambda session=session: session.final  # type: ignore[misc]
-            for number, mount in enumerate(self._plan.mounts if session.error else ()):
-                # Before the first command runs, volumes are not in the container's root yet.
-                if mount.kind != "tmpfs" and f"{path}/".startswith(f"{mount.container_path}/"):
-                    inside = f"/volumes/{number}/shown{path.removeprefix(mount.container_path)}"
-                    session = self._agent.read(inside, _MOST_BYTES, own_root=True)
-                    yield lambda session=session: session.final  # type: ignore[misc]
-            known[path] = None if session.error else bytes(session.content)
+        return relay
 
     def _hear(self, relay: Relay) -> None:
         """A client that asked for a command: it sends signals and sizes; its end is its command's."""
@@ -380,14 +389,6 @@ class Shepherd:
             relay.client = None
         relay.session.close()
         self._relays.pop(relay.session.number, None)
-
-    def _guest_kills(self) -> int:
-        with suppress(BulleError):
-            for line in (boot.read(self._machine, "/proc/vmstat", own_root=True) or b"").splitlines():
-                name, _, number = line.partition(b" ")
-                if name == b"oom_kill":
-                    return int(number)
-        return 0
 
     def _write_record(self) -> None:
         with suppress(OSError):

@@ -16,7 +16,6 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import msgspec
 
 from bulle.errors import StorageFull
 from bulle.isolation.microvm.sessions import TemplateRequest, connect
+from bulle.linux.file_content import copy_content
 
 _MOST_KEPT = 8
 _F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE: linux/fcntl.h
@@ -111,7 +111,7 @@ def prepare(place: Path, key: str, memory_bytes: int, container_directory: str, 
     if fresh_disk >= 0:
         os.ftruncate(fresh_disk, 0)
         with open(path / _DISK, "rb") as source:
-            _copy(source.fileno(), fresh_disk)
+            copy_content(source.fileno(), fresh_disk)
     state = keep(os.open(path / _STATE, os.O_RDONLY | os.O_CLOEXEC))
     os.utime(path / _KNOWN)
     aside = path / f"{_LAST}.{os.getpid()}"
@@ -140,9 +140,9 @@ def forget_oldest(place: Path, most: int) -> None:
 def finish(template: Template, known: Known, disk: int) -> None:
     """Keep a machine that stands still, its state written: its memory and disk, and then what makes it a template. Raises StorageFull."""
     try:
-        _copy(template.memory, template.kept)
+        copy_content(template.memory, template.kept)
         if template.fresh:
-            _copy(disk, template.kept_disk)
+            copy_content(disk, template.kept_disk)
         for descriptor in (template.kept, template.kept_disk, template.state):
             os.fdatasync(descriptor)
         os.pwrite(template.remembered, msgspec.json.encode(known), 0)
@@ -153,6 +153,13 @@ def finish(template: Template, known: Known, disk: int) -> None:
 def forget(template: Template) -> None:
     """Have the next machine boot, because this one could not begin with what was kept."""
     os.ftruncate(template.remembered, 0)
+
+
+def share(template: Template | None, client: socket.socket, key: str) -> None:
+    """Hand out the memory that a machine was begun from, if it is that of this template: it is sealed, whoever has it can only read."""
+    with client:
+        if template is not None and template.known is not None and template.key == key:
+            socket.send_fds(client, [b"{}"], [template.memory])
 
 
 def _memory(size: int) -> int:
@@ -166,7 +173,7 @@ def _sealed_copy(source: int, size: int) -> int:
     """The memory of a template as a file that nobody can change. Raises StorageFull."""
     descriptor = _memory(size)
     try:
-        _copy(source, descriptor)
+        copy_content(source, descriptor)
         fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
     except OSError as error:
         os.close(descriptor)
@@ -184,24 +191,3 @@ def _borrowed(path: Path, key: str) -> int:
             os.set_inheritable(descriptors[0], False)
             return descriptors[0]
     return -1
-
-
-def _copy(source: int, target: int) -> None:
-    """All that is not a hole."""
-    size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    for begin, end in _extents(source, size):
-        os.lseek(target, begin, os.SEEK_SET)
-        while begin < end:
-            begin += os.sendfile(target, source, begin, end - begin)
-
-
-def _extents(descriptor: int, size: int) -> Iterator[Sequence[int]]:
-    at = 0
-    while at < size:
-        try:
-            begin = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole from here
-            return
-        at = os.lseek(descriptor, begin, os.SEEK_HOLE)
-        yield begin, at
