@@ -262,7 +262,7 @@ class Containers:
             mounts=tuple(Mount("bind", one.container_path, one.host_path, one.read_only) for one in options.volumes),
         )
 
-    def create(self, options: ContainerOptions, base: None = None) -> Container:
+    def create(self, options: ContainerOptions, base: None = None, *, fill: None = None) -> Container:
         image = self.engine.images.get(options.image)
         if any(one.name == options.name for one in self.by_id.values()):
             raise Conflict(f"the container name {options.name!r} is already in use")
@@ -311,7 +311,7 @@ class Images:
             raise NotFound(f"no such image: {reference}", "the registry does not know it")
         return self.add(reference)
 
-    def load(self, source: Any, progress: Any = None) -> list[Image]:
+    def load(self, source: Any, progress: Any = None, choose: Any = None) -> list[Image]:
         data = source.read_bytes() if isinstance(source, Path) else source.read()
         return [self.add(*data.decode().split())]
 

@@ -119,9 +119,9 @@ def test_long_rows_take_no_long_time(text: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["*a" * 200, "**/a" * 200, "**/*" * 200, "a" * 5000, "[" * 3000, "?" * 4000])
 def test_hard_patterns_take_no_long_time(pattern: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with contextlib.suppress(InvalidInput):
         rules = IgnoreRules([pattern])
         rules.excludes("a" * 255 + "/b" + "/a" * 200)
         rules.prunes("a/b")
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5

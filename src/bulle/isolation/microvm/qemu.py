@@ -87,12 +87,12 @@ def _board(machine: Machine) -> list[str]:
         options += ["gic-version=max"] if machine.accelerator == "kvm" else []
     size = f"{machine.memory_bytes}B"
     # Always an object of that name: what is kept of a machine names its memory by it.
-    memory = f"memory-backend-ram,id=memory,size={size}"
+    memory = f"memory-backend-ram,id=memory,size={machine.memory_bytes}"
     if machine.shares:
-        memory = f"memory-backend-memfd,id=memory,size={size},share=on"
+        memory = f"memory-backend-memfd,id=memory,size={machine.memory_bytes},share=on"
     elif machine.memory >= 0:
         shared = "on" if machine.memory_shared else "off"
-        memory = f"memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{machine.memory},share={shared}"
+        memory = f"memory-backend-file,id=memory,size={machine.memory_bytes},mem-path=/proc/self/fd/{machine.memory},share={shared}"
     return ["-machine", ",".join([*options, "memory-backend=memory"]), "-object", memory, "-m", size]
 
 
