@@ -189,10 +189,10 @@ def test_nobody_is_refused_for_one_that_was_just_killed(net: Networked) -> None:
     os.kill(keeper, signal.SIGSTOP)
     try:
         for one in made[:2]:
-            pid = one.state().pid
-            with os.fdopen(os.pidfd_open(pid), closefd=True) as ended:
-                os.kill(pid, signal.SIGKILL)
-                select.select([ended], [], [], 10)  # else it still takes connections, which end with it
+            pidfd = os.pidfd_open(one.state().pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], 10)  # until then it takes connections, which end with it
+            os.close(pidfd)
         with ThreadPoolExecutor(20) as pool:
             answers = [pool.submit(ask, "127.0.0.1", port, patience_s=20) for _ in range(20)]
             wait_for(lambda: sum(one.done() for one in answers) > 0, "those that are led to the third are answered")
