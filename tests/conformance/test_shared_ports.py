@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import Any
 
@@ -177,6 +180,27 @@ def test_those_that_end_leave_at_once(net: Networked) -> None:
         assert ask(address, port) == "ConnectionRefusedError"
     with closing(socket.socket()) as mine:
         mine.bind(("127.0.0.1", port))  # the port is given back with its last
+
+
+def test_nobody_is_refused_for_one_that_was_just_killed(net: Networked) -> None:
+    port = free_ports(1)
+    made = three(net, shared(port))
+    keeper = places.keeper_pid(net.home)
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        for one in made[:2]:
+            pidfd = os.pidfd_open(one.state().pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], 10)  # until then it takes connections, which end with it
+            os.close(pidfd)
+        with ThreadPoolExecutor(20) as pool:
+            answers = [pool.submit(ask, "127.0.0.1", port, patience_s=20) for _ in range(20)]
+            wait_for(lambda: sum(one.done() for one in answers) > 0, "those that are led to the third are answered")
+            time.sleep(0.1)  # so that others have been led to the dead
+            os.kill(keeper, signal.SIGCONT)
+            assert {one.result().partition(" ")[0] for one in answers} == {"three"}
+    finally:
+        os.kill(keeper, signal.SIGCONT)
 
 
 def test_who_may_have_a_port(net: Networked) -> None:

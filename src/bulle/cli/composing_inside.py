@@ -183,7 +183,7 @@ def wait(app: App, services: Sequence[str], down_project: bool) -> int:
 def events(app: App, services: Sequence[str], as_json: bool, since: int | None, until: int | None) -> int:
     """Receive real time events from containers."""
     check_services(app.project_if_any(), services)
-    wanted = {"type": ["container"], "label": [f"{labels.PROJECT}={app.name}"]}
+    wanted = {"type": ["container", "service"], "label": [f"{labels.PROJECT}={app.name}"]}
     shown: Callable[[Event, str, Mapping[str, str]], str] = _json if as_json else _line
     with app.engine.events(since_ns=since or 0, until_ns=until or 0, filters=wanted) as found:
         for event in found:

@@ -73,6 +73,7 @@ class Member:
         self.standing: Standing = "unready"
         self.since_s = time.monotonic()
         self._has_listened = False
+        self._seen: set[int] = set()
         self.container_id = request.container_id
         self.name = request.name
         self.directory = request.directory
@@ -186,6 +187,12 @@ class Member:
             found = wanted & listening(self.request.pid) if self.request.listens and wanted else wanted
             self._has_listened = found == wanted or (bool(found) and time.monotonic() > self.since_s + _ONE_IS_ENOUGH_S)
         return self._has_listened
+
+    def listens(self, port: int) -> bool:
+        """Whether it was seen to listen at a TCP port."""
+        if port not in self._seen and self.request.listens and ("tcp", port) in listening(self.request.pid):
+            self._seen.add(port)
+        return port in self._seen
 
     def rule_links(self) -> list[Link]:
         """Its interfaces as the rules know them."""

@@ -157,7 +157,7 @@ class Rules:
     def balance(self, standing: Sequence[Balance], gone: Sequence[Balance] = ()) -> None:
         """Lead shared ports of the host to these replicas, and others no longer: all at once. Connections that stand go on where they are."""
         before = dict(self._balanced)
-        commands = ""
+        commands, sharing = "", ruleset.sharing_elements(self._balanced.values())
         for one in gone:
             if (old := self._balanced.pop(ruleset.balance_name(one), None)) is not None:
                 commands += ruleset.balance_removal(self.table, old)
@@ -167,6 +167,7 @@ class Rules:
                 self._balanced[name] = one
                 commands += ruleset.balance_text(self.table, one)
                 commands += "" if old is not None else ruleset.added(self.table, ruleset.balance_elements(one))
+        commands += ruleset.difference(self.table, sharing, ruleset.sharing_elements(self._balanced.values()))
         if not self._stands or not commands:
             return
         try:
@@ -310,6 +311,7 @@ class Rules:
         for balance in self._balanced.values():
             lists += ruleset.balance_text(self.table, balance)
             elements |= ruleset.balance_elements(balance)
+        elements |= ruleset.sharing_elements(self._balanced.values())
         now = time.monotonic()
         for member in self._members.values():
             if member.list_name:

@@ -41,6 +41,8 @@ class Replica(NamedTuple):
     name: str
     address: str
     port: int
+    listens: bool = False
+    """Whether it was seen to."""
 
 
 class Balance(NamedTuple):
@@ -189,6 +191,12 @@ def balance_elements(balance: Balance) -> Elements:
     return {("inet", f"balanced{version}", f"{balance.protocol} . {balance.host_address} . {balance.host_port}"): verdict}
 
 
+def sharing_elements(balances: Iterable[Balance]) -> Elements:
+    """Those of whom a refusal is not to be believed."""
+    direct = (replica for balance in balances if balance.protocol == "tcp" and not balance.is_relayed for replica in balance.replicas)
+    return {("inet", f"sharing{_version(one.address)}", f"{one.address} . {one.port}"): "" for one in direct if one.listens}
+
+
 def balance_text(table: str, balance: Balance) -> str:
     """The chain of a shared port, made or made anew."""
     chain = f"inet {table} {balance_name(balance)}"
@@ -213,7 +221,7 @@ def _balance_rule(balance: Balance) -> str:
         host = f"[{balance.replicas[0].address}]" if family == "ip6" else balance.replicas[0].address
         return f"{lead} {host}:{balance.replicas[0].port}"
     if balance.is_sticky:
-        targets = [targets[place] for place in places(balance.replicas)]
+        targets = [targets[place] for place in places(tuple(replica.name for replica in balance.replicas))]
     choice = f"jhash {family} saddr mod {len(targets)} seed {_SEED}" if balance.is_sticky else f"numgen random mod {len(targets)}"
     return f"{lead} {choice} map {{ {', '.join(f'{number} : {target}' for number, target in enumerate(targets))} }}"
 
@@ -223,10 +231,11 @@ def share_of(client: str) -> int:
     return int.from_bytes(hashlib.blake2b(client.encode(), digest_size=2).digest(), "big") % _SHARES
 
 
-def places(replicas: Sequence[Replica]) -> list[int]:
-    """Which replica each of 64 shares of all addresses is led to; each has a rank of its own at each, so who leaves or comes moves its part only."""
+@functools.lru_cache
+def places(names: tuple[str, ...]) -> list[int]:
+    """Which replica each of 64 shares of all addresses is led to. Each has a rank of its own at each: who leaves or comes moves its part only."""
     return [
-        max(range(len(replicas)), key=lambda number: hashlib.blake2b(f"{share} {replicas[number].name}".encode(), digest_size=8).digest())
+        max(range(len(names)), key=lambda number: hashlib.blake2b(f"{share} {names[number]}".encode(), digest_size=8).digest())
         for share in range(_SHARES)
     ]
 

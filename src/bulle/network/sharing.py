@@ -54,14 +54,18 @@ class _SharedPort:
     def _choose(self, client: str) -> tuple[str, int] | None:
         if not self.relayed:
             return None
-        number = ruleset.places(self.relayed)[ruleset.share_of(client)] if self.is_sticky else random.randrange(len(self.relayed))
+        number = random.randrange(len(self.relayed))
+        if self.is_sticky:
+            number = ruleset.places(tuple(replica.name for replica in self.relayed))[ruleset.share_of(client)]
         return self.relayed[number].address, self.relayed[number].port
 
     def balance(self) -> Balance:
         """How the kernel is to lead now; notes how the relay does."""
         ready = sorted((place for place in self.places.values() if place.member.standing == "ready"), key=lambda place: place.member.name)
         version = 6 if ":" in self.host_address else 4
-        direct = [Replica(_lasting(place.member.name), place.member.address(version), place.container_port) for place in ready]
+        direct = [
+            Replica(_lasting(one.name), one.address(version), port, one.listens(port)) for one, port in ready
+        ]  # fmt: skip
         self.relayed = tuple(replica._replace(address=place.member.any_address) for replica, place in zip(direct, ready, strict=True))
         needs_relay = self.host_address == "::1" or not all(replica.address for replica in direct)
         return Balance(self.protocol, self.host_address, self.host_port, tuple(direct), self.is_sticky, needs_relay)
