@@ -311,7 +311,7 @@ class Images:
             raise NotFound(f"no such image: {reference}", "the registry does not know it")
         return self.add(reference)
 
-    def load(self, source: Any, progress: Any = None) -> list[Image]:
+    def load(self, source: Any, progress: Any = None, choose: Any = list) -> list[Image]:
         data = source.read_bytes() if isinstance(source, Path) else source.read()
         return [self.add(*data.decode().split())]
 
