@@ -259,7 +259,7 @@ def _answer(port: int) -> bytes:
 def test_debians_installer_speaks(box: Machine, tmp_path: Path) -> None:
     """From a CD-ROM, on an empty disk, to its first question."""
     disc = whole_disk.installer(tmp_path)
-    run(box, "vm", "create", "fresh", "--disk", "4g", "--cdrom", disc, "--memory", "512m", "--network", "none")
+    run(box, "vm", "create", "fresh", "--disk", "4g", "--cdrom", disc, "--network", "none")
     run(box, "start", "fresh")
     console = Terminal(box, "attach", "fresh")
     try:
