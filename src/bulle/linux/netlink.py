@@ -21,7 +21,7 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER, _IFLA_MACVLAN_MODE = 1, 2, 1,
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 4, 0, 1
+_RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RTN_UNICAST = 254, 4, 0, 253, 1
 _IFF_UP = 1
 _MACVLAN_MODE_BRIDGE = 4
 _LOCAL_BIT, _GROUP_BIT = 0x02, 0x01
@@ -188,6 +188,11 @@ class RouteSocket:
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         header = struct.pack("BBBBBBBBI", family, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_UNIVERSE, _RTN_UNICAST, 0)
         self._tell(_RTM_NEWROUTE, header + attribute(_RTA_GATEWAY, address.packed) + _number(_RTA_OIF, index), _NLM_F_CREATE | _NLM_F_EXCL)
+
+    def add_host_route(self, address: str, index: int) -> None:
+        """One IPv4 address is at the other end of an interface."""
+        header = struct.pack("BBBBBBBBI", socket.AF_INET, 32, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, _RT_SCOPE_LINK, _RTN_UNICAST, 0)
+        self._tell(_RTM_NEWROUTE, header + attribute(_RTA_DST, ip_address(address).packed) + _number(_RTA_OIF, index), _NLM_F_CREATE | _NLM_F_EXCL)
 
     def destinations(self) -> list[str]:
         """The CIDR of every route but the default ones, of both families, in every table."""

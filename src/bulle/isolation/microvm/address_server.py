@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
 from bulle.isolation.microvm import NAME_SERVER
+from bulle.linux.netlink import RouteSocket
 from bulle.linux.packet_filter import attach
 from bulle.model.network import Attachment
 
@@ -44,9 +45,18 @@ class Server:
                     self.line.send(reply)
 
 
+def _lead_back(attachments: tuple[Attachment, ...]) -> None:
+    """What the machine asks the name server with its own address is answered over the first cable."""
+    own = [one.partition("/")[0] for one in attachments[0].addresses if ":" not in one] if attachments else []
+    with RouteSocket() as route:
+        for address in own:
+            route.add_host_route(address, socket.if_nametoindex("cable0"))
+
+
 def serve(taps: list[str], attachments: tuple[Attachment, ...], hostname: str) -> list[Server]:
     """In the machine's own network namespace, as its root: a server on each of its taps, in their order."""
     found = []
+    _lead_back(attachments)
     for number, (tap, attachment) in enumerate(zip(taps, attachments, strict=True)):
         line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         _only_questions(line)
@@ -88,7 +98,7 @@ def reply_to(frame: bytes, attachment: Attachment, hostname: str, *, first: bool
 
 
 def _told(own: IPv4Interface, attachment: Attachment, hostname: str, *, first: bool, lease: bool) -> list[tuple[int, bytes]]:
-    gateway = next((IPv4Address(one) for one in attachment.gateways if ":" not in one), None)
+    gateway = next((IPv4Address(one) for one in attachment.gateways if one and ":" not in one), None)
     found = [(1, own.netmask.packed), (26, struct.pack(">H", attachment.mtu or 1500)), (12, hostname.encode()[:63])]
     if lease:
         found.append((51, struct.pack(">I", _FOR_EVER)))

@@ -149,6 +149,8 @@ def _vmdk(file: _File) -> int:
         why = "it names other files, or is of an old kind"
         raise InvalidInput(f"{file.name} is no VMDK that stands alone", why, "export the machine as OVA, or the disk as one file")
     _version, flags, capacity, grain, at, length, per_table, _redundant, tables = file.unpack("<IIQQQQIQQ", 4)
+    if not capacity:  # then the text inside says where the data is
+        raise file.damaged("its header makes no sense")
     if tables == _AT_END:  # a stream: its header comes again at the end
         footer = file.read(file.size - 1024, 512)
         if footer[:4] != b"KDMV":

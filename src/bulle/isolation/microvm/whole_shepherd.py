@@ -136,7 +136,8 @@ class WholeShepherd:
             poll.register(self._setup.screens.fileno(), select.POLLIN)
         # What one side does not take stops the other: nothing is kept beyond one piece.
         poll.register(self._console.fileno(), (0 if self._to_terminal else select.POLLIN) | (select.POLLOUT if self._to_console else 0))
-        poll.register(self._terminal, (0 if self._to_console else select.POLLIN) | (select.POLLOUT if self._to_terminal else 0))
+        if self._terminal >= 0:
+            poll.register(self._terminal, (0 if self._to_console else select.POLLIN) | (select.POLLOUT if self._to_terminal else 0))
         for descriptor, events in poll.poll():
             if descriptor == self._woken:
                 self._hear_signals()
@@ -157,9 +158,15 @@ class WholeShepherd:
                 self._to_terminal = self._console.recv(_CHUNK_BYTES)
                 if not self._to_terminal:
                     self._wait_for_end()
+        elif descriptor == self._terminal and events & (select.POLLHUP | select.POLLERR):
+            # Whoever held its other side was killed, all of them: what the machine says is for nobody now.
+            os.close(self._terminal)
+            self._terminal = -1
         elif descriptor == self._terminal and events & select.POLLIN and not self._to_console:
             with suppress(OSError):
                 self._to_console = os.read(self._terminal, _CHUNK_BYTES)
+        if self._terminal < 0:
+            self._to_terminal = b""
         with suppress(OSError):
             if self._to_terminal:
                 self._to_terminal = self._to_terminal[os.write(self._terminal, self._to_terminal) :]
@@ -170,8 +177,8 @@ class WholeShepherd:
     def _drain(self) -> None:
         """What it said last."""
         deadline = time.monotonic() + _LAST_WORDS_S
-        os.set_blocking(self._terminal, True)
         with suppress(OSError):
+            os.set_blocking(self._terminal, True)
             while time.monotonic() < deadline and (data := self._to_terminal or self._console.recv(_CHUNK_BYTES)):
                 os.write(self._terminal, data)
                 self._to_terminal = b""
