@@ -1,5 +1,5 @@
-"""``bulle compose`` beside docker compose on a dockerd: the same file, the same questions, the same form of answer and the same exit codes. And docker
-compose on ``bulle serve``: it sees the app that ``bulle compose`` made, and uses it.
+"""``bulle compose`` beside docker compose on a dockerd: the same file, the same questions, the same form of answer and the same exit codes. And
+docker compose on ``bulle serve``: it sees the app that ``bulle compose`` made, and uses it.
 """
 
 from __future__ import annotations

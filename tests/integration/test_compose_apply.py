@@ -25,6 +25,9 @@ pytestmark = [pytest.mark.root, pytest.mark.programs("nft")]
 
 LOOP = '[sh, -c, "while :; do sleep 0.1; done"]'
 
+READY_AFTER_NS = 300_000_000
+"""How long the database of these tests is not healthy."""
+
 
 class App:
     """A Compose file in a directory of its own, and the command on it."""
@@ -111,7 +114,7 @@ def test_an_app_comes_stays_and_goes(app: App, monkeypatch: pytest.MonkeyPatch) 
     assert {name: one.state().status for name, one in there.items()} == {"app-web-1": "running", "app-db-1": "running", "app-job-1": "exited"}
     # In their order: the others were as web wants them when it started.
     web, db, job = (there[f"app-{name}-1"] for name in ("web", "db", "job"))
-    assert web.state().started_at_ns > max(job.state().finished_at_ns, db.state().health.log[-1].finished_at_ns)
+    assert web.state().started_at_ns > max(job.state().finished_at_ns, db.state().started_at_ns + READY_AFTER_NS)
     assert said.index("app-db-1  Started") < said.index("app-web-1  Started")
     assert (app.networks(), "app_data" in app.volumes()) == ({"app_default"}, True)
     assert {"com.docker.compose.service": "web", "com.docker.compose.container-number": "1"}.items() <= web.options.labels.items()
@@ -361,3 +364,24 @@ def test_an_update_loses_no_request(app: App) -> None:
     assert {one.image for one in app.containers().values()} == {"busybox:new"}
     app("down")
     app.place.engine.images.remove("busybox:new")
+
+
+def test_after_a_reboot_dependencies_come_first(app: App) -> None:
+    app.write(services("""
+services:
+  web:
+    SLEEP
+    restart: always
+    depends_on: {db: {condition: service_healthy}}
+  db:
+    image: busybox
+    command: [sh, -c, "rm -f /ready; sleep 0.3; touch /ready; while :; do sleep 0.1; done"]
+    stop_grace_period: 0s
+    restart: always
+    healthcheck: {test: test -e /ready, interval: 100ms}
+"""))  # fmt: skip
+    app.up()
+    assert app.place.command("system", "shutdown").returncode == 0
+    assert app.place.command("system", "boot").stdout.split() == ["app-db-1", "app-web-1"]
+    there = app.containers()
+    assert there["app-web-1"].state().started_at_ns > there["app-db-1"].state().started_at_ns + READY_AFTER_NS

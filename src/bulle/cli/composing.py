@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any
 
@@ -181,12 +181,16 @@ def exit_code_of_failure(error: BaseException, verb: str, *, detached: bool) -> 
 
 
 def pass_app(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Call a verb's function with the :class:`App` first."""
+    """Call a verb's function with the :class:`App` first. As with docker compose ``--dry-run`` may stand behind the verb as well."""
 
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        return function(_app(click.get_current_context()), *arguments, **keywords)
+    def call(*arguments: Any, dry_run_here: bool = False, **keywords: Any) -> Any:
+        app = _app(click.get_current_context())
+        if dry_run_here:
+            app.flags = replace(app.flags, dry_run=True)
+        return function(app, *arguments, **keywords)
 
-    return update_wrapper(call, function)
+    made: Callable[..., Any] = update_wrapper(call, function)
+    return click.option("--dry-run", "dry_run_here", is_flag=True, help="Execute command in dry run mode")(made)
 
 
 def _app(context: click.Context) -> App:

@@ -50,7 +50,7 @@ def build_images(app: App, services: Sequence[Service], asked: Asked, *, progres
     if app.flags.dry_run:
         for service in in_order(app.project, services):
             build_options(app.project, service, asked)
-            note(f" DRY-RUN MODE -  build service {service.name} as {image_name(app.project, service)}")
+            app.report("Image", image_name(app.project, service), "Built")
         return {}
     with build_progress(progress or _progress(app), explain=explain) as report:
         return build_services(app.engine, app.project, services, asked, report)
@@ -124,7 +124,7 @@ def pull(app: App, services: Sequence[str], ignore_buildable: bool, ignore: bool
         chosen = with_dependencies(app.project, chosen)
     if app.flags.dry_run:
         for service in chosen:
-            note(f" DRY-RUN MODE -  {service.name} {'Pulling' if service.image else 'Skipped - No image to be pulled'}")
+            app.report("Service", service.name, "Pulled" if service.image else "Skipped - No image to be pulled")
         return 0
     with _showing(quiet=quiet) as (say, bars):
         failures = pull_services(
@@ -150,7 +150,7 @@ def push(app: App, services: Sequence[str], ignore: bool, deps: bool, quiet: boo
 def _push(app: App, chosen: Sequence[Service], *, ignore_failures: bool, quiet: bool) -> int:
     if app.flags.dry_run:
         for service in chosen:
-            note(f" DRY-RUN MODE -  {service.name} {'Pushing' if service.build and service.image else 'Skipped'}")
+            app.report("Service", service.name, "Pushed" if service.build and service.image else "Skipped")
         return 0
     with _showing(quiet=quiet) as (say, bars):
         failures = push_services(app.engine, app.project, chosen, at_once=_at_once(app), report=say, showing=bars)

@@ -82,7 +82,7 @@ def execute(
     )
     container = _find(app, service, index, running=True)
     if app.flags.dry_run:
-        write(f"DRY-RUN MODE -  {container.name} exec {' '.join(command)}\n")
+        app.report("Container", container.name, f"Execute {' '.join(command)}")
         return 0
     return execute_in(container, options, detach=detach)
 
@@ -130,7 +130,7 @@ def copy(app: App, source: str, target: str, every: bool, archive: bool, follow:
     if app.flags.dry_run:
         for one in chosen:
             paths = f"{one.name}:{source_path} to {target_path}" if from_service else f"{source_path} to {one.name}:{target_path}"
-            write(f"DRY-RUN MODE -  {one.name} copy {printable(paths)}\n")
+            app.report("Container", one.name, f"Copy {paths}")
         return 0
     for one in chosen:
         if from_service:
@@ -239,6 +239,9 @@ def export(app: App, service: str, index: int, output: str | None) -> int:
 def commit(app: App, service: str, name: str | None, author: str, changes: Sequence[str], index: int, message: str, pause: bool) -> int:
     """Create a new image from a service container's changes."""
     found = _find(app, service, index)
+    if app.flags.dry_run:
+        app.report("Container", found.name, f"Committed as {name}" if name else "Committed")
+        return 0
     image, notes = app.engine.images.commit(found, name or "", author=author, message=message, changes=changes, pause=pause)
     warn_of(notes)
     write(image.id + "\n")

@@ -214,7 +214,7 @@ ROOT = VerbGroup(
 def preload() -> None:
     """Import every verb and what it imports late, so that processes forked from this one find them ready."""
     late = ("cli.go_template", "cli.progress", "build.platforms", "engine.mounting", "engine.volume_archives", "isolation.emulation")
-    for name in (*late, "api.job_process", "api.works"):
+    for name in (*late, "api.job_process", "api.works", "compose.loading", "compose.one_off"):
         importlib.import_module(f"bulle.{name}")
     context = click.Context(ROOT, info_name=PROGRAM)
     groups = [ROOT]

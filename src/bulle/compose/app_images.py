@@ -48,7 +48,8 @@ def ensure_images(
 
     Raises NotFound with file and line for one that is not there and can be neither pulled nor built.
     """
-    here = {service.name: _find(engine, project, service) for service in services}
+    found = {key: _find(engine, project, one) for key, one in {(image_name(project, one), one.platform): one for one in services}.items()}
+    here = {one.name: found[image_name(project, one), one.platform] for one in services}
     to_build = [one for one in services if one.build is not None and build is not False and (build or _must_build(one, here[one.name], pull))]
     built = {one.name for one in to_build}
     to_pull = {

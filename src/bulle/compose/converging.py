@@ -18,14 +18,14 @@ from bulle.compose import conditions, kept_files, record
 from bulle.compose.actual import containers_of, number_of, service_of
 from bulle.compose.app_images import Builder, ensure_images
 from bulle.compose.checking import check_options, check_ports, check_replicas, loopback_ports
-from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, shares, unfinished
+from bulle.compose.deciding import Step, Wishes, decide, needs_place_first, shares
 from bulle.compose.foundations import Foundations, Report
 from bulle.compose.hashing import service_hash
 from bulle.compose.model import Note, Project, Service
 from bulle.compose.mounts import check_binds
 from bulle.compose.options import replica_name
 from bulle.compose.ordering import chosen, dependencies, in_waves
-from bulle.compose.replicas import Replicas, by_service
+from bulle.compose.replicas import Replicas, by_service, is_aside
 from bulle.compose.rollout import RolledBack, Rollout
 from bulle.compose.verdicts import judge
 from bulle.engine.container import Container
@@ -148,15 +148,17 @@ class Convergence:
             self._foundations.remove_changed(changed, self._report)
         self._foundations.make(self._report)
         self._make()
-        graph = dependencies(self.services.values())
-        settled = list[str]()
+        waiting = [step.service for step in self.steps.values() if self._is_to_do(step)]
+        settled = [name for name in self.services if all(one.name != name for one in waiting)]
+        for name in settled:
+            self._say_running(self.steps[name].kept)
 
         def settle(name: str) -> None:
             self._settle(self.steps[name])
             settled.append(name)
 
         try:
-            in_waves(graph, settle, leave=self._engine.close, given_up=self.given_up)
+            in_waves(dependencies(waiting), settle, leave=self._engine.close, given_up=self.given_up)
         finally:
             if self._orders.start and self._orders.kept:
                 self._keep_running(settled)
@@ -192,8 +194,8 @@ class Convergence:
             for name, old in before.project.services.items():
                 if name not in names and name in services:
                     services[name] = old
-                elif name in names and service_hash(before.service(name)) != service_hash(services[name]):
-                    previous[name] = before.service(name)
+                elif name in names and _differ(old := before.service(name), services[name]):
+                    previous[name] = old
         choices = Choices(scales=scales, images=images, running=tuple(sorted(running)))
         record.write(self._engine, record.App(replace(self.project, services=services), previous, choices))
 
@@ -230,7 +232,7 @@ class Convergence:
         self._each(step.surplus, lambda one: replicas.end(service, one))
         for number in step.missing if step.is_late else ():
             replicas.make(service, number)
-        for one in unfinished(replicas, service) if not step.outdated else ():
+        for one in step.kept:  # those that an ``up`` had made which was killed before it gave them their names
             replicas.succeed(service, one)
         if step.outdated and is_rolled(step) and start:
             self._roll(step)
@@ -242,9 +244,18 @@ class Convergence:
             self._each([one for one in step.kept if one.state().active], lambda one: one.stop(self._orders.timeout_s, verb="restart"))
         idle = [one for one in replicas.of(service.name) if not one.state().active]
         self._each(idle, lambda one: replicas.start(service, one))
-        for one in step.kept:
-            if one not in idle:
-                self._report("Container", one.name, "Running")
+        self._say_running([one for one in step.kept if one not in idle])
+
+    def _say_running(self, containers: Collection[Container]) -> None:
+        for one in containers if self._orders.start else ():
+            self._report("Container", one.name, "Running")
+
+    def _is_to_do(self, step: Step) -> bool:
+        """Whether there is anything to do for a service."""
+        if step.renews or step.surplus or any(is_aside(one, self.project, step.service) for one in step.kept):
+            return True
+        idle = self._orders.start and any(not one.state().active for one in step.kept)
+        return idle or (self._orders.start and self._follows_a_restart(step.service))
 
     def _roll(self, step: Step) -> None:
         """Exchange replicas as ``update_config`` says; what is rolled back is wanted again as it was."""
@@ -299,6 +310,11 @@ class Convergence:
                 conditions.await_all(self.replicas.of(name), conditions.is_ready, self.given_up, deadline)
                 for one in self.replicas.of(name):
                     self._report("Container", one.name, "Healthy")
+
+
+def _differ(one: Service, other: Service) -> bool:
+    """Whether their containers would."""
+    return one != other and service_hash(one) != service_hash(other)
 
 
 def replace_wishes(wishes: Wishes, services: Collection[str]) -> Wishes:

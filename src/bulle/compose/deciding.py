@@ -12,9 +12,8 @@ from bulle.compose import labels
 from bulle.compose.actual import number_of
 from bulle.compose.attachments import network_mode, networks_of
 from bulle.compose.foundations import Foundations
-from bulle.compose.hashing import service_hash
 from bulle.compose.model import Service
-from bulle.compose.replicas import Replicas, is_aside
+from bulle.compose.replicas import Replicas
 from bulle.engine.container import Container
 
 
@@ -79,7 +78,7 @@ def _one_of_each_number(replicas: Replicas, service: Service, step: Step) -> lis
         number = number_of(container)
         before = found.get(number)
         if before is not None:
-            newer_fits = container.options.labels.get(labels.CONFIG_HASH) == service_hash(service)
+            newer_fits = container.options.labels.get(labels.CONFIG_HASH) == replicas.digest(service)
             step.surplus.append(before if newer_fits else container)
             found[number] = container if newer_fits else before
         else:
@@ -98,7 +97,7 @@ def shares(service: Service) -> set[str]:
 def _fits(replicas: Replicas, service: Service, container: Container, foundations: Foundations) -> bool:
     """Whether a container was made from the service as it is now, its image, its files and its networks."""
     options = container.options
-    if options.labels.get(labels.CONFIG_HASH) != service_hash(service) or container.image_id != replicas.images.get(service.name):
+    if options.labels.get(labels.CONFIG_HASH) != replicas.digest(service) or container.image_id != replicas.images.get(service.name):
         return False
     if service.secrets or service.configs:
         bound = {one.host_path for one in options.volumes}
@@ -116,8 +115,3 @@ def _fits(replicas: Replicas, service: Service, container: Container, foundation
 def needs_place_first(service: Service) -> bool:
     """Whether a container can only be made when the one before it is gone: it has an address of its own."""
     return bool(service.mac_address) or any(one.ipv4_address or one.ipv6_address or one.mac_address for one in service.networks.values())
-
-
-def unfinished(replicas: Replicas, service: Service) -> list[Container]:
-    """Containers that still have a name for the time in between."""
-    return [one for one in replicas.of(service.name) if is_aside(one, replicas.project, service)]

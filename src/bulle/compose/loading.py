@@ -57,15 +57,16 @@ def _tree(request: LoadRequest) -> tuple[Tree, Found, str, Warnings]:
     name = project_name(found, _said_name(found, request))
     found.environment["COMPOSE_PROJECT_NAME"] = name
     warnings = Warnings()
+    environment = {} if request.no_interpolate else found.environment
     joiner = Joiner(
-        environment=found.environment, directory=found.directory, shown_directory=found.directory, warnings=warnings, opened=[],
+        environment=environment, directory=found.directory, shown_directory=found.directory, warnings=warnings, opened=[],
         interpolating=not request.no_interpolate, absolute=not request.no_path_resolution,
     )  # fmt: skip
     tree = joiner.join(found.files)
     if not tree:
         raise InvalidInput(f"{found.files[0][0]} is empty", "", "say services: in it")
     if not request.no_normalize:
-        normalize(tree, name, found.environment)
+        normalize(tree, name, environment)
     return tree, found, name, warnings
 
 

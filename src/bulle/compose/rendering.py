@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bulle.compose import keys
 from bulle.compose.document import resolves_to_string
 from bulle.compose.model import Project
 from bulle.compose.quantities import shown_length
@@ -196,13 +197,22 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
+def _named_plain(value: Any) -> Any:
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else _plain(value)
+
+
+_ORDER = {key: number for number, key in enumerate(keys.SERVICE)}
 _NAMED = ("depends_on", "networks", "environment", "labels", "annotations", "sysctls", "ulimits", "storage_opt")
 
 
 def _json_service(service: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: value if key in _NAMED else _plain(value) for key, value in service.items() if not key.startswith("x-")}
+    found = {key: _named_plain(value) if key in _NAMED else _plain(value) for key, value in service.items() if not key.startswith("x-")}
+    for name, limit in found.get("ulimits", {}).items():
+        if isinstance(limit, dict):
+            found["ulimits"][name] = {key: value for key, value in limit.items() if value}
     found.setdefault("command", None)
     found.setdefault("entrypoint", None)
+    found = {key: found[key] for key in sorted(found, key=lambda key: _ORDER.get(key, len(_ORDER)))}
     deploy = found.get("deploy")
     if deploy is not None:
         deploy.setdefault("resources", {})
@@ -227,4 +237,4 @@ def tree_as_json(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e") + "\n"
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

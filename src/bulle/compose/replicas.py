@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from bulle.compose import balance, labels
 from bulle.compose.actual import number_of, service_of
 from bulle.compose.foundations import Report
+from bulle.compose.hashing import service_hash
 from bulle.compose.kept_files import files_at_hand, kept_files
 from bulle.compose.model import Project, Service
 from bulle.compose.mounts import make_bound_directories
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from bulle.engine import Engine
 
 _ANONYMOUS_LENGTH = 64
+_OTHERS_S, _PAUSE_S = 10.0, 0.01
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Replicas:
     """The project is the one that is kept: secrets and configs are as they were kept."""
     given_up: threading.Event = field(default_factory=threading.Event)
     _files: dict[str, tuple[MountOption, ...]] = field(default_factory=dict)
+    _digests: dict[str, tuple[Service, str]] = field(default_factory=dict)
 
     def of(self, service: str) -> list[Container]:
         """The containers of a service."""
@@ -57,6 +61,13 @@ class Replicas:
         if not found:
             raise NotFound(f"service {service} has no container", "another shares its network or volumes", f"start {service} first")
         return max(found, key=lambda one: one.created_at_ns).id
+
+    def digest(self, service: Service) -> str:
+        """What tells whether a container was made from this service; worked out once."""
+        known = self._digests.get(service.name)
+        if known is None or known[0] is not service:
+            known = self._digests[service.name] = (service, service_hash(service))
+        return known[1]
 
     def files(self, service: Service) -> tuple[MountOption, ...]:
         """The service's secrets and configs, kept."""
@@ -93,7 +104,11 @@ class Replicas:
 
     def start(self, service: Service, container: Container, *, tell: bool = True) -> None:
         """Start it, and run what is to be run after its start."""
-        container.start()
+        try:
+            container.start()
+        except Conflict:
+            if not _is_started_by_another(container):
+                raise
         for hook in service.post_start:
             run_hook(container, hook)
         if tell:
@@ -143,6 +158,16 @@ class Replicas:
         self.succeed(service, new)
         self.report("Container", new.name, "Recreated")
         return new
+
+
+def _is_started_by_another(container: Container) -> bool:
+    """Whether it runs soon because of somebody else: what a command has ordered that was killed is done all the same."""
+    deadline = time.monotonic() + _OTHERS_S
+    while not container.state().active:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_S)
+    return True
 
 
 def run_hook(container: Container, hook: Hook) -> None:

@@ -13,6 +13,11 @@ from typing import Any
 from bulle.compose.document import Tree, refusal
 from bulle.compose.model import Place
 
+
+class _WrongForm(ValueError):
+    """What cannot be right, whatever its variables stand for."""
+
+
 _PROPAGATIONS = frozenset({"rprivate", "private", "rshared", "shared", "rslave", "slave"})
 _PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 
@@ -44,7 +49,7 @@ def _service(service: Tree, lenient: bool) -> None:
         try:
             service[key] = change(value)
         except ValueError as error:
-            if not lenient:
+            if not lenient or isinstance(error, _WrongForm):
                 raise refusal(service.places.get(key, Place("", 0)), f"{key}: {error}") from None
     if isinstance(dns := service.get("dns"), list):
         service["dns"] = [one for one in dns if one not in (None, "")]
@@ -80,7 +85,7 @@ def _ssh(value: Any) -> Any:
     for one in value:
         key, equals, rest = str(one).partition("=")
         if not equals and key != "default":
-            raise ValueError(f"the ssh key {one!r} is neither default nor ID=PATH")
+            raise _WrongForm(f"the ssh key {one!r} is neither default nor ID=PATH")
         found[key] = rest if equals else None
     return found
 
@@ -222,7 +227,7 @@ def _ports(value: Any) -> Any:
         if isinstance(one, Tree):
             found.append(one)
         elif isinstance(one, bool) or not isinstance(one, (str, int)):
-            raise ValueError(f"{one!r} is not a port")
+            raise _WrongForm(f"{one!r} is not a port")
         else:
             found += ports_from(str(one))
     return found
@@ -241,7 +246,7 @@ def ports_from(text: str) -> list[Tree]:
         raise ValueError(f"the port {text!r} has an unknown protocol")
     first, last = _range(target, text)
     if first == 0:
-        raise ValueError(f"the port {text!r} is none of a container")
+        raise _WrongForm(f"the port {text!r} is none of a container")
     start, end = _range(published, text) if published else (0, 0)
     if published and end - start != last - first and first != last:
         raise ValueError(f"the ranges of the port {text!r} are of different lengths")

@@ -121,7 +121,7 @@ class Watcher:
     def _works(self, paths: set[str]) -> list[_Work]:
         """What is to be done for each service."""
         works: dict[str, _Work] = {}
-        for path in sorted({one for path in paths for one in _with_what_is_in(path)}):
+        for path in sorted({one for changed in paths for one in _with_what_is_in(changed)}):
             for rule in self._rules:
                 if not rule.covers(path):
                     continue
