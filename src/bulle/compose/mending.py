@@ -74,7 +74,11 @@ def end_slowly(home: Path, name: str, service: Service, identifier: str, *, agai
         if app is None:
             return
         if not again:
-            _replicas(engine, app).end(service, container)
+            # Whoever changes the app meanwhile must not see it vanish; and where that had it run again it is wanted, and would be after this stop.
+            _replicas(engine, app).end(service, container, remove=False, verb="restart")
+            with record.locked(engine, name):
+                if not container.state().active:
+                    container.remove()
             return
         balance.withdraw(service, container)
         container.stop(verb="restart")
