@@ -17,7 +17,7 @@ from pathlib import Path
 
 from contestants import Bulle, docker_command
 from figures import IMAGE, Field, Rows, compare
-from measuring import Failed, Result, interleaved, timer
+from measuring import SETTLE_S, Failed, Result, interleaved, timer
 
 from bulle_testing import peers, places
 from bulle_testing.compose_peer import fetched
@@ -105,6 +105,7 @@ def _lives(composers: dict[str, Composer], options: argparse.Namespace) -> tuple
             one = composers[name]
             file = ("-f", str(one.directory / "compose.yaml"))
             for part, words in (("up", ("up", "-d")), ("again", ("up", "-d")), ("down", ("down",))):
+                time.sleep(SETTLE_S)
                 took[name][part].append(clock.run([*one.command, *file, *words], one.environment))
             return sum(spans[-1] for spans in took[name].values())
 
