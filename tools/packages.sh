@@ -92,6 +92,9 @@ for entry in "${missing[@]}"; do
         firewalld | ufw | docker.io | containerd | docker-registry)
             command -v systemctl >/dev/null 2>&1 && systemctl --quiet disable "${entry%.io}.service" >/dev/null 2>&1
             ;;
+        openssh-server)
+            command -v systemctl >/dev/null 2>&1 && systemctl --quiet disable ssh.service >/dev/null 2>&1
+            ;;
     esac
 done
 exit 0
