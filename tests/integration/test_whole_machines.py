@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bulle.isolation.microvm.whole import firmware
 from bulle_testing import tiers, whole_disk
 from bulle_testing.networking import Networked
 from bulle_testing.running import Machine, Terminal, wait_for
@@ -163,6 +164,23 @@ def test_the_usual_verbs(box: Machine) -> None:
     run(box, "rm", "empty")
 
 
+def test_a_raw_disk_in_the_convention(box: Machine, tmp_path: Path) -> None:
+    """What others publish: any name below /disk, read where it lies; its boot sector says something on the serial port and switches nothing off."""
+    program = b"\xba\xf8\x03" + b"".join(bytes([0xB0, letter, 0xEE]) for letter in b"from the boot sector\r\n") + b"\xf4\xeb\xfd"
+    (tmp_path / "disk.img").write_bytes(program.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    with tarfile.open(tmp_path / "image.tar", "w") as archive:
+        archive.add(tmp_path / "disk.img", "disk/disk.img")
+    run(box, "import", tmp_path / "image.tar", "published")
+    for name in ("one", "two"):
+        run(box, "vm", "create", name, "--image", "published", "--memory", "32m", "--network", "none", "--disk", "2m")
+    run(box, "start", "one", "two")
+    for name in ("one", "two"):
+        wait_for_console(box, name, "from the boot sector")
+    assert "container" in run(box, "rmi", "published", code=1)
+    run(box, "rm", "-f", "one", "two")
+    run(box, "rmi", "published")
+
+
 def hypervisor_of(shepherd: int) -> int:
     """The pid of the one child of a shepherd."""
     [pid] = Path(f"/proc/{shepherd}/task/{shepherd}/children").read_text().split()
@@ -223,6 +241,8 @@ def test_a_debian_of_its_own(net: Networked) -> None:
     finally:
         console.close()
     net("kill", "two")
+    [kept] = net.home.glob("containers/*/root/uefi-variables")
+    assert kept.read_bytes() != Path(firmware("x86_64")[1]).read_bytes(), "what the firmware wrote is kept"
     taken = [path.stat().st_blocks * 512 for path in net.home.glob("containers/*/root/disk")]
     assert len(taken) == 2 and max(taken) < 64 << 20
     net("rm", "one", "two")
