@@ -28,6 +28,7 @@ from bulle.compose.autoscaling import STEADY_S, Autoscaler
 from bulle.compose.healing import Actions, Failures, Healing, Key
 from bulle.compose.keeping import open_lock
 from bulle.compose.mending import end_slowly, mend, say
+from bulle.compose.taking import without_taken
 from bulle.engine.engine import Engine
 from bulle.errors import BulleError
 from bulle.linux.fork import fork
@@ -128,6 +129,8 @@ class Reconciler:
 
     def _read_apps(self) -> bool:
         """Know of every app; whether one is to run."""
+        if not self._engine.database.path.exists():
+            return False  # the home was removed, and must not come back
         rows = {row.name: row for row in AppRecords(self._engine.database).all()}
         for name in self._apps.keys() - rows.keys():
             del self._apps[name]
@@ -190,6 +193,10 @@ class Reconciler:
             watched.app = app
             busy = frozenset(one for child in self._children for one in child.containers)
             actions = Healing(app, containers_of(self._engine, name), watched.failures, busy).decide()
+            if any(beside is None for _, _, beside in actions.make) and (fewer := without_taken(self._home, app)) is not app:
+                record.write(self._engine, fewer, fewer.changed_at_ns)  # and what was decided is decided anew
+                watched.due_s = 0.0
+                return
             watched.due_s = min(watched.due_s, actions.look_at_s)
             if actions.is_quick:
                 watched.is_worked_on = True

@@ -88,10 +88,10 @@ def read_all(engine: Engine) -> list[App]:
     return [_app(row) for row in AppRecords(engine.database).all()]
 
 
-def write(engine: Engine, app: App) -> None:
-    """Keep what is wanted from now on, in one transaction; nothing is written where nothing changed."""
+def write(engine: Engine, app: App, at_ns: int = 0) -> None:
+    """Keep what is wanted from now on (or from a moment before), in one transaction; nothing is written where nothing changed."""
     records = AppRecords(engine.database)
-    row = AppRow(app.name, time.time_ns(), encoded(_kept(app.project)), encoded(app.previous), app.choices)
+    row = AppRow(app.name, at_ns or time.time_ns(), encoded(_kept(app.project)), encoded(app.previous), app.choices)
     before = records.find(app.name)
     if before is None or replace(before, changed_at_ns=row.changed_at_ns) != row:
         records.put(row)
