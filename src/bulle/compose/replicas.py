@@ -114,7 +114,7 @@ class Replicas:
         if tell:
             self.report("Container", container.name, "Started")
 
-    def end(self, service: Service | None, container: Container, *, remove: bool = True, tell: bool = True) -> None:
+    def end(self, service: Service | None, container: Container, *, remove: bool = True, tell: bool = True, verb: str = "stop") -> None:
         """Take it out of the balance, stop it, and remove it; its anonymous volumes stay where they are handed on."""
         if container.state().active:
             if service is not None:
@@ -122,7 +122,7 @@ class Replicas:
                 for hook in service.pre_stop:
                     with suppress(BulleError):
                         run_hook(container, hook)
-            container.stop(self.timeout_s)
+            container.stop(self.timeout_s, verb=verb)
             if tell:
                 self.report("Container", container.name, "Stopped")
         if remove:
