@@ -144,3 +144,10 @@ def test_a_long_chain_of_services_is_no_problem(tmp_path: Path) -> None:
     services = "".join(f"  s{n}: {{image: x, depends_on: [s{n + 1}]}}\n" for n in range(3000))
     project = loaded(tmp_path, f"services:\n{services}  s3000: {{image: x}}\n")
     assert len(project.services) == 3001
+
+
+def test_what_is_cut_from_a_command_is_told(tmp_path: Path) -> None:
+    project = loaded(tmp_path, "services:\n  a:\n    image: x\n    command: sleep 1 && echo two\n")
+    assert project.services["a"].command == ("sleep", "1")
+    (note,) = project.notes
+    assert note.place == Place(str(tmp_path / "compose.yaml"), 4) and "'&& echo two' is left out" in note.text

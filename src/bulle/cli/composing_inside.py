@@ -167,7 +167,7 @@ def wait(app: App, services: Sequence[str], down_project: bool) -> int:
             raise result
         code = 255 if result < 0 else result
         write(f'container "{container.id}" exited with status code {code}\n')
-    if down_project:
+    if down_project and not app.flags.dry_run:
         from bulle.cli.composing_down import bring_down
 
         bring_down(app)

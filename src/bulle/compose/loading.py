@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from bulle.compose import binding, keys
+from bulle.compose import binding, keys, shell_words
 from bulle.compose.consistency import check
 from bulle.compose.defaults import normalize
 from bulle.compose.document import Tree, read_documents, refusal
@@ -65,9 +66,23 @@ def _tree(request: LoadRequest) -> tuple[Tree, Found, str, Warnings]:
     tree = joiner.join(found.files)
     if not tree:
         raise InvalidInput(f"{found.files[0][0]} is empty", "", "say services: in it")
+    _note_cut_commands(tree, found.files[0][0], warnings)
     if not request.no_normalize:
         normalize(tree, name, environment)
     return tree, found, name, warnings
+
+
+def _note_cut_commands(tree: Tree, file: str, warnings: Warnings) -> None:
+    """What a shell would do is no part of a command that is one string, as for Compose: nobody should wonder where it went."""
+    services = tree.get("services")
+    for name, service in services.items() if isinstance(services, Tree) else ():
+        for key in ("command", "entrypoint") if isinstance(service, Tree) else ():
+            if isinstance(text := service.get(key), str):
+                with suppress(ValueError):
+                    if leftover := shell_words.split(text).leftover:
+                        place = place_in(tree, ["services", name, key], Place(file, 1))
+                        said = f"{leftover!r} is left out, as no shell reads it; say [sh, -c, …] to have one"
+                        warnings.notes.append(Note(place, key, said))
 
 
 def _said_name(found: Found, request: LoadRequest) -> str | None:
