@@ -204,7 +204,7 @@ def _process_state() -> tuple[tuple[str, str], ...]:
     return (*namespaces, ("working directory", os.getcwd()), ("root", os.readlink("/proc/self/root")), ("umask", oct(mask)))
 
 
-def what_is_left(before: Snapshot, root: Path, patience_s: float = 4.0) -> list[str]:
+def what_is_left(before: Snapshot, root: Path, patience_s: float) -> list[str]:
     """One line per thing that was not there before; waits a little for what the kernel ends by itself. Processes left are ended.
 
     The test is over: a control group or network device that appears while this waits is somebody else's.

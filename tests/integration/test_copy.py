@@ -437,6 +437,8 @@ def test_swapped_links_lead_nowhere(place: Machine, level: Level, victim: Path, 
     (tmp_path / "in/d").mkdir(parents=True)
     (tmp_path / "in/d/planted").write_text("planted")
     with one(place, level, "running", "sh", "-c", script) as container:
+        # A shell empties a file before it writes to it.
+        wait_for(lambda: place.execute(container, "test", "-s", "/race/d/secret").exit_code == 0, "the file is written")
         files = container.files
         for number in range(60):
             out = tmp_path / f"out{number}"

@@ -241,7 +241,9 @@ def _keep(template: Template, setup: Setup, control: Control, known: Known) -> N
         finally:
             control.go_on()
     except BulleError as error:
-        os.write(setup.output_fd, f"no template: {error}\n".encode())
+        templates.give_up(template)
+        with suppress(OSError):  # there may be no space for a word either
+            os.write(setup.output_fd, f"no template: {error}\n".encode())
     finally:
         for descriptor in (*template.descriptors, *([setup.scratch] if template.fresh else [])):
             os.close(descriptor)

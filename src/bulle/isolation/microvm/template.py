@@ -155,6 +155,12 @@ def forget(template: Template) -> None:
     os.ftruncate(template.remembered, 0)
 
 
+def give_up(template: Template) -> None:
+    """Give back the space of a machine that could not be kept."""
+    for descriptor in (template.kept, template.kept_disk, template.state):
+        os.ftruncate(descriptor, 0)
+
+
 def share(template: Template | None, client: socket.socket, key: str) -> None:
     """Hand out the memory that a machine was begun from, if it is that of this template: it is sealed, whoever has it can only read."""
     with client:
