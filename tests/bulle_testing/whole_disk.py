@@ -1,26 +1,30 @@
-"""Disks with systems of their own for tests: a small Debian that boots by BIOS and by UEFI, and a CD-ROM with Debian's installer.
+"""Disks with systems of their own for tests: a small Debian that boots by BIOS and by UEFI, one under Xen, and a CD-ROM with Debian's installer.
 
-The Debian is its kernel, its ramdisk and its minimal root, started by syslinux. busybox is its init, and a dozen lines of shell are in
+The Debians are their kernel, their ramdisk and their minimal root, started by syslinux. busybox is their init, and a dozen lines of shell are in
 cloud-init's place: systemd and Python take an emulated processor minutes. Made once, and kept in the cache.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bulle_testing import peers, places, tiers
 
 _VERSION = 1
 _SECTOR = 512
-_BOOT_AT, _BOOT_SECTORS, _SECTORS = 2048, 131072, 1024000
+_BOOT_AT, _BOOT_SECTORS = 2048, 131072
 _ROOT_AT = _BOOT_AT + _BOOT_SECTORS
 _SYSLINUX = Path("/usr/lib/syslinux/modules")
 _INSTALLER = Path("/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64")
-_WORDS = "console=ttyS0 quiet cryptomgr.notests no_timer_check"
+_WORDS = "quiet cryptomgr.notests no_timer_check"
+_ROOT = "root=/dev/vda2 rootfstype=ext4 ro"
 _BEGIN = """#!/bin/sh
 mount -t proc proc /proc; mount -t devtmpfs dev /dev 2>/dev/null; mount -o remount,rw /
 for one in virtio_net af_packet button evdev isofs; do modprobe $one; done
@@ -48,35 +52,107 @@ _RAMDISK = """rm -f "$1"/usr/share/initramfs-tools/hooks/udev "$1"/usr/share/ini
 printf 'virtio_pci\\nvirtio_blk\\next4\\n' >"$1"/etc/initramfs-tools/modules
 sed -i s/^MODULES=.*/MODULES=list/ "$1"/etc/initramfs-tools/initramfs.conf
 chroot "$1" update-initramfs -u && echo root:secret | chroot "$1" chpasswd"""
+PRESEED = """d-i debian-installer/locale string en_US.UTF-8
+d-i keyboard-configuration/xkb-keymap select us
+d-i netcfg/choose_interface select auto
+d-i mirror/country string manual
+d-i mirror/http/hostname string deb.debian.org
+d-i mirror/http/directory string /debian
+d-i mirror/http/proxy string
+d-i passwd/make-user boolean false
+d-i passwd/root-password password secret
+d-i passwd/root-password-again password secret
+d-i clock-setup/utc boolean true
+d-i clock-setup/ntp boolean false
+d-i time/zone string Etc/UTC
+d-i partman-auto/disk string /dev/vda
+d-i partman-auto/method string regular
+d-i partman-auto/choose_recipe select atomic
+d-i partman-partitioning/confirm_write_new_label boolean true
+d-i partman/choose_partition select finish
+d-i partman/confirm boolean true
+d-i partman/confirm_nooverwrite boolean true
+d-i base-installer/install-recommends boolean false
+d-i base-installer/kernel/image string linux-image-cloud-amd64
+d-i apt-setup/services-select multiselect
+d-i apt-setup/enable-source-repositories boolean false
+tasksel tasksel/first multiselect
+d-i pkgsel/upgrade select none
+d-i pkgsel/update-policy select none
+popularity-contest popularity-contest/participate boolean false
+d-i grub-installer/only_debian boolean true
+d-i grub-installer/bootdev string /dev/vda
+d-i finish-install/reboot_in_progress note
+d-i debian-installer/exit/poweroff boolean true
+"""
+"""Answers to all that the installer asks: a small Debian on the whole disk, whose root's password is ``secret``, and then the machine is off."""
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is in such a disk; ``entry`` are lines for syslinux, ``programs`` what these load."""
+
+    name: str
+    packages: str
+    entry: str
+    console: str = "ttyS0"
+    begin: str = _BEGIN
+    sectors: int = 1024000
+    without: Sequence[str] = ()
+    programs: Sequence[str] = ()
+
+
+_PLAIN = _Recipe(f"whole-debian-{_VERSION}", "linux-image-cloud-amd64", f"LINUX /vmlinuz\n INITRD /initrd\n APPEND {_ROOT} console=ttyS0 {_WORDS}")
+_XEN = _Recipe(
+    f"whole-xen-{_VERSION}",
+    "linux-image-amd64,xen-hypervisor-4.17-amd64,xen-utils-4.17",
+    f"COM32 mboot.c32\n APPEND /xen com1=115200,8n1 console=com1 dom0_mem=384M,max:384M --- /vmlinuz {_ROOT} console=hvc0 {_WORDS} --- /initrd",
+    console="hvc0",
+    begin=f"{_BEGIN}for one in xenfs xen-evtchn xen-gntdev xen-privcmd; do modprobe $one; done\nmount -t xenfs xenfs /proc/xen\n"
+    "mkdir -p /run/xen /run/lock\n/usr/lib/xen-4.17/bin/xenstored\n",
+    sectors=1638400,
+    without=[f"/lib/modules/*/kernel/{name}/*" for name in ("sound", "drivers/gpu", "drivers/media", "drivers/net/wireless", "drivers/infiniband")],
+    programs=("mboot.c32", "libcom32.c32"),
+)
 
 
 def debian() -> Path:
     """The raw disk (500 MiB, mostly holes), whose root may log in with the password ``secret``."""
-    target = places.cache_directory() / f"whole-debian-{_VERSION}.raw"
+    return _kept(_PLAIN)
+
+
+def xen() -> Path:
+    """One (800 MiB) that starts Xen by BIOS, and in its first domain the same Debian, with Xen's own commands."""
+    return _kept(_XEN)
+
+
+def _kept(recipe: _Recipe) -> Path:
+    target = places.cache_directory() / f"{recipe.name}.raw"
     with peers.one_at_a_time():
         if not target.exists():
             work = target.with_suffix(f".{os.getpid()}")
             work.mkdir()
             try:
-                _make(work)
+                _make(work, recipe)
                 (work / "disk").rename(target)
             finally:
                 shutil.rmtree(work)
     return target
 
 
-def _make(work: Path) -> None:
+def _make(work: Path, recipe: _Recipe) -> None:
     for name in ("mmdebstrap", "syslinux", "mcopy", "mkfs.vfat", "mkfs.ext4"):
         tiers.need(name)
     if cause := tiers.debian_mirror_missing():
         tiers.give_up("debian_mirror", cause)
     root, boot = work / "root", work / "boot"
-    packages = "linux-image-cloud-amd64,initramfs-tools,busybox,kmod,iproute2"
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
-    run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", *excluded, f"--customize-hook={_RAMDISK}", "bookworm", f"{root}.tar"])
+    packages = f"--include={recipe.packages},initramfs-tools,busybox,kmod,iproute2"
+    excluded = [f"--dpkgopt=path-exclude={name}" for name in (*(f"/usr/share/{name}/*" for name in ("doc", "man", "locale")), *recipe.without)]
+    run(["mmdebstrap", "--quiet", "--variant=minbase", packages, *excluded, f"--customize-hook={_RAMDISK}", "bookworm", f"{root}.tar"])
     root.mkdir()
     run(["tar", "-xf", f"{root}.tar", "-C", str(root)])
-    for path, text in (("sbin/begin", _BEGIN), ("sbin/leased", _LEASED), ("etc/inittab", _INITTAB)):
+    inittab = _INITTAB.replace("ttyS0", recipe.console)
+    for path, text in (("sbin/begin", recipe.begin), ("sbin/leased", _LEASED), ("etc/inittab", inittab)):
         (root / path).write_text(text)
         (root / path).chmod(0o755)
     button = root / "etc/acpi/PWRF/00000080"
@@ -87,19 +163,21 @@ def _make(work: Path) -> None:
     (root / "sbin/init").symlink_to("/bin/busybox")
     removable = boot / "EFI/BOOT"
     removable.mkdir(parents=True)
-    for beginning, name in (("vmlinuz-", "vmlinuz"), ("initrd.img-", "initrd")):
-        next((root / "boot").glob(f"{beginning}*")).rename(boot / name)
+    for beginning, name in (("vmlinuz-", "vmlinuz"), ("initrd.img-", "initrd"), ("xen-4.17-amd64.gz", "xen")):
+        for found in (root / "boot").glob(f"{beginning}*"):
+            found.rename(boot / name)
+    for program in recipe.programs:
+        shutil.copy(_SYSLINUX / "bios" / program, boot)
     shutil.copy("/usr/lib/SYSLINUX.EFI/efi64/syslinux.efi", removable / "BOOTX64.EFI")
     shutil.copy(_SYSLINUX / "efi64/ldlinux.e64", removable)
-    entry = f"LINUX /vmlinuz\n INITRD /initrd\n APPEND root=/dev/vda2 rootfstype=ext4 ro {_WORDS}\n"
     for place in (boot, removable):
-        (place / "syslinux.cfg").write_text(f"SERIAL 0 115200\nDEFAULT linux\nPROMPT 0\nLABEL linux\n {entry}")
-    _write_disk(work, root, boot)
+        (place / "syslinux.cfg").write_text(f"SERIAL 0 115200\nDEFAULT linux\nPROMPT 0\nLABEL linux\n {recipe.entry}\n")
+    _write_disk(work, root, boot, recipe.sectors)
 
 
-def _write_disk(work: Path, root: Path, boot: Path) -> None:
+def _write_disk(work: Path, root: Path, boot: Path, all_sectors: int) -> None:
     first, second, disk = work / "first", work / "second", work / "disk"
-    for path, sectors in ((first, _BOOT_SECTORS), (second, _SECTORS - _ROOT_AT), (disk, _SECTORS)):
+    for path, sectors in ((first, _BOOT_SECTORS), (second, all_sectors - _ROOT_AT), (disk, all_sectors)):
         path.touch()
         os.truncate(path, sectors * _SECTOR)
     run(["mkfs.vfat", "-F", "32", str(first)])
@@ -115,13 +193,13 @@ def _write_disk(work: Path, root: Path, boot: Path) -> None:
     with disk.open("r+b") as file:
         file.write(Path("/usr/lib/syslinux/mbr/mbr.bin").read_bytes()[:440])
         file.seek(446)
-        file.write(entry(0x80, 0xEF, _BOOT_AT, _BOOT_SECTORS) + entry(0, 0x83, _ROOT_AT, _SECTORS - _ROOT_AT))
+        file.write(entry(0x80, 0xEF, _BOOT_AT, _BOOT_SECTORS) + entry(0, 0x83, _ROOT_AT, all_sectors - _ROOT_AT))
         file.seek(510)
         file.write(b"\x55\xaa")
 
 
-def installer(directory: Path) -> Path:
-    """A CD-ROM with Debian's installer, which speaks to the serial port."""
+def installer(directory: Path, preseed: str = "") -> Path:
+    """A CD-ROM with Debian's installer, which speaks to the serial port; ``preseed`` are the answers to its questions."""
     if not _INSTALLER.exists():
         tiers.give_up("programs", "no debian-installer-12-netboot-amd64")
     tiers.need("xorriso")
@@ -131,12 +209,27 @@ def installer(directory: Path) -> Path:
     shutil.copy(_SYSLINUX / "bios/ldlinux.c32", tree)
     for name in ("linux", "initrd.gz"):
         shutil.copy(_INSTALLER / name, tree)
-    words = f"APPEND initrd=/initrd.gz vga=off {_WORDS} --- quiet"
+    if preseed:
+        with (tree / "initrd.gz").open("ab") as file:  # a ramdisk is archives one behind the other
+            file.write(gzip.compress(_archive("preseed.cfg", preseed.encode())))
+    asks_nobody = "auto=true priority=critical DEBIAN_FRONTEND=text --- console=ttyS0"
+    words = f"APPEND initrd=/initrd.gz vga=off console=ttyS0 {_WORDS} {asks_nobody if preseed else '--- quiet'}"
     (tree / "isolinux.cfg").write_text(f"SERIAL 0 115200\nDEFAULT install\nPROMPT 0\nLABEL install\n LINUX /linux\n {words}\n")
     boot = ["-b", "isolinux.bin", "-c", "boot.cat", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]
     run(["xorriso", "-as", "mkisofs", "-quiet", "-o", str(target), *boot, str(tree)])
     shutil.rmtree(tree)
     return target
+
+
+def _archive(name: str, content: bytes) -> bytes:
+    """A ramdisk of one file. The Linux kernel's documentation, "initramfs buffer format" """
+
+    def member(name: str, mode: int, content: bytes) -> bytes:
+        numbers = (0, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08X" % number for number in numbers) + name.encode() + b"\0"
+        return b"".join(one + bytes(-len(one) % 4) for one in (head, content))
+
+    return member(name, 0o100644, content) + member("TRAILER!!!", 0, b"")
 
 
 def run(command: list[str]) -> None:

@@ -13,12 +13,13 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from bulle.engine import identities, networking, planning
+from bulle.engine import identities, networking, planning, whole_snapshots
 from bulle.engine.changes import keep_changes
 from bulle.engine.container import Container
 from bulle.engine.directories import make_writable, write_identity
@@ -30,6 +31,7 @@ from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions
 from bulle.model.digest import Digest
 from bulle.model.image import ExecutionConfig
+from bulle.model.platform import parse_platform
 from bulle.model.run_plan import RunPlan
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.events import publish_container
@@ -56,6 +58,8 @@ def switch(engine: Engine, name: str, isolation: str, timeout_s: int | None = No
         raise InvalidInput(f"there is no isolation level {isolation!r}", "", f"use one of {', '.join(LEVELS)}")
     if isolation == (container.options.isolation or "container"):
         raise Conflict(f"container {container.name} is at the level {isolation} already")
+    if whole_snapshots.is_whole(container.plan):
+        raise Conflict(f"{container.name} can be at no other level", "it is a machine with a system of its own", "make a container of an image")
     with alone(container.directory):
         change = _Change(engine, container)
         change.check(replace(container.options, isolation=isolation))
@@ -71,13 +75,15 @@ def create_snapshot(engine: Engine, name: str, tag: str = "") -> tuple[Snapshot,
     if not set(tag) <= _TAG_CHARACTERS or tag[0] in ".-" or len(tag) > 128:
         raise InvalidInput(f"{tag!r} cannot be the tag of a snapshot", "", "use letters, digits, '_', '.' and '-'")
     records = SnapshotRecords(engine.database)
-    if any(one.tag == tag for one in records.of(container.id)):
-        raise Conflict(f"there is a snapshot {tag} of {container.name} already", "", "give the new one another tag, or remove that one")
     notes: list[str] = []
     require_writable_layer(container.plan)
     with alone(container.directory), engine.store.receiving():
+        if any(one.tag == tag for one in records.of(container.id)):
+            raise Conflict(f"there is a snapshot {tag} of {container.name} already", "", "give the new one another tag, or remove that one")
         container = engine.containers.get(container.id)
         engine.store.layers.keep(_layers(container.plan))
+        if whole_snapshots.is_whole(container.plan):
+            return _create_whole(engine, container, tag), ()
         if container.plan.guest is None:
             with standing_still(engine.home, container, notes):
                 layer = keep_changes(engine.store, container.plan)
@@ -99,6 +105,24 @@ def create_snapshot(engine: Engine, name: str, tag: str = "") -> tuple[Snapshot,
     return made, tuple(notes)
 
 
+def _create_whole(engine: Engine, container: Container, tag: str) -> Snapshot:
+    _sweep(engine, container.plan)
+    try:
+        made = Snapshot(
+            container_id=container.id,
+            tag=tag,
+            size_bytes=whole_snapshots.keep(container, tag),
+            created_at_ns=time.time_ns(),
+            layers=_layers(container.plan),
+            options=container.options,
+        )
+        SnapshotRecords(engine.database).create(made)
+        return made
+    except BaseException:
+        _sweep(engine, container.plan)
+        raise
+
+
 def snapshots(engine: Engine, name: str = "") -> list[Snapshot]:
     """Those of a container, or of all, oldest first."""
     records = SnapshotRecords(engine.database)
@@ -113,28 +137,31 @@ def restore_snapshot(engine: Engine, name: str, tag: str, timeout_s: int | None 
         options = replace(snapshot.options, name=container.options.name)
         change = _Change(engine, container)
         change.check(options)
-        return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers))
+        fill = partial(whole_snapshots.give_back, container.plan, tag) if whole_snapshots.is_whole(container.plan) else None
+        return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers, fill))
 
 
 def remove_snapshot(engine: Engine, name: str, tag: str) -> None:
     """Forget a snapshot, and what only it kept. Raises NotFound."""
     container = engine.containers.get(name)
-    if not SnapshotRecords(engine.database).delete(container.id, tag):
-        raise NotFound(f"no such snapshot: {tag}", "", f"`bulle snapshot ls {container.name}` lists them")
+    with alone(container.directory):
+        if not SnapshotRecords(engine.database).delete(container.id, tag):
+            raise NotFound(f"no such snapshot: {tag}", "", f"`bulle snapshot ls {container.name}` lists them")
+        _sweep(engine, container.plan)
     engine.store.gc()
 
 
 def collect(engine: Engine) -> None:
-    """Remove the writable layers that are no container's any more: what a killed switch or restore left."""
+    """Remove the writable layers that are no container's any more, and files of no snapshot: what a killed switch, restore or snapshot left."""
     for record in ContainerRecords(engine.database).all():
         directory = record.plan.state_host_path
         with suppress(OSError):
-            if sum(entry.startswith("root") for entry in os.listdir(directory)) < 2:
+            if sum(entry.startswith("root") for entry in os.listdir(directory)) < 2 and not whole_snapshots.is_whole(record.plan):
                 continue
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove_others(ContainerRecords(engine.database).find(record.id).plan)
+                _sweep(engine, ContainerRecords(engine.database).find(record.id).plan)
             except BlockingIOError:
                 continue  # it is being changed
             finally:
@@ -143,6 +170,13 @@ def collect(engine: Engine) -> None:
 
 def _layers(plan: RunPlan) -> tuple[Digest, ...]:
     return tuple(Digest(layer.diff_id) for layer in plan.root.layers)
+
+
+def _sweep(engine: Engine, plan: RunPlan) -> None:
+    """Everything in the container's directory that is neither its own nor a snapshot's."""
+    _remove_others(plan)
+    if whole_snapshots.is_whole(plan):
+        whole_snapshots.sweep(plan, [one.tag for one in SnapshotRecords(engine.database).of(plan.container_id)])
 
 
 def _remove_others(plan: RunPlan) -> None:
@@ -161,8 +195,8 @@ class _Change:
         self.container = container
         if container.options.auto_remove:
             raise Conflict(f"container {container.name} is removed at its end (--rm)", "it would not be there any more", "make one without --rm")
-        self.image = engine.images.get(container.image_id)
-        _remove_others(container.plan)
+        self.image = engine.images.get(container.image_id) if container.image_id else None
+        _sweep(engine, container.plan)
 
     def written(self) -> tuple[Digest, ...]:
         """What it wrote, as a layer. Within ``receiving``."""
@@ -201,8 +235,11 @@ class _Change:
         publish_container(changed.directory, "update")
         return changed
 
-    def to(self, options: ContainerOptions, layers: Sequence[Digest]) -> ContainerRecord:
-        """Make it another one: with these options, on these layers, and an empty writable layer. Returns its new record."""
+    def to(self, options: ContainerOptions, layers: Sequence[Digest], fill: Callable[[str], None] | None = None) -> ContainerRecord:
+        """Make it another one: with these options, on these layers, and an empty writable layer, or the one that ``fill`` makes at a host path.
+
+        Returns its new record.
+        """
         old = self.container.record
         self.engine.store.layers.keep(layers)
         self.engine.store.layers.prepare(layers)
@@ -219,7 +256,10 @@ class _Change:
         try:
             with kept_from_starting(old.plan, old.name):
                 driver_for(old.plan.isolation, self.engine.home).clean_up(old.plan)
-                made = ContainerRecords(self.engine.database).rebase(old, build, lambda record: make_writable(record.plan))
+                if fill is not None:
+                    fill(writable)
+                also = (lambda _record: None) if fill is not None else (lambda record: make_writable(record.plan))
+                made = ContainerRecords(self.engine.database).rebase(old, build, also)
                 write_identity(made.plan)
                 return made
         except BaseException:
@@ -228,13 +268,16 @@ class _Change:
             raise
 
     def _compose(self, options: ContainerOptions, layers: Sequence[Digest], first: int | None) -> RunPlan:
-        old = self.container.plan
+        old, image = self.container.plan, self.image
+        binds = image.host_binds if image is not None else ()
         # What the image "host" shows of this machine is a mount at one level and a part of the root at the others: composing says it anew.
-        mounts = tuple(one for one in old.mounts if not (one.host_path in self.image.host_binds and one.host_path == one.container_path))
-        config = self.image.config
+        mounts = tuple(one for one in old.mounts if not (one.host_path in binds and one.host_path == one.container_path))
+        whole = old.guest.whole if old.guest is not None else None
+        config = ExecutionConfig() if image is None or whole is not None else image.config.config or ExecutionConfig()
         base = planning.Base(
-            tuple(layers), config.config or ExecutionConfig(), self.container.image_id, self.image.host_binds,
-            mounts=mounts, volume_layers=old.volume_layers, platform=config.platform,
+            tuple(layers), config, self.container.image_id, binds, mounts=mounts, volume_layers=old.volume_layers,
+            platform=image.config.platform if image is not None else parse_platform(options.platform),
+            disk=whole.image if whole is not None else None,
         )  # fmt: skip
         return self.engine.containers.composed(options, base, old.container_id, first, self.container.name)
 
