@@ -249,6 +249,29 @@ def test_a_debian_of_its_own(net: Networked) -> None:
     net("rmi", "debian")
 
 
+@pytest.mark.timeout(1800)
+def test_xen_with_a_debian_in_its_first_domain(net: Networked) -> None:
+    """A hypervisor of type 1 has the machine, and gives Linux a domain of it: as its own commands say there, over the first domain's console."""
+    net("vm", "import", whole_disk.xen(), "xen")
+    net("vm", "create", "xen", "--image", "xen", "--memory", "640m")
+    net("start", "xen")
+    wait_for_console(net.machine, "xen", "12 (none) hvc0")
+    console = Terminal(net.machine, "attach", "xen")
+    try:
+        console.type("\n")
+        log_in(console)
+        console.type("cat /sys/hypervisor/type /proc/xen/capabilities; xl info; ip -4 -o addr show scope global\n")
+        for said in ("xen\r\ncontrol_d\r\n", "xen_version            : 4.17", net.inspect("xen", ".NetworkSettings.Networks.bridge.IPAddress")):
+            console.expect(said, PATIENCE_S)
+        console.type("/usr/lib/xen-4.17/bin/xen-init-dom0; xl list\n")
+        console.expect("Domain-0", PATIENCE_S)
+    finally:
+        console.close()
+    net("kill", "xen")
+    net("rm", "xen")
+    net("rmi", "xen")
+
+
 def wait_for_console(box: Machine, name: str, text: str) -> None:
     """Look now and then whether a machine wrote this: each look costs what it needs itself."""
     log = Path(box.engine.containers.get(name).directory) / "container.log"

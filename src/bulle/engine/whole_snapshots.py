@@ -43,10 +43,16 @@ def keep(container: Container, tag: str) -> int:
 
 
 def give_back(plan: RunPlan, tag: str, writable: str) -> None:
-    """Make a new directory (host path) of the files that a snapshot has. Raises CorruptImage where they are not there."""
+    """Make a new directory (host path) of the files that a snapshot has. Raises CorruptImage where they are damaged or gone, StorageFull."""
+    from bulle.isolation.microvm import disk_formats
+
     place = _place(plan, tag)
-    if not (place / "disk").is_file():
-        raise CorruptImage(f"the snapshot {tag} is damaged", "its disk is gone", "remove it: `bulle snapshot rm`")
+    try:
+        with (place / "disk").open("rb") as disk:
+            disk_formats.look(disk.fileno(), "its disk", "qcow2")
+    except (OSError, BulleError) as error:
+        why = f"{error.brief} ({error.details})" if isinstance(error, BulleError) else "its disk is gone"
+        raise CorruptImage(f"the snapshot {tag} is damaged", why, "remove it: `bulle snapshot rm`") from error
     _copy(place, Path(writable))
 
 
