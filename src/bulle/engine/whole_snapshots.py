@@ -20,6 +20,7 @@ from bulle.store.workspace import remove_tree
 if TYPE_CHECKING:
     from bulle.engine.container import Container
     from bulle.model.run_plan import RunPlan
+    from bulle.store import Store
 
 _PATIENCE_S = 120.0
 _PREFIX = "snapshot-"
@@ -42,18 +43,29 @@ def keep(container: Container, tag: str) -> int:
     return sum(file.stat().st_blocks * 512 for file in place.iterdir())
 
 
-def give_back(plan: RunPlan, tag: str, writable: str) -> None:
-    """Make a new directory (host path) of the files that a snapshot has. Raises CorruptImage where they are damaged or gone, StorageFull."""
+@contextmanager
+def copied(store: Store, plan: RunPlan, tag: str) -> Iterator[Path]:
+    """A directory (host path) with a copy of the files that a snapshot has. Raises CorruptImage where they are damaged or gone, StorageFull."""
     from bulle.isolation.microvm import disk_formats
 
-    place = _place(plan, tag)
+    source, place = _place(plan, tag), store.temporary_directory()
     try:
-        with (place / "disk").open("rb") as disk:
-            disk_formats.look(disk.fileno(), "its disk", "qcow2")
-    except (OSError, BulleError) as error:
-        why = f"{error.brief} ({error.details})" if isinstance(error, BulleError) else "its disk is gone"
-        raise CorruptImage(f"the snapshot {tag} is damaged", why, "remove it: `bulle snapshot rm`") from error
-    _copy(place, Path(writable))
+        try:
+            with (source / "disk").open("rb") as disk:
+                disk_formats.look(disk.fileno(), "its disk", "qcow2")
+        except (OSError, BulleError) as error:
+            why = f"{error.brief} ({error.details})" if isinstance(error, BulleError) else "its disk is gone"
+            raise CorruptImage(f"the snapshot {tag} is damaged", why, "remove it: `bulle snapshot rm`") from error
+        _copy(source, place / "files")
+        yield place / "files"
+    finally:
+        remove_tree(place)
+
+
+def put(files: Path, plan: RunPlan) -> None:
+    """Have a machine's new directory hold these files."""
+    for file in files.iterdir():
+        file.rename(f"{plan.root.writable_host_path}/{file.name}")
 
 
 def sweep(plan: RunPlan, tags: Collection[str]) -> None:
