@@ -47,7 +47,8 @@ def run(plan: RunPlan, channel: Channel, kit: ChildKit, setup: WholeSetup, taps:
     own = plan.network.mode == "own"
     cables = cable.lay(plan.network.attachments, taps) if own else []
     names = [f"tap{number}" for number in range(len(cables))]
-    servers = address_server.serve(names, plan.network.attachments, plan.hostname) if own else []
+    assert plan.guest is not None and plan.guest.whole is not None
+    servers = address_server.serve(names, plan.network.attachments, plan.hostname, plan.guest.whole.boot_url) if own else []
     terminal = sessions.open_terminal(channel, plan.process)
     sandbox.enter([], setup.devices, nodes)
     line, commanded = socket.socketpair()
