@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import socket
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,9 @@ from bulle_testing.running import Machine, Terminal, wait_for
 pytestmark = [pytest.mark.machines, pytest.mark.root]
 PATIENCE_S = 900.0
 DISK_BYTES = 40 << 20
+# Says something on the serial port, in 16-bit code, and stands still.
+BOOT_SECTOR = b"\xba\xf8\x03" + b"".join(bytes([0xB0, letter, 0xEE]) for letter in b"from the boot sector\r\n") + b"\xf4\xeb\xfd"
+BOOT_SECTOR = BOOT_SECTOR.ljust(510, b"\0") + b"\x55\xaa"
 IN_FORMATS = (
     ("qcow2", "qcow2", ""), ("compressed.qcow2", "qcow2", ""), ("vdi", "vdi", ""), ("vhdx", "vhdx", ""), ("vmdk", "vmdk", ""),
     ("stream.vmdk", "vmdk", "subformat=streamOptimized"),
@@ -166,8 +172,7 @@ def test_the_usual_verbs(box: Machine) -> None:
 
 def test_a_raw_disk_in_the_convention(box: Machine, tmp_path: Path) -> None:
     """What others publish: any name below /disk, read where it lies; its boot sector says something on the serial port and switches nothing off."""
-    program = b"\xba\xf8\x03" + b"".join(bytes([0xB0, letter, 0xEE]) for letter in b"from the boot sector\r\n") + b"\xf4\xeb\xfd"
-    (tmp_path / "disk.img").write_bytes(program.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+    (tmp_path / "disk.img").write_bytes(BOOT_SECTOR + bytes(1 << 20))
     with tarfile.open(tmp_path / "image.tar", "w") as archive:
         archive.add(tmp_path / "disk.img", "disk/disk.img")
     run(box, "import", tmp_path / "image.tar", "published")
@@ -247,6 +252,50 @@ def test_a_debian_of_its_own(net: Networked) -> None:
     assert len(taken) == 2 and max(taken) < 64 << 20
     net("rm", "one", "two")
     net("rmi", "debian")
+
+
+def test_over_the_network(net: Networked, tmp_path: Path) -> None:
+    """A program that the firmware is told of with its address, fetches by HTTP from this machine, and starts."""
+    (tmp_path / "program").write_bytes(BOOT_SECTOR)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            gateway = json.loads(net("network", "inspect", "bridge"))[0]["IPAM"]["Config"][0]["Gateway"]
+            url = f"http://{gateway}:{server.server_address[1]}/program"
+            net("vm", "create", "fetches", "--disk", "1m", "--memory", "64m", "--boot", f"disk,{url}")
+            net("start", "fetches")
+            wait_for_console(net.machine, "fetches", "from the boot sector")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert net.inspect("fetches", ".State.Machine.BootUrl") == url
+    net("rm", "-f", "fetches")
+    assert "cannot boot from 'https://x'" in net.refused("vm", "create", "none", "--boot", "https://x", code=125)
+
+
+@pytest.mark.timeout(1800)
+def test_xen_with_a_debian_in_its_first_domain(net: Networked) -> None:
+    """A hypervisor of type 1 has the machine, and gives Linux a domain of it: as its own commands say there, over the first domain's console."""
+    net("vm", "import", whole_disk.xen(), "xen")
+    net("vm", "create", "xen", "--image", "xen", "--memory", "640m")
+    net("start", "xen")
+    wait_for_console(net.machine, "xen", "12 (none) hvc0")
+    console = Terminal(net.machine, "attach", "xen")
+    try:
+        console.type("\n")
+        log_in(console)
+        console.type("echo $(cat /sys/hypervisor/type /proc/xen/capabilities); xl info; ip -4 -o addr show scope global\n")
+        for said in ("xen control_d", "xen_version            : 4.17", net.inspect("xen", ".NetworkSettings.Networks.bridge.IPAddress")):
+            console.expect(said, PATIENCE_S)
+        console.type("/usr/lib/xen-4.17/bin/xen-init-dom0; xl list\n")
+        console.expect("Domain-0", PATIENCE_S)
+    finally:
+        console.close()
+    net("kill", "xen")
+    net("rm", "xen")
+    net("rmi", "xen")
 
 
 def wait_for_console(box: Machine, name: str, text: str) -> None:

@@ -50,6 +50,11 @@ def test_it_is_told_what_is_its_own(asked: int, answered: int) -> None:
     assert not {3, 6, 121} & further.keys(), "one cable leads further"
 
 
+def test_it_is_told_what_to_fetch() -> None:
+    assert told(reply_to(question(3), HERE, "web", "http://10.5.0.1/x", first=True))[1][67] == b"http://10.5.0.1/x"
+    assert 67 not in told(reply_to(question(3), HERE, "web", "http://10.5.0.1/x", first=False))[1]
+
+
 def test_another_address_is_refused() -> None:
     address, options = told(reply_to(question(3, (50, socket.inet_aton("10.5.0.10"))), HERE, "web", first=True))
     assert (address, options[53]) == ("0.0.0.0", b"\x06") and options.keys() == {53, 54}

@@ -50,7 +50,7 @@ def import_disk(session: Session, disk: str, name: str, form: str | None, platfo
 @click.option("-m", "--memory", type=Size(), help="Its memory (default 1g)")
 @click.option("--cpus", type=NanoCpus(), help="Number of its processors (default 1)")
 @click.option("--firmware", type=Choice("bios", "uefi"), default=None, help="What starts its boot loader (default bios, on arm64 uefi)")
-@click.option("--boot", type=Text("list"), default="", help="What it boots from, in this order (disk, cdrom, network)")
+@click.option("--boot", type=Text("list"), default="", help="What it boots from, in this order (disk, cdrom, network, or an http:// or tftp:// URL)")
 @click.option("--vnc", is_flag=True, help="Give it a screen, shown as VNC on a socket in its directory (see inspect)")
 @click.option("--user", type=Text(), default="", help="User that cloud-init makes in it")
 @click.option("--ssh-key", multiple=True, type=Text("key"), help="Public key, or file of one, with which that user may log in")

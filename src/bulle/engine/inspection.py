@@ -165,7 +165,7 @@ def _whole_machine(plan: RunPlan) -> dict[str, object]:
     from bulle.isolation.microvm.whole import VNC_SOCKET
 
     vnc = f"{plan.state_host_path}/{VNC_SOCKET}" if whole.vnc else ""
-    return {"Firmware": whole.firmware, "Boot": list(whole.boot), "Cdrom": whole.cdrom, "Vnc": vnc}
+    return {"Firmware": whole.firmware, "Boot": list(whole.boot), "BootUrl": whole.boot_url, "Cdrom": whole.cdrom, "Vnc": vnc}
 
 
 def _health(health: Health) -> dict[str, object]:

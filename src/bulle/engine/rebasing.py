@@ -13,12 +13,13 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from bulle.engine import identities, networking, planning
+from bulle.engine import identities, networking, planning, whole_snapshots
 from bulle.engine.changes import keep_changes
 from bulle.engine.container import Container
 from bulle.engine.directories import make_writable, write_identity
@@ -30,6 +31,7 @@ from bulle.errors import BulleError, Conflict, InvalidInput, NotFound
 from bulle.model.container import ContainerOptions
 from bulle.model.digest import Digest
 from bulle.model.image import ExecutionConfig
+from bulle.model.platform import parse_platform
 from bulle.model.run_plan import RunPlan
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.events import publish_container
@@ -59,6 +61,8 @@ def switch(engine: Engine, name: str, isolation: str, timeout_s: int | None = No
         raise InvalidInput(f"there is no isolation level {isolation!r}", "", f"use one of {', '.join(LEVELS)}")
     if isolation == (container.options.isolation or "container"):
         raise Conflict(f"container {container.name} is at the level {isolation} already")
+    if whole_snapshots.is_whole(container.plan):
+        raise Conflict(f"{container.name} can be at no other level", "it is a machine with a system of its own", "make a container of an image")
     with alone(container.directory):
         change = _Change(engine, container)
         change.check(replace(container.options, isolation=isolation))
@@ -87,6 +91,8 @@ def create_snapshot(engine: Engine, name: str, tag: str = "", *, disk_only: bool
         container = engine.containers.get(container.id)
         engine.store.layers.keep(_layers(container.plan))
         _remove_others(engine, container.plan)
+        if whole_snapshots.is_whole(container.plan):
+            return _kept_whole(engine, container, tag), ()
         if kept_machines.keeps_memory(container, notes, disk_only=disk_only):
             return _kept_machine(engine, container, tag), ()
         if container.plan.guest is None:
@@ -138,6 +144,27 @@ def _kept_machine(engine: Engine, container: Container, tag: str) -> Snapshot:
     return made
 
 
+def _kept_whole(engine: Engine, container: Container, tag: str) -> Snapshot:
+    """A snapshot of a machine with a system of its own, whose files are in a directory of this tag before the row is there."""
+    records = SnapshotRecords(engine.database)
+    if any(one.tag == tag for one in records.of(container.id)):
+        raise Conflict(f"there is a snapshot {tag} of {container.name} already", "", "give the new one another tag, or remove that one")
+    try:
+        made = Snapshot(
+            container_id=container.id,
+            tag=tag,
+            size_bytes=whole_snapshots.keep(container, tag),
+            created_at_ns=time.time_ns(),
+            layers=_layers(container.plan),
+            options=container.options,
+        )
+        records.create(made)
+        return made
+    except BaseException:
+        _remove_others(engine, container.plan)
+        raise
+
+
 def snapshots(engine: Engine, name: str = "") -> list[Snapshot]:
     """Those of a container, or of all, oldest first."""
     records = SnapshotRecords(engine.database)
@@ -157,6 +184,9 @@ def restore_snapshot(engine: Engine, name: str, tag: str, timeout_s: int | None 
         options = replace(snapshot.options, name=container.options.name)
         change = _Change(engine, container)
         change.check(options)
+        if whole_snapshots.is_whole(container.plan):
+            files = stack.enter_context(whole_snapshots.copied(engine.store, container.plan, tag))
+            return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers, partial(whole_snapshots.put, files)))
         if snapshot.machine is None:
             return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers))
         from bulle.engine import kept_machines
@@ -190,7 +220,7 @@ def collect(engine: Engine) -> None:
         directory = record.plan.state_host_path
         with suppress(OSError):
             entries = os.listdir(directory)
-            if sum(entry.startswith("root") for entry in entries) < 2 and _SNAPSHOTS not in entries:
+            if sum(entry.startswith("root") for entry in entries) < 2 and not any(entry.startswith("snapshot") for entry in entries):
                 continue
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -208,6 +238,7 @@ def _layers(plan: RunPlan) -> tuple[Digest, ...]:
 
 def _remove_others(engine: Engine, plan: RunPlan) -> None:
     """Every writable layer in the container's directory but its own, and every kept machine that no snapshot has."""
+    whole_snapshots.sweep(plan, [one.tag for one in SnapshotRecords(engine.database).of(plan.container_id)])
     own = os.path.basename(plan.root.writable_host_path)
     kept = {one.machine.directory for one in SnapshotRecords(engine.database).of(plan.container_id) if one.machine is not None}
     with suppress(FileNotFoundError):
@@ -229,7 +260,7 @@ class _Change:
         self.container = container
         if container.options.auto_remove:
             raise Conflict(f"container {container.name} is removed at its end (--rm)", "it would not be there any more", "make one without --rm")
-        self.image = engine.images.get(container.image_id)
+        self.image = engine.images.get(container.image_id) if container.image_id else None
         _remove_others(engine, container.plan)
 
     def written(self) -> tuple[Digest, ...]:
@@ -312,13 +343,16 @@ class _Change:
             raise
 
     def _compose(self, options: ContainerOptions, layers: Sequence[Digest], first: int | None) -> RunPlan:
-        old = self.container.plan
+        old, image = self.container.plan, self.image
+        binds = image.host_binds if image is not None else ()
         # What the image "host" shows of this machine is a mount at one level and a part of the root at the others: composing says it anew.
-        mounts = tuple(one for one in old.mounts if not (one.host_path in self.image.host_binds and one.host_path == one.container_path))
-        config = self.image.config
+        mounts = tuple(one for one in old.mounts if not (one.host_path in binds and one.host_path == one.container_path))
+        whole = old.guest.whole if old.guest is not None else None
+        config = ExecutionConfig() if image is None or whole is not None else image.config.config or ExecutionConfig()
         base = planning.Base(
-            tuple(layers), config.config or ExecutionConfig(), self.container.image_id, self.image.host_binds,
-            mounts=mounts, volume_layers=old.volume_layers, platform=config.platform,
+            tuple(layers), config, self.container.image_id, binds, mounts=mounts, volume_layers=old.volume_layers,
+            platform=image.config.platform if image is not None else parse_platform(options.platform),
+            disk=whole.image if whole is not None else None,
         )  # fmt: skip
         return self.engine.containers.composed(options, base, old.container_id, first, self.container.name)
 

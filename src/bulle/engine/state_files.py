@@ -29,6 +29,7 @@ from bulle.engine.pausing import standing_still
 from bulle.engine.planning import Base
 from bulle.engine.saving import save_images
 from bulle.engine.volume_options import VolumeShape
+from bulle.engine.whole_snapshots import is_whole
 from bulle.errors import BulleError, Conflict, CorruptImage, NotFound
 from bulle.isolation.microvm.checkpoint import DISK_NAME, KEPT_NAME, MOST_KNOWN_BYTES, STATE_NAME
 from bulle.isolation.microvm.setup import require_kept
@@ -88,6 +89,8 @@ def save_state(engine: Engine, name: str, out: BinaryIO, *, disk_only: bool = Fa
     Raises NotFound, Conflict for one that only lives with another (its network), Unsupported.
     """
     container = engine.containers.get(name)
+    if is_whole(container.plan):
+        raise Conflict(f"{container.name} is a machine with a system of its own", "its disk is kept in no file of Bulle's", "push its image")
     if container.plan.network.mode == "container":
         raise Conflict(f"container {container.name} has another container's network", "it cannot be there without it", "give it one of its own")
     image = engine.images.get(container.image_id)

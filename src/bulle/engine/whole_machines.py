@@ -28,6 +28,7 @@ DISK_BYTES = 10 << 30
 COMMAND = "boot"
 """What listings show in a command's place, with what is booted from."""
 _PLACES = ("disk", "cdrom", "network")
+_FETCHED = ("http://", "tftp://")
 _SMALLEST_DISK_BYTES, _SMALLEST_MEMORY_BYTES, _LARGEST_DISK_BYTES = 1 << 20, 16 << 20, 16 << 40
 _MOST_USER_DATA_BYTES = 4 << 20
 
@@ -64,6 +65,7 @@ def whole_guest(options: ContainerOptions, wanted: WholeOptions, disk: ImageDisk
         whole=WholeMachine(
             firmware=wanted.firmware or ("uefi" if arm else "bios"),
             boot=_boot(wanted),  # type: ignore[arg-type]
+            boot_url=next((one for one in wanted.boot if "://" in one), ""),
             image=disk,
             cdrom=os.path.abspath(wanted.cdrom) if wanted.cdrom else "",
             seed=_seed(options, wanted, identifier),
@@ -103,14 +105,15 @@ def resize(database: Database, container: Container, disk_bytes: int) -> None:
 
 
 def _boot(wanted: WholeOptions) -> tuple[str, ...]:
-    if unknown := [one for one in wanted.boot if one not in _PLACES]:
-        raise InvalidInput(f"a machine cannot boot from {unknown[0]!r}", "", f"use {', '.join(_PLACES)}")
-    if len(set(wanted.boot)) != len(wanted.boot):
+    order = tuple("network" if one.startswith(_FETCHED) and one.isascii() and len(one) < 256 else one for one in wanted.boot)
+    if unknown := [one for one in order if one not in _PLACES]:
+        raise InvalidInput(f"a machine cannot boot from {unknown[0]!r}", "", f"use {', '.join(_PLACES)}, http://… or tftp://…")
+    if len(set(order)) != len(order):
         raise InvalidInput("the boot order names something twice", "", "name each once")
     if "cdrom" in wanted.boot and not wanted.cdrom:
         raise InvalidInput("a machine without a CD-ROM cannot boot from it", "", "give one with --cdrom, or another --boot")
     # A disk that nothing is on yet is passed over by the firmware; one that was installed on meanwhile goes first.
-    return wanted.boot or (("disk", "cdrom") if wanted.cdrom else ("disk",))
+    return order or (("disk", "cdrom") if wanted.cdrom else ("disk",))
 
 
 def _seed(options: ContainerOptions, wanted: WholeOptions, identifier: str) -> dict[str, str]:

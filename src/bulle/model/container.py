@@ -46,8 +46,9 @@ def mount_fields(wanted: Iterable[MountOption], tmpfs: Iterable[tuple[str, str]]
 class WholeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of a machine with a system of its own (``bulle vm create``), beside what is asked of every container.
 
-    ``disk_bytes`` is the size of its disk (0: as the image's), ``cdrom`` a host path, ``boot`` of disk, cdrom and network (none: what it has,
-    the CD-ROM first). ``user``, ``ssh_keys``, ``password_hash`` (crypt(5)) and ``run`` (shell lines) are cloud-init's to do, or all of ``user_data``.
+    ``disk_bytes`` is the size of its disk (0: as the image's), ``cdrom`` a host path, ``boot`` of disk, cdrom, network and the URL of what is
+    fetched over the network (none: what it has, the disk first). ``user``, ``ssh_keys``, ``password_hash`` (crypt(5)) and ``run`` (shell lines)
+    are cloud-init's to do, or all of ``user_data``.
     """
 
     disk_bytes: int = 0

@@ -202,8 +202,8 @@ class ImageDisk(msgspec.Struct, frozen=True):
 class WholeMachine(msgspec.Struct, frozen=True):
     """A machine whose own firmware, boot loader and kernel start a system of its own; nothing of Bulle's is in it.
 
-    ``boot`` says what is tried, in this order. Its disk begins as ``image``, or empty; ``cdrom`` is a host path. ``seed`` are the files of its
-    NoCloud disk, which cloud-init reads. ``vnc``: its screen can be looked at.
+    ``boot`` says what is tried, in this order; what the network has for it is at ``boot_url``. Its disk begins as ``image``, or empty; ``cdrom`` is a
+    host path. ``seed`` are the files of its NoCloud disk, which cloud-init reads. ``vnc``: its screen can be looked at.
     """
 
     firmware: Literal["bios", "uefi"] = "bios"
@@ -212,6 +212,7 @@ class WholeMachine(msgspec.Struct, frozen=True):
     cdrom: str = ""
     seed: dict[str, str] = {}
     vnc: bool = False
+    boot_url: str = ""
 
 
 class Guest(msgspec.Struct, frozen=True):

@@ -35,13 +35,14 @@ class Server:
     attachment: Attachment
     hostname: str
     first: bool
+    boot_url: str = ""
 
     def answer(self) -> None:
         """Answer what waits, if it is a question."""
         with suppress(BlockingIOError, OSError):
             while True:
                 frame, address = self.line.recvfrom(2048)
-                if address[2] != _OUTGOING and (reply := reply_to(frame, self.attachment, self.hostname, first=self.first)):
+                if address[2] != _OUTGOING and (reply := reply_to(frame, self.attachment, self.hostname, self.boot_url, first=self.first)):
                     self.line.send(reply)
 
 
@@ -53,15 +54,15 @@ def _lead_back(attachments: tuple[Attachment, ...]) -> None:
             route.add_host_route(address, socket.if_nametoindex("cable0"))
 
 
-def serve(taps: list[str], attachments: tuple[Attachment, ...], hostname: str) -> list[Server]:
-    """In the machine's own network namespace, as its root: a server on each of its taps, in their order."""
+def serve(taps: list[str], attachments: tuple[Attachment, ...], hostname: str, boot_url: str) -> list[Server]:
+    """In the machine's own network namespace, as its root: a server on each of its taps, in their order; ``boot_url`` is what it is to fetch."""
     found = []
     _lead_back(attachments)
     for number, (tap, attachment) in enumerate(zip(taps, attachments, strict=True)):
         line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         _only_questions(line)
         line.bind((tap, _EVERYTHING))
-        found.append(Server(line, attachment, hostname, number == 0))
+        found.append(Server(line, attachment, hostname, number == 0, boot_url))
     return found
 
 
@@ -76,11 +77,12 @@ def _only_questions(line: socket.socket) -> None:
     ])  # fmt: skip
 
 
-def reply_to(frame: bytes, attachment: Attachment, hostname: str, *, first: bool) -> bytes:
+def reply_to(frame: bytes, attachment: Attachment, hostname: str, boot_url: str = "", *, first: bool) -> bytes:
     """The frame that answers a frame; empty where it is no question, or cannot be answered."""
     own = next((IPv4Interface(one) for one in attachment.addresses if ":" not in one), None)
     length = (frame[14] & 15) * 4 if len(frame) > 14 else 0
     message = frame[14 + length + 8 :]
+    assert len(boot_url) < 256
     if own is None or len(message) < 240 or message[0] != 1 or message[236:240] != _COOKIE or message[1:3] != b"\x01\x06":
         return b""
     options = _options(message[240:])
@@ -91,20 +93,22 @@ def reply_to(frame: bytes, attachment: Attachment, hostname: str, *, first: bool
     refused = kind == _REQUEST and wanted not in (own.ip.packed, bytes(4))
     answer = _NAK if refused else _OFFER if kind == _DISCOVER else _ACK
     yours = bytes(4) if refused or kind == _INFORM else own.ip.packed
-    told = [(53, bytes([answer])), (54, _SERVER.packed)] + ([] if refused else _told(own, attachment, hostname, first=first, lease=kind != _INFORM))
+    told = [(53, bytes([answer])), (54, _SERVER.packed)]
+    if not refused:
+        told += _told(own, attachment, hostname, boot_url, first=first, lease=kind != _INFORM)
     body = b"\x02\x01\x06\0" + message[4:8] + bytes(2) + message[10:12] + message[12:16] + yours + bytes(4) + message[24:28] + message[28:44]
     body += bytes(192) + _COOKIE + b"".join(bytes([code, len(value)]) + value for code, value in told) + b"\xff"
     return _framed(body.ljust(300, b"\0"), message[28:34])
 
 
-def _told(own: IPv4Interface, attachment: Attachment, hostname: str, *, first: bool, lease: bool) -> list[tuple[int, bytes]]:
+def _told(own: IPv4Interface, attachment: Attachment, hostname: str, boot_url: str, *, first: bool, lease: bool) -> list[tuple[int, bytes]]:
     gateway = next((IPv4Address(one) for one in attachment.gateways if one and ":" not in one), None)
     found = [(1, own.netmask.packed), (26, struct.pack(">H", attachment.mtu or 1500)), (12, hostname.encode()[:63])]
     if lease:
         found.append((51, struct.pack(">I", _FOR_EVER)))
     routes = b""
     if first:
-        found.append((6, _SERVER.packed))
+        found += [(6, _SERVER.packed), *([(67, boot_url.encode())] if boot_url else [])]
         routes = bytes([32]) + _SERVER.packed + bytes(4)  # on the cable itself
     if first and gateway is not None:
         found.append((3, gateway.packed))

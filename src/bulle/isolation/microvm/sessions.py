@@ -66,6 +66,11 @@ class KeepRequest(msgspec.Struct, frozen=True, tag=True):
     what is known of it; the answer is ``done``, and the machine goes on when the client goes away."""
 
 
+class StandRequest(msgspec.Struct, frozen=True, tag=True):
+    """Have a machine with a system of its own stand still, and all that it wrote be in its files. The answer is ``done``, and the machine goes on
+    when the client goes away."""
+
+
 class Word(msgspec.Struct, frozen=True):
     """From the shepherd: ``running``, ``error`` (its parts), ``exited`` (a wait status), ``done`` (an errno); to it ``signal`` and ``resize``."""
 
@@ -79,7 +84,7 @@ class Word(msgspec.Struct, frozen=True):
 Condition = Callable[[], bool]
 
 words = msgspec.json.Decoder(Word)
-requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest | KeepRequest)
+requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest | KeepRequest | StandRequest)
 
 
 def listen(directory: str, name: str = SOCKET_NAME, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:
@@ -102,10 +107,15 @@ def connect(directory: str, *, blocking: bool = True) -> socket.socket:
     return line
 
 
+def send(line: socket.socket, request: StandRequest | EndRequest) -> None:
+    """Ask the shepherd for what takes no descriptors. Raises OSError."""
+    line.send(msgspec.json.encode(request))
+
+
 def end(directory: str) -> None:
     """Have the shepherd of a container end its machine. Raises OSError where none listens, or it takes no more requests."""
     with connect(directory, blocking=False) as line:
-        line.send(msgspec.json.encode(EndRequest()))
+        send(line, EndRequest())
 
 
 def open_terminal(channel: Channel, wanted: Process) -> int:

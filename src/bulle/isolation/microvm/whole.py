@@ -248,7 +248,9 @@ def _networks(plan: RunPlan, cables: Sequence[Cable], place: int) -> list[str]:
             f"hostfwd={port.protocol}:{address}:{port.host_port}-:{port.container_port}"
             for port in plan.network.ports for address in port.host_addresses if ":" not in address
         ]  # fmt: skip
-        backends = [(",".join(["user", *forwards]), _MAC)]
+        assert plan.guest is not None and plan.guest.whole is not None
+        url = plan.guest.whole.boot_url.replace(",", ",,")
+        backends = [(",".join(["user", *forwards, *([f"bootfile={url}"] if url else [])]), _MAC)]
     line: list[str] = []
     for number, (backend, mac) in enumerate(backends):
         kind, _comma, options = backend.partition(",")

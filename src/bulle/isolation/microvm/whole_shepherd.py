@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import msgspec
 
-from bulle.errors import BulleError, Unsupported
+from bulle.errors import BulleError, Conflict, Unsupported
 from bulle.isolation.channel import Channel
 from bulle.isolation.launch import ChildKit
 from bulle.isolation.microvm import address_server, cable, sandbox, sessions, whole
@@ -47,7 +47,8 @@ def run(plan: RunPlan, channel: Channel, kit: ChildKit, setup: WholeSetup, taps:
     own = plan.network.mode == "own"
     cables = cable.lay(plan.network.attachments, taps) if own else []
     names = [f"tap{number}" for number in range(len(cables))]
-    servers = address_server.serve(names, plan.network.attachments, plan.hostname) if own else []
+    assert plan.guest is not None and plan.guest.whole is not None
+    servers = address_server.serve(names, plan.network.attachments, plan.hostname, plan.guest.whole.boot_url) if own else []
     terminal = sessions.open_terminal(channel, plan.process)
     sandbox.enter([], setup.devices, nodes)
     line, commanded = socket.socketpair()
@@ -87,6 +88,7 @@ class WholeShepherd:
         self._servers = {one.line.fileno(): one for one in servers}
         self._status: int | None = None
         self._killed = False
+        self._holder: socket.socket | None = None
         self._reason = ""
         self._to_terminal, self._to_console = b"", b""
         self._record = Record(setup.accelerator, setup.hypervisor, "", setup.architecture, setup.processors, setup.memory_bytes, pid, "cold")
@@ -132,8 +134,9 @@ class WholeShepherd:
         poll = select.poll()
         for descriptor in (self._woken, self._setup.listener.fileno(), self._control.fileno(), *self._servers):
             poll.register(descriptor, select.POLLIN)
-        if self._setup.screens is not None:
-            poll.register(self._setup.screens.fileno(), select.POLLIN)
+        for one in (self._setup.screens, self._holder):
+            if one is not None:
+                poll.register(one.fileno(), select.POLLIN)
         # What one side does not take stops the other: nothing is kept beyond one piece.
         poll.register(self._console.fileno(), (0 if self._to_terminal else select.POLLIN) | (select.POLLOUT if self._to_console else 0))
         if self._terminal >= 0:
@@ -149,6 +152,8 @@ class WholeShepherd:
                 self._servers[descriptor].answer()
             elif self._setup.screens is not None and descriptor == self._setup.screens.fileno():
                 self._show_screen()
+            elif self._holder is not None and descriptor == self._holder.fileno():
+                self._go_on()
             else:
                 self._carry(descriptor, events)
 
@@ -209,7 +214,7 @@ class WholeShepherd:
         self._control.events.clear()
 
     def _accept(self) -> None:
-        """Nothing can be done inside; its end can."""
+        """Nothing can be done inside; its end can, and having it stand still."""
         with suppress(BlockingIOError):
             client, _address = self._setup.listener.accept()
             data, descriptors, _flags, _address = socket.recv_fds(client, 1 << 18, 3)
@@ -220,9 +225,28 @@ class WholeShepherd:
                     self._killed = True
                     self.cut_power()
                     return
+                if isinstance(request, sessions.StandRequest):
+                    self._stand(client)
+                    return
                 raise no_way_in()
             except (OSError, ValueError, BulleError, msgspec.DecodeError) as error:
                 sessions.refuse(client, descriptors, error)
+
+    def _stand(self, client: socket.socket) -> None:
+        """Have the machine stand still, until the client goes away: QEMU then has written all that it was told to."""
+        if self._holder is not None:
+            raise Conflict("the machine stands still already", "another command copies its disk", "wait until that has ended")
+        self._control.stop()
+        self._holder = client
+        sessions.tell(client, sessions.Word("done"))
+
+    def _go_on(self) -> None:
+        assert self._holder is not None
+        self._holder.close()
+        self._holder = None
+        with suppress(BulleError):  # it may have ended meanwhile
+            self._control.go_on()
+        self._take_events()
 
     def _show_screen(self) -> None:
         """Whoever connects gets QEMU's own VNC."""
