@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
@@ -64,9 +64,10 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: ContainerOptions
 
 
-def save_state(engine: Engine, name: str, out: BinaryIO) -> tuple[str, ...]:
+def save_state(engine: Engine, name: str, out: BinaryIO, *, of_disk: ContainerOptions | None = None) -> tuple[str, ...]:
     """Write a container to a stream; returns what was weaker than asked. One that runs stands still while its own layer is read.
 
+    With ``of_disk``, options in place of its own, what it wrote is left out: that comes otherwise.
     Raises NotFound, Conflict for one that only lives with another (its network), Unsupported.
     """
     container = engine.containers.get(name)
@@ -80,14 +81,16 @@ def save_state(engine: Engine, name: str, out: BinaryIO) -> tuple[str, ...]:
     if container.state().active and any(mount.volume for mount in container.plan.mounts):
         notes.append("the container runs: its volumes are read while it writes to them")
     with engine.store.receiving(), ExitStack() as stack:
-        with standing_still(engine.home, container, notes) if container.plan.guest is None else nullcontext():
-            written = keep_changes(engine.store, container.plan).diff_id
+        written = _NOTHING
+        if of_disk is None:
+            with standing_still(engine.home, container, notes) if container.plan.guest is None else nullcontext():
+                written = keep_changes(engine.store, container.plan).diff_id
         own = [Digest(layer.diff_id) for layer in container.plan.root.layers[len(image.layers) :]]
         own += [written] if written != _NOTHING else []
         volumes = [engine.volumes.get(one) for one in dict.fromkeys(mount.volume for mount in container.plan.mounts if mount.volume)]
         state = _State(
             FORMAT, container.name, image.id, list(image.references), list(map(str, own)),
-            [_Volume(one.name, dict(one.labels), dict(one.options)) for one in volumes], _with_volumes(container.options, container.plan),
+            [_Volume(one.name, dict(one.labels), dict(one.options)) for one in volumes], _with_volumes(of_disk or container.options, container.plan),
         )  # fmt: skip
         archive = stack.enter_context(tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT))
         _add(archive, "state.json", io.BytesIO(msgspec.json.encode(state)))
@@ -105,8 +108,8 @@ def save_state(engine: Engine, name: str, out: BinaryIO) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def load_state(engine: Engine, stream: BinaryIO) -> Container:
-    """Make the container that a stream holds, not started, under its own name and with its own volumes; returns it.
+def load_state(engine: Engine, stream: BinaryIO, make: Callable[[ContainerOptions, Base], Container] | None = None) -> Container:
+    """Make the container that a stream holds, not started, under its own name and with its own volumes; returns it. ``make`` makes it of its parts.
 
     Raises CorruptImage for what is no state or damaged, Conflict where its name or a volume's is taken; then nothing is left.
     """
@@ -114,14 +117,16 @@ def load_state(engine: Engine, stream: BinaryIO) -> Container:
         undo.callback(engine.store.gc)
         try:
             with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK_BYTES) as archive:
-                made = _loaded(engine, archive, undo)
+                made = _loaded(engine, archive, undo, make or engine.containers.create)
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise CorruptImage("this is no state of a container, or it is damaged", str(error), "save it again") from None
         undo.pop_all()
     return made
 
 
-def _loaded(engine: Engine, archive: tarfile.TarFile, undo: ExitStack) -> Container:
+def _loaded(
+    engine: Engine, archive: tarfile.TarFile, undo: ExitStack, make: Callable[[ContainerOptions, Base], Container]
+) -> Container:
     state = _read(archive)
     _check_free(engine, state)
     if not _has_image(engine, state.image):
@@ -150,7 +155,7 @@ def _loaded(engine: Engine, archive: tarfile.TarFile, undo: ExitStack) -> Contai
     config = image.config
     base = Base((*image.layers, *own), config.config or ExecutionConfig(), image.id, image.host_binds, platform=config.platform)
     options = replace(state.options, name=state.name, pull="never")
-    made = engine.containers.create(options, base)
+    made = make(options, base)
     attributes = {**made.options.labels, "image": options.image, "name": made.name}
     describe_container(made.directory, attributes)
     publish(engine.home, "container", "create", made.id, attributes)

@@ -33,10 +33,11 @@ class SessionState(msgspec.Struct, frozen=True):
 
 
 class AgentState(msgspec.Struct, frozen=True):
-    """``incoming`` is the beginning of a frame whose rest has not come."""
+    """``incoming`` is the beginning of a frame whose rest has not come, ``outgoing`` what was not sent."""
 
     release: str
     machine: str
     next_number: int
     incoming: bytes
     sessions: tuple[SessionState, ...]
+    outgoing: bytes = b""

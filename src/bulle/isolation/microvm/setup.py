@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from bulle.errors import BulleError, InvalidInput
-from bulle.isolation.microvm import checkpoint, disks, emulator, sandbox, template
+from bulle.isolation.microvm import arrival, checkpoint, disks, emulator, sandbox, template
 from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.checkpoint import Beginning
@@ -70,8 +70,18 @@ class Setup:
     def start(self) -> str:
         """How the machine begins."""
         if self.beginning is not None:
-            return "kept"
+            return "moved" if self.arrives else "kept"
         return "template" if self.template is not None and self.template.known is not None else "cold"
+
+    @property
+    def arrives(self) -> bool:
+        """Whether it comes from another host, over a connection."""
+        return self.beginning is not None and self.beginning.state < 0
+
+    @property
+    def scratch_node(self) -> str:
+        """That disk as the hypervisor calls it."""
+        return f"disk{len(self.disks) - 1}"
 
     @property
     def scratch(self) -> int:
@@ -88,7 +98,7 @@ class Setup:
         """All that the shepherd must keep open."""
         own = (self.kernel_fd, self.initial_ramdisk_fd, self.listener.fileno(), self.record_fd, self.output_fd)
         begun = self.template.descriptors if self.template is not None else (self.beginning.state,) if self.beginning is not None else ()
-        return (*own, *(disk.descriptor for disk in self.disks), *begun)
+        return (*own, *(disk.descriptor for disk in self.disks), *(one for one in begun if one >= 0))
 
     def file_server_arguments(self, listener: int, directory: str) -> list[str]:
         """virtiofsd's: it is in a sandbox already."""
@@ -149,9 +159,10 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     )  # fmt: skip
     ramdisk = initial_ramdisk(kernel, agent_program(architecture).read_bytes(), (*shape.modules, *_FILE_SYSTEMS), cache)
     directory = plan.state_host_path
-    kind = _kind(plan, shape, (program.program, str(kernel.image), str(ramdisk)), accelerator.host_tsc_khz)
+    made_of = (f"{program.version} {identity(program.program)[1]}", kernel.image.name, ramdisk.name)
+    kind = _kind(plan, shape, made_of, accelerator.host_tsc_khz)
     kept, notes = None, tuple[str, ...]()
-    beginning = checkpoint.take(directory, kind, opened)
+    beginning = arrival.expected(directory, kind) or checkpoint.take(directory, kind, opened)
     if wanted.start == "template" and beginning is None:
         kept, notes = _template(plan, cache, shape, kind, opened)
     listener = listen(directory)
@@ -185,9 +196,9 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     )
 
 
-def _kind(plan: RunPlan, shape: Machine, files: Sequence[str], host_tsc_khz: int) -> dict[str, str]:
-    """All that the state of a machine depends on, by names that a user knows: one that begins with it must have the same."""
-    qemu, kernel, ramdisk = (" ".join(map(str, identity(path))) for path in files)
+def _kind(plan: RunPlan, shape: Machine, made_of: Sequence[str], host_tsc_khz: int) -> dict[str, str]:
+    """All that the state of a machine depends on, by names that a user knows: one that begins with it must have the same, also on another host."""
+    qemu, kernel, ramdisk = made_of
     devices = [(disk.serial, disk.read_only, disk.volatile, os.fstat(disk.descriptor).st_size) for disk in shape.disks]
     return {
         "QEMU": qemu,
