@@ -109,6 +109,7 @@ def test_it_goes_on_there_in_the_same_memory(ends: tuple[Machine, Machine], othe
     assert run(there, "exec", "second", "cat", "/dev/shm/file") == "memory\n"
     run(there, "rm", "-f", "second")
     run(there, "restart", "-t", "0", "goes")
+    goes_on(there)
     assert run(there, "exec", "goes", "cat", "/file", "/start") == "disk\n\n\n"
 
 
