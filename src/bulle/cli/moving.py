@@ -58,14 +58,25 @@ def load_file(session: Session, path: str, *, disk_only: bool) -> int:
 def move(session: Session, container: str, host: str, timeout: int | None) -> int:
     """Move a container to another machine: ssh://[user@]host[:port], or the name of a context.
 
-    It is stopped, carried with its files, volumes, options and image, started there if it ran here, and then removed here. Where anything fails it
-    goes on here. Volumes with a name stay here as well.
+    A virtual machine that runs goes on meanwhile, with its memory. Anything else is stopped, carried with its files, volumes, options and image,
+    started there if it ran here, and then removed here. Where anything fails it goes on here. Volumes with a name stay here as well.
     """
     there = hosts.Host.parse(host if "://" in host else hosts.find(host).host)
     found = session.engine.containers.get(container)
     if found.options.auto_remove:
         raise Conflict(f"container {found.name} is removed at its end (--rm)", "it would not be there any more", "make one without --rm")
     was_active = found.state().active
+    if found.state().status == "running" and not found.is_paused():
+        from bulle.engine import live_moves
+
+        if not (why := live_moves.why_not(found)):
+            from bulle.cli.live_moving import move_live
+
+            warn_of(move_live(session, found, there))
+            write(f"{found.name}\n")
+            return 0
+        if found.plan.guest is not None:
+            note(f"it is stopped to be moved: {why}")
     found.stop(timeout, verb="move")
     try:
         _carry(session, found, there)

@@ -110,4 +110,8 @@ def arrive(argv: Sequence[str], invoke: Callable[[list[str]], int]) -> int:
 
         prepare_home(default_home())
         return keep(default_home(), sys.stdin.buffer, sys.stdout.buffer)
+    if flag == transport.MOVE_FLAG:
+        from bulle.cli.live_moving import receive
+
+        return receive()
     return invoke(encoded)

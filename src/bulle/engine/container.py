@@ -117,6 +117,10 @@ class Container:
         attachment.close()
         return None
 
+    def start_arriving(self) -> Attachment:
+        """Begin to start what comes from another host; the connection says when it runs. Where that fails it is gone."""
+        return submit(msgspec.structs.replace(self._start_order(False, 0, 0), arrives=True))
+
     def start_here(self, *, stdin: bool = False, rows: int = 0, columns: int = 0) -> Attached:
         """Start it in the foreground of this command: where the spawner holds this process's leash, this process is its monitor meanwhile."""
         if child.own_leash is None or self.plan.lifecycle != Lifecycle() or current_state(self.directory).active:

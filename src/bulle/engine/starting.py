@@ -40,7 +40,8 @@ class Order(msgspec.Struct, frozen=True):
     """What a monitor is to do: run the plan, or with ``execute`` one more process in the container whose first process is ``pid``.
 
     ``attach`` says that the descriptor that came along is a client that wants output (and sends input where ``interactive``); where it is ``bound``
-    to that client, the container is killed when the client goes away. ``home`` is a host path, ``exec_id`` the name of the ``execute`` in events.
+    to that client, the container is killed when the client goes away. One that ``arrives`` from another host is gone where that fails. ``home`` is a
+    host path, ``exec_id`` the name of the ``execute`` in events.
     """
 
     home: str
@@ -49,6 +50,7 @@ class Order(msgspec.Struct, frozen=True):
     interactive: bool = False
     auto_remove: bool = False
     bound: bool = False
+    arrives: bool = False
     execute: Process | None = None
     pid: int = 0
     exec_id: str = ""
@@ -147,7 +149,7 @@ def _start_failed(order: Order, driver: Driver, error: BulleError, again: bool) 
         driver.clean_up(order.plan)
     if again:
         return  # its monitor decides
-    if order.auto_remove:
+    if order.auto_remove or order.arrives:
         with suppress(OSError, BulleError):
             removal.forget(Database(Path(order.home)), order.plan, volumes=True)
             removal.remove_directory(order.plan)

@@ -55,6 +55,9 @@ _CHUNK_BYTES = 1 << 20
 _NOTHING = Digest.of(bytes(1024))  # the layer that has no member
 
 
+_Make = Callable[[ContainerOptions, Base], "Container"]
+
+
 class _Volume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     labels: dict[str, str]
@@ -81,10 +84,13 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     machine: dict[str, _File] = {}
 
 
-def save_state(engine: Engine, name: str, out: BinaryIO, *, disk_only: bool = False) -> tuple[str, ...]:
+def save_state(
+    engine: Engine, name: str, out: BinaryIO, *, disk_only: bool = False, of_disk: ContainerOptions | None = None
+) -> tuple[str, ...]:
     """Write a container to a stream; returns what was weaker than asked. One that runs stands still while its own layer is read.
 
-    The memory of a virtual machine that runs goes along, where it can be kept and is wanted.
+    The memory of a virtual machine that runs goes along, where it can be kept and is wanted. With ``of_disk``, options in place of its own, neither
+    that nor what it wrote does: both come otherwise.
 
     Raises NotFound, Conflict for one that only lives with another (its network), Unsupported.
     """
@@ -103,16 +109,16 @@ def save_state(engine: Engine, name: str, out: BinaryIO, *, disk_only: bool = Fa
     with engine.store.receiving(), ExitStack() as stack:
         own = [Digest(layer.diff_id) for layer in container.plan.root.layers[len(image.layers) :]]
         machine: dict[str, Path] = {}
-        if kept_machines.keeps_memory(container, notes, disk_only=disk_only):
+        if of_disk is None and kept_machines.keeps_memory(container, notes, disk_only=disk_only):
             machine = _machine_files(engine, container, stack)
-        else:
+        elif of_disk is None:
             with standing_still(engine.home, container, notes) if container.plan.guest is None else nullcontext():
                 written = keep_changes(engine.store, container.plan).diff_id
             own += [written] if written != _NOTHING else []
         volumes = [engine.volumes.get(one) for one in dict.fromkeys(mount.volume for mount in container.plan.mounts if mount.volume)]
         state = _State(
             FORMAT, container.name, image.id, list(image.references), list(map(str, own)),
-            [_Volume(one.name, dict(one.labels), dict(one.options)) for one in volumes], _with_volumes(container.options, container.plan),
+            [_Volume(one.name, dict(one.labels), dict(one.options)) for one in volumes], _with_volumes(of_disk or container.options, container.plan),
             {name: _File(path.stat().st_size, _digest(path)) for name, path in machine.items()},
         )  # fmt: skip
         archive = stack.enter_context(tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT))
@@ -151,8 +157,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_state(engine: Engine, stream: BinaryIO, *, disk_only: bool = False) -> Container:
-    """Make the container that a stream holds, not started, under its own name and with its own volumes; returns it.
+def load_state(engine: Engine, stream: BinaryIO, make: _Make | None = None, *, disk_only: bool = False) -> Container:
+    """Make the container that a stream holds, not started, under its own name and with its own volumes; returns it. ``make`` makes it of its parts.
 
     A machine whose memory it holds goes on from it at its first start, unless its disk alone is wanted. Raises CorruptImage for what is no state or
     damaged, Conflict where its name or a volume's is taken, or its memory is for another machine than this; then nothing is left.
@@ -161,14 +167,14 @@ def load_state(engine: Engine, stream: BinaryIO, *, disk_only: bool = False) -> 
         undo.callback(engine.store.gc)
         try:
             with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK_BYTES) as archive:
-                made = _loaded(engine, archive, undo, disk_only)
+                made = _loaded(engine, archive, undo, make, disk_only)
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise CorruptImage("this is no state of a container, or it is damaged", str(error), "save it again") from None
         undo.pop_all()
     return made
 
 
-def _loaded(engine: Engine, archive: tarfile.TarFile, undo: ExitStack, disk_only: bool) -> Container:
+def _loaded(engine: Engine, archive: tarfile.TarFile, undo: ExitStack, make: _Make | None, disk_only: bool) -> Container:
     state = _read(archive)
     _check_free(engine, state)
     if not _has_image(engine, state.image):
@@ -197,8 +203,11 @@ def _loaded(engine: Engine, archive: tarfile.TarFile, undo: ExitStack, disk_only
     config = image.config
     base = Base((*image.layers, *own), config.config or ExecutionConfig(), image.id, image.host_binds, platform=config.platform)
     options = replace(state.options, name=state.name, pull="never")
-    with _machine(engine, archive, state, disk_only) as fill:
-        made = engine.containers.create(options, base, fill=fill)
+    if make is not None:
+        made = make(options, base)
+    else:
+        with _machine(engine, archive, state, disk_only) as fill:
+            made = engine.containers.create(options, base, fill=fill)
     attributes = {**made.options.labels, "image": options.image, "name": made.name}
     describe_container(made.directory, attributes)
     publish(engine.home, "container", "create", made.id, attributes)

@@ -18,7 +18,7 @@ from bulle.fleet.hosts import Host
 from bulle.linux.process import PR_SET_PDEATHSIG, prctl
 from bulle.version import VERSION
 
-FLAG, CARRY_FLAG, SIGNAL_FLAG = "--fleet", "--fleet-carry", "--fleet-signal"
+FLAG, CARRY_FLAG, SIGNAL_FLAG, MOVE_FLAG = "--fleet", "--fleet-carry", "--fleet-signal", "--fleet-move"
 PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 LOST = 255
 """What ssh(1) ends with when it failed itself."""

@@ -57,22 +57,23 @@ class Agent:
         self._outgoing = bytearray()
         self._failure: BulleError | None = None
         self.received_bytes = 0
+        self.held = False
+        """Whether nothing is sent for now: words wait here, where another process can go on with them."""
 
     @classmethod
     def continued(cls, line: socket.socket, state: AgentState) -> Agent:
         """The connection to a guest that was kept while it spoke to another process."""
         agent = cls(line)
         agent.hello, agent._greeted = Hello(state.release, state.machine), 0
-        agent._next_number, agent._incoming[:] = state.next_number, state.incoming
+        agent._next_number, agent._incoming[:], agent._outgoing[:] = state.next_number, state.incoming, state.outgoing
         agent._sessions = {one.number: Session.continued(agent, one) for one in state.sessions}
         return agent
 
     def state(self) -> AgentState:
-        """What another process has to know to go on, once nothing waits to be sent and the guest stands still."""
+        """What another process has to know to go on, once the guest has all that was sent and stands still."""
         assert self.hello is not None
-        assert not self._outgoing
         sessions = tuple(one.state() for one in self._sessions.values())
-        return AgentState(self.hello.release, self.hello.machine, self._next_number, bytes(self._incoming), sessions)
+        return AgentState(self.hello.release, self.hello.machine, self._next_number, bytes(self._incoming), sessions, bytes(self._outgoing))
 
     def fileno(self) -> int:
         """The socket's descriptor, for poll(2): always for reading, for writing where :attr:`wants_to_write`."""
@@ -81,7 +82,7 @@ class Agent:
     @property
     def wants_to_write(self) -> bool:
         """Whether words wait to be sent."""
-        return bool(self._outgoing)
+        return bool(self._outgoing) and not self.held
 
     @property
     def queued_bytes(self) -> int:
@@ -101,7 +102,7 @@ class Agent:
 
     def flush(self) -> None:
         """Send what the socket takes."""
-        while self._outgoing and not self.ended:
+        while self.wants_to_write and not self.ended:
             try:
                 sent = self.line.send(memoryview(self._outgoing)[: 1 << 18], socket.MSG_NOSIGNAL)
             except (BlockingIOError, InterruptedError):

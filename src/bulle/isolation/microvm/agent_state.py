@@ -10,11 +10,21 @@ from typing import Annotated
 
 import msgspec
 
-from bulle.isolation.microvm.agent_protocol import INPUT_WINDOW_BYTES, MOST_PAYLOAD_BYTES, MOST_SESSIONS, OUTPUT_WINDOW_BYTES, FromHost
+from bulle.isolation.microvm.agent_protocol import (
+    INPUT_WINDOW_BYTES,
+    MOST_EXECUTION_BYTES,
+    MOST_PAYLOAD_BYTES,
+    MOST_SESSIONS,
+    OUTPUT_WINDOW_BYTES,
+    FromHost,
+)
 
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Output = Annotated[int, msgspec.Meta(ge=0, le=OUTPUT_WINDOW_BYTES)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
+# What was asked for goes out at once but for what the guest did not read yet: a command at most, and what its sessions take as input.
+_MOST_OUTGOING = MOST_EXECUTION_BYTES + MOST_SESSIONS * (INPUT_WINDOW_BYTES + MOST_PAYLOAD_BYTES)
+
 
 class StreamState(msgspec.Struct, frozen=True):
     """Bytes that arrived and went nowhere yet, and how many the guest was not told to be consumed."""
@@ -41,10 +51,11 @@ class SessionState(msgspec.Struct, frozen=True):
 
 
 class AgentState(msgspec.Struct, frozen=True):
-    """``incoming`` is the beginning of a frame whose rest has not come."""
+    """``incoming`` is the beginning of a frame whose rest has not come, ``outgoing`` what was not sent."""
 
     release: _Text
     machine: _Text
     next_number: _Number
     incoming: Annotated[bytes, msgspec.Meta(max_length=2 * MOST_PAYLOAD_BYTES)]
     sessions: Annotated[tuple[SessionState, ...], msgspec.Meta(max_length=MOST_SESSIONS)]
+    outgoing: Annotated[bytes, msgspec.Meta(max_length=_MOST_OUTGOING)] = b""

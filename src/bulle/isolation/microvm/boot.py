@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bulle.errors import BulleError
-from bulle.isolation.microvm import checkpoint, disks, guest, sandbox
+from bulle.isolation.microvm import arrival, checkpoint, disks, file_server, guest, sandbox
 from bulle.isolation.microvm import template as templates
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.cable import Cable
@@ -137,7 +137,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         os.fchmod(traced, 0o622)  # the hypervisor, who is somebody else, opens it by name
     helpers, shares = [], []
     if has_volumes:
-        pid, connection = _serve_files(setup)
+        pid, connection = file_server.start(setup)
         helpers.append(pid)
         shares.append(SharedDirectory("volumes", connection.detach()))
     commands, commanded = socket.socketpair()
@@ -186,20 +186,25 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
 
 def _go_on(plan: RunPlan, setup: Setup, booted: Booted, beginning: Beginning, cables: Sequence[Cable]) -> None:
     """Begin with what was kept of a machine; what ran in it runs on, but for commands whose clients are not here."""
-    try:
-        booted.control.read_state(beginning.state, with_memory=True)
-        booted.control.go_on()
-    except BulleError as error:
-        raise checkpoint.damaged(booted.cause_of_end() if booted.has_ended() else str(error)) from error
-    os.close(beginning.state)
+    if setup.arrives:
+        kept = arrival.Arrival(booted.control, setup.listener, setup.scratch_node).wait()
+        beginning = Beginning(-1, kept)
+        booted.agent = Agent.continued(booted.agent.line, kept.agent)
+    else:
+        try:
+            booted.control.read_state(beginning.state, with_memory=True)
+            booted.control.go_on()
+        except BulleError as error:
+            raise checkpoint.damaged(booted.cause_of_end() if booted.has_ended() else str(error)) from error
+        os.close(beginning.state)
     booted.interfaces = beginning.kept.interfaces
     for session in booted.agent.sessions:
         if session.number != beginning.kept.first:
             session.close()
-    is_other = beginning.kept.container_id != plan.container_id
+    is_other = beginning.kept.container_id != plan.container_id and not setup.arrives
     machine_id = os.urandom(16).hex() if is_other and len(read(booted, checkpoint.MACHINE_ID) or b"") == _MACHINE_ID_BYTES else ""
     macs = [one.mac for one in cables]
-    _do(booted, checkpoint.renewal(plan, setup.files, beginning.kept, macs, time.time_ns(), os.urandom(64), machine_id))
+    _do(booted, checkpoint.renewal(plan, setup.files, beginning.kept, macs, time.time_ns(), os.urandom(64), machine_id, moved=setup.arrives))
 
 
 def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool) -> None:
@@ -329,21 +334,6 @@ def _exchange(booted: Booted, patience_ms: int) -> None:
 def readable(agent: Agent) -> bool:
     """Whether more of what the guest said waits."""
     return bool(select.select([agent], [], [], 0)[0])
-
-
-def _serve_files(setup: Setup) -> tuple[int, socket.socket]:
-    """A virtiofsd for the volumes; returns its pid and a connection to it for the hypervisor."""
-    path = f"{sandbox.RUN}/volumes.sock"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.bind(path)
-    listener.listen(1)
-    line = setup.file_server_arguments(listener.fileno(), sandbox.VOLUMES)
-    pid = sandbox.start_file_server(setup.file_server, line, [listener.fileno()], setup.output_fd)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    connection.connect(path)
-    listener.close()
-    os.unlink(path)
-    return pid, connection
 
 
 def _networks(plan: RunPlan, cables: Sequence[Cable]) -> tuple[TapNetwork | UserNetwork, ...]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated
@@ -128,35 +127,41 @@ def damaged(why: str) -> BulleError:
     return BulleError("the machine's memory that was kept is damaged", why, "start it again: it boots from its disk")
 
 
-def keep(
-    control: Control, agent: Agent, kind: dict[str, str], first: int, plan: RunPlan, interfaces: Sequence[str], state: int, known: int
-) -> None:
+def keep(control: Control, agent: Agent, state: int, known: int, describe: Callable[[], Kept]) -> None:
     """Have the machine stand still and write it to two files; it stands still afterwards, also where this raises BulleError, OSError."""
-    _settle(agent)
+    settle(agent)
     control.stop()
-    _listen(control, agent)
+    listen(control, agent)
     control.write_state(state, with_memory=True)
-    addresses = tuple(_addresses(plan, number) for number in range(len(interfaces)))
-    content = msgspec.json.encode(Kept(plan.container_id, kind, agent.state(), first, tuple(interfaces), addresses))
+    content = msgspec.json.encode(describe())
     if len(content) > MOST_KNOWN_BYTES:
         raise Conflict("the machine could not be kept", "too much of what it said waits to be read", "read it, and try again")
     os.pwrite(known, content, 0)
 
 
-def _settle(agent: Agent) -> None:
+def describe(plan: RunPlan, kind: dict[str, str], agent: AgentState, first: int, interfaces: Sequence[str]) -> Kept:
+    """What is known of a machine of that plan."""
+    return Kept(plan.container_id, kind, agent, first, tuple(interfaces), tuple(addresses(plan, number) for number in range(len(interfaces))))
+
+
+def settle(agent: Agent) -> None:
     """Nothing is on its way to the guest. tcp(7) has SIOCOUTQ, which unix sockets have too: what the other side has not read."""
     deadline = time.monotonic() + _QUIET_S
     while True:
         agent.flush()
-        (unread,) = struct.unpack("i", fcntl.ioctl(agent.fileno(), termios.TIOCOUTQ, bytes(4)))
-        if not unread and not agent.wants_to_write:
+        if not unread(agent) and not agent.wants_to_write:
             return
         if time.monotonic() > deadline:
             raise Conflict("the machine could not be kept", "its guest takes no input", "try again in a moment")
         time.sleep(_LOOK_S)
 
 
-def _listen(control: Control, agent: Agent) -> None:
+def unread(agent: Agent) -> bool:
+    """Whether the hypervisor has not taken all that was sent; it takes nothing while the guest stands still."""
+    return any(fcntl.ioctl(agent.fileno(), termios.TIOCOUTQ, bytes(4)))
+
+
+def listen(control: Control, agent: Agent) -> None:
     """Take what the guest said until it stood still."""
     for _ in range(3):
         control.execute("query-status")
@@ -166,7 +171,8 @@ def _listen(control: Control, agent: Agent) -> None:
                 raise BulleError("the machine could not be kept", "it ended", "")
 
 
-def _addresses(plan: RunPlan, number: int) -> tuple[str, ...]:
+def addresses(plan: RunPlan, number: int) -> tuple[str, ...]:
+    """Those of the guest's interface of that number, CIDRs."""
     if plan.network.mode != "own":
         return ()
     next_to_it = (guest.OWN_NEXT_TO_IT,) if number == 0 else ()
@@ -174,11 +180,12 @@ def _addresses(plan: RunPlan, number: int) -> tuple[str, ...]:
 
 
 def renewal(
-    plan: RunPlan, files: guest.Files, kept: Kept, macs: Sequence[str], clock_ns: int, entropy: bytes, machine_id: str = ""
+    plan: RunPlan, files: guest.Files, kept: Kept, macs: Sequence[str], clock_ns: int, entropy: bytes, machine_id: str = "", *, moved: bool = False
 ) -> list[Step]:
     """What a machine that goes on is told, so that it is the container of this plan: each name that another one had is replaced.
 
-    ``machine_id`` is one for a system that has one, and was another container's. machine-id(5)
+    ``machine_id`` is one for a system that has one, and was another container's. machine-id(5) One that ``moved`` has its hardware
+    addresses already, and where its addresses are the same its connections stand.
     """
     steps: list[Step] = [
         ("clock", str(clock_ns // 10**9), str(clock_ns % 10**9)),
@@ -187,15 +194,16 @@ def renewal(
         ("hostname", plan.hostname),
         *([("?write", MACHINE_ID.lstrip("/"), f"{machine_id}\n")] if machine_id else []),
     ]
-    for name, addresses in zip(kept.interfaces, kept.addresses, strict=True):
-        steps += [("link", name, "down"), *(("?address", name, address, "remove") for address in addresses)]
+    stays = moved and kept.addresses == tuple(addresses(plan, number) for number in range(len(kept.interfaces)))
+    for name, before in zip(kept.interfaces, kept.addresses, strict=True):
+        steps += [("link", name, "down"), *(("?address", name, address, "remove") for address in before)] if not stays else []
     if plan.network.mode == "own":
         interfaces = [
             guest.Interface(name, one.interface, one.addresses, one.gateways, one.mtu, mac)
             for name, one, mac in zip(kept.interfaces, plan.network.attachments, macs, strict=True)
         ]
-        steps += guest.network_steps(interfaces, asks_host=True)
-    elif plan.network.mode == "user":
+        steps += [step for step in guest.network_steps(interfaces, asks_host=True) if step[0] == "route" or not stays]
+    elif plan.network.mode == "user" and not stays:
         steps.append(("link", kept.interfaces[0], "up"))
         steps.append(("route", kept.interfaces[0], "10.0.2.2"))
     return steps

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -37,10 +38,10 @@ class Control:
 
     def hear(self) -> bool:
         """Take in what the hypervisor told by itself; False where it is gone."""
+        if not select.select([self._line], [], [], 0)[0]:
+            return True  # a socket that has a patience waits, whatever its flags say
         try:
-            data = self._line.recv(65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
+            data = self._line.recv(65536)
         except OSError:
             return False
         self._incoming += data
@@ -60,7 +61,7 @@ class Control:
         """Leave the hypervisor without anybody who controls it."""
         self._line.close()
 
-    def execute(self, command: str, descriptor: int = -1, **arguments: object) -> Any:
+    def execute(self, command: str, descriptor: int = -1, /, **arguments: object) -> Any:
         """What a command returns; a ``descriptor`` goes along. Raises BulleError with QEMU's words."""
         if not self._negotiated:
             self._read()  # the greeting

@@ -14,7 +14,7 @@ RECORD_NAME = "machine.json"
 class Record(msgspec.Struct):
     """``accelerator`` is kvm or tcg, ``hypervisor`` says which type that is. ``status`` is the command's wait status in the guest, ``ended`` why the
     machine ended before it; ``out_of_memory``: the guest's kernel killed a process of the command because its memory was used up; ``refused``
-    names system calls that the filter did not let pass. ``start`` is how it began: cold, template or kept."""
+    names system calls that the filter did not let pass. ``start`` is how it began: cold, template, kept or moved."""
 
     accelerator: str = ""
     hypervisor: str = ""

@@ -71,6 +71,15 @@ class StandRequest(msgspec.Struct, frozen=True, tag=True):
     when the client goes away."""
 
 
+class LeaveRequest(msgspec.Struct, frozen=True, tag=True):
+    """Have the machine leave for another host (:mod:`bulle.isolation.microvm.leaving`). Two descriptors come with it, a stream for its memory and a
+    file for what is known of it; it goes on here when the client goes away."""
+
+
+class ArriveRequest(msgspec.Struct, frozen=True, tag=True):
+    """Bring the machine that this one waits for (:mod:`bulle.isolation.microvm.arrival`). Two descriptors come with it, as at the other end."""
+
+
 class Word(msgspec.Struct, frozen=True):
     """From the shepherd: ``running``, ``error`` (its parts), ``exited`` (a wait status), ``done`` (an errno); to it ``signal`` and ``resize``."""
 
@@ -84,7 +93,7 @@ class Word(msgspec.Struct, frozen=True):
 Condition = Callable[[], bool]
 
 words = msgspec.json.Decoder(Word)
-requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest | KeepRequest | StandRequest)
+requests = msgspec.json.Decoder(Request | FileRequest | EndRequest | TemplateRequest | KeepRequest | StandRequest | LeaveRequest | ArriveRequest)
 
 
 def listen(directory: str, name: str = SOCKET_NAME, kind: int = socket.SOCK_SEQPACKET) -> socket.socket:

@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bulle.errors import BulleError, InvalidInput
-from bulle.isolation.microvm import checkpoint, disks, emulator, sandbox, template
+from bulle.isolation.microvm import arrival, checkpoint, disks, emulator, sandbox, template
 from bulle.isolation.microvm.accelerator import Accelerator, choose
 from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.checkpoint import Beginning
@@ -76,8 +76,18 @@ class Setup:
     def start(self) -> str:
         """How the machine begins."""
         if self.beginning is not None:
-            return "kept"
+            return "moved" if self.arrives else "kept"
         return "template" if self.template is not None and self.template.known is not None else "cold"
+
+    @property
+    def arrives(self) -> bool:
+        """Whether it comes from another host, over a connection."""
+        return self.beginning is not None and self.beginning.state < 0
+
+    @property
+    def scratch_node(self) -> str:
+        """That disk as the hypervisor calls it."""
+        return f"disk{len(self.disks) - 1}"
 
     @property
     def scratch(self) -> int:
@@ -94,7 +104,7 @@ class Setup:
         """All that the shepherd must keep open."""
         own = (self.kernel_fd, self.initial_ramdisk_fd, self.listener.fileno(), self.record_fd, self.output_fd)
         begun = self.template.descriptors if self.template is not None else (self.beginning.state,) if self.beginning is not None else ()
-        return (*own, *(disk.descriptor for disk in self.disks), *begun)
+        return (*own, *(disk.descriptor for disk in self.disks), *(one for one in begun if one >= 0))
 
     def file_server_arguments(self, listener: int, directory: str) -> list[str]:
         """virtiofsd's: it is in a sandbox already."""
@@ -142,7 +152,7 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     parts = _parts(plan, cache, keep)
     shape, kind, directory = parts.shape, parts.kind, plan.state_host_path
     kept, notes = None, tuple[str, ...]()
-    beginning = checkpoint.take(plan.root.writable_host_path, kind, len(shape.networks), opened)
+    beginning = arrival.expected(directory, kind) or checkpoint.take(plan.root.writable_host_path, kind, len(shape.networks), opened)
     if wanted.start == "template" and beginning is None:
         kept, notes = _template(plan, cache, shape, kind, opened)
     listener = listen(directory)

@@ -27,13 +27,17 @@ from bulle.isolation.microvm import boot, cable, checkpoint, files, guest, refus
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.agent_protocol import FromHost
 from bulle.isolation.microvm.agent_session import Session
+from bulle.isolation.microvm.keeping import Keeping
+from bulle.isolation.microvm.leaving import Leaving
 from bulle.isolation.microvm.looking import with_files
 from bulle.isolation.microvm.record import Record, usable_memory_bytes
 from bulle.isolation.microvm.sessions import (
+    ArriveRequest,
     Condition,
     EndRequest,
     FileRequest,
     KeepRequest,
+    LeaveRequest,
     Opening,
     Relay,
     Sink,
@@ -51,7 +55,6 @@ _KILLED_S = 8.0  # for a command in the guest to be gone after SIGKILL
 _SILENCE_S = 30.0  # of a guest that was asked to start a command: then it is said to hang
 _TICK_S = 2.0
 _SESSION_LIMIT = 200
-
 
 
 def run(
@@ -105,7 +108,7 @@ class Shepherd:
         self._ended = ""
         obtained = (setup.accelerator, setup.hypervisor, setup.kernel_release, setup.architecture)
         self._record = Record(*obtained, setup.processors, usable_memory_bytes(plan), machine.pid, setup.start)
-        self._keeper: socket.socket | None = None  # who has the machine stand still
+        self._keeper: Keeping | Leaving | None = None
         self._silence_s = 0.0
         self._killed_for_s = -1.0  # by request; negative: it was not
 
@@ -154,8 +157,8 @@ class Shepherd:
         poll.register(self._machine.console, select.POLLIN)
         if self._machine.trace >= 0:
             poll.register(self._machine.trace, select.POLLIN)
-        if self._keeper is not None:
-            poll.register(self._keeper, select.POLLIN)
+        for descriptor in self._keeper.watched if self._keeper is not None else ():
+            poll.register(descriptor, select.POLLIN)
         inputs: dict[int, Relay] = {}
         outputs: dict[int, Sink] = {}
         clients: dict[int, Relay] = {}
@@ -179,10 +182,9 @@ class Shepherd:
                 self._exchange(events)
             elif descriptor == self._machine.trace:
                 self._machine.carry_trace()
-            elif self._keeper is not None and descriptor == self._keeper.fileno():
-                self._keeper.close()
-                self._keeper = None
-                self._machine.control.go_on()
+            elif self._keeper is not None and descriptor in self._keeper.watched:
+                if not self._keeper.hear():
+                    self._keeper = None
             elif descriptor == self._machine.console:
                 self._machine.listen_to_console()
             else:
@@ -258,9 +260,11 @@ class Shepherd:
                 if isinstance(request, TemplateRequest):
                     template.share(self._setup.template, client, request.key)
                     return
-                if isinstance(request, KeepRequest):
-                    self._keep(client, descriptors)
+                if isinstance(request, KeepRequest | LeaveRequest):
+                    self._keep(client, request, descriptors)
                     return
+                if isinstance(request, ArriveRequest):
+                    raise Conflict("the machine is not waited for", "it runs already", "")
                 if len(self._relays) + len(self._openings) >= _SESSION_LIMIT:
                     raise BulleError("the command could not be started", "too many run in this machine", "wait until one has ended")
                 if isinstance(request, FileRequest):
@@ -277,23 +281,17 @@ class Shepherd:
             except (OSError, ValueError, BulleError, msgspec.DecodeError) as error:
                 refuse(client, descriptors, error)
 
-    def _keep(self, client: socket.socket, descriptors: Sequence[int]) -> None:
-        """Have the machine stand still, kept in files, until the client goes away."""
+    def _keep(self, client: socket.socket, request: KeepRequest | LeaveRequest, descriptors: Sequence[int]) -> None:
+        """Have the machine kept, or leave, until the client goes away."""
         assert self._first is not None
         if self._keeper is not None or self._openings or self._setup.file_server or self._setup.traced:
             why = "it shows directories of the host, whose server keeps no state" if self._setup.file_server else "it is busy with another request"
             raise Conflict("the machine could not be kept", why, "")
-        state, known = descriptors
-        try:
-            first, names = self._first.session.number, self._machine.interfaces
-            checkpoint.keep(self._machine.control, self._agent, self._setup.kind, first, self._plan, names, state, known)
-        except BaseException:
-            self._machine.control.go_on()
-            raise
-        for descriptor in descriptors:
-            os.close(descriptor)
-        self._keeper = client
-        tell(client, Word("done"))
+        number, names = self._first.session.number, self._machine.interfaces
+        made = Leaving if isinstance(request, LeaveRequest) else Keeping
+        self._keeper = made(client, descriptors, self._machine.control, self._agent, self._setup, lambda: checkpoint.describe(
+            self._plan, self._setup.kind, self._agent.state(), number, names
+        ))
 
     def _kill(self) -> None:
         """End the command by force, and with it the guest, which has written everything then."""
