@@ -10,7 +10,7 @@
 
 enum { PROTOCOL = 1, SESSIONS = 256, HEADER = 12, PAYLOAD = 65536, INPUT_WINDOW = 65536, OUTPUT_WINDOW = 262144 };
 enum { INCOMING = 4 * (PAYLOAD + HEADER), OUTGOING = 1 << 20, RESERVE = OUTGOING / 2, GATHERED = 2 << 20, TOLD_AFTER = 16384 };
-enum { STEP = 1, EXEC, DATA, WINDOW, SIGNAL, WINSIZE, CLOSE, TAR_OUT, TAR_IN, READ, LIST, POWER_OFF, MORE, GREET, STAT };
+enum { STEP = 1, EXEC, DATA, WINDOW, SIGNAL, WINSIZE, CLOSE, TAR_OUT, TAR_IN, READ, LIST, POWER_OFF, MORE, GREET, STAT, PREPARE };
 enum { HELLO = 64, RESULT, STARTED, OUTPUT, ERROR, EXITED };
 enum { POLLIN = 1, POLLOUT = 4, POLLHUP = 16, F_SETFL = 4, AGENT_DESCRIPTORS = 4096 };
 enum { REBOOT_MAGIC = (int)0xfee1dead, REBOOT_MAGIC_2 = 672274793, REBOOT_RESTART = 0x1234567 };
@@ -196,6 +196,9 @@ static void take_ends(struct ends *ends)
     close_others();
 }
 
+static struct ends prepared; /* of the container's process 1, before its command is known */
+static int prepared_process;
+
 static void keep_ends(struct session *session, struct ends *ends, i64 process)
 {
     session->process = (int)process;
@@ -265,11 +268,92 @@ static void start_task(struct session *session, u32 type, u8 *payload, u64 size,
     keep_ends(session, &ends, process);
 }
 
+/* The container's process 1 ahead of its command; until its steps are done nothing else happens, as with any step before the command runs. */
+static void start_preparation(u32 number, u8 *payload, u64 size)
+{
+    struct report report = {0, EPROTO, "prepare"};
+    i64 got = 0, process;
+    if (size < 4 || !are_steps((char *)payload + 4, (char *)payload + size, read32(payload))) {
+        tell_result(number, EPROTO, "prepare");
+        return;
+    }
+    if (first_process || prepared_process) {
+        tell_result(number, EBUSY, "container");
+        return;
+    }
+    process = make_ends(&prepared, 1, 1);
+    if (process >= 0)
+        process = CALL1(unshare, CLONE_NEWPID);
+    if (process >= 0)
+        process = fork_process();
+    if (process == 0) {
+        take_ends(&prepared);
+        run_prepared((char *)payload + 4, read32(payload), gathered, GATHERED);
+    }
+    CALL2(setns, own_pid_namespace, CLONE_NEWPID);
+    shut(prepared.line + 1);
+    shut(prepared.input);
+    shut(prepared.output + 1);
+    shut(prepared.error + 1);
+    if (process >= 0)
+        while ((got = CALL3(read, prepared.line[0], &report, sizeof report)) == -EINTR)
+            ;
+    if (process < 0 || got != sizeof report || report.kind != REPORT_PREPARED) {
+        shut_ends(&prepared);
+        tell_result(number, process < 0 ? process : report.error, process < 0 ? "fork" : report.text);
+        return;
+    }
+    prepared_process = (int)process;
+    tell_result(number, 0, "");
+}
+
+/* The rest of the way for who is prepared; it has all three streams, this side keeps what is wanted of them. */
+static i64 go_on_prepared(struct session *session, u32 flags, const u8 *payload, u64 size)
+{
+    u32 told = (u32)size;
+    i64 process = prepared_process, result = CALL3(write, prepared.line[0], &told, sizeof told);
+    for (u64 at = 0; at < size && result >= 0; at += PAYLOAD)
+        result = CALL3(write, prepared.line[0], payload + at, size - at < PAYLOAD ? size - at : PAYLOAD);
+    prepared_process = 0;
+    if (result < 0) {
+        shut_ends(&prepared);
+        return result;
+    }
+    keep_ends(session, &prepared, process);
+    if (!(flags & STDIN_OPEN) || flags & TERMINAL)
+        shut(&session->input);
+    if (flags & TERMINAL)
+        shut(&session->error);
+    return process;
+}
+
+static i64 start_child(struct session *session, struct execution *wanted, int first)
+{
+    struct ends ends;
+    i64 process = make_ends(&ends, wanted->flags & STDIN_OPEN && !(wanted->flags & TERMINAL), !(wanted->flags & TERMINAL));
+    if (process >= 0) /* of the child to come; this process stays where it is */
+        process = first ? CALL1(unshare, CLONE_NEWPID) : CALL2(setns, first_pidfd, CLONE_NEWPID);
+    if (process >= 0)
+        process = fork_process();
+    if (process == 0) {
+        take_ends(&ends);
+        CALL2(setsid, 0, 0);
+        if (first)
+            make_namespaces();
+        run_execution(wanted, first ? -1 : first_pidfd);
+    }
+    CALL2(setns, own_pid_namespace, CLONE_NEWPID);
+    if (process < 0)
+        shut_ends(&ends);
+    else
+        keep_ends(session, &ends, process);
+    return process;
+}
+
 static void start_execution(u32 number, u8 *payload, u64 size)
 {
     static struct execution wanted;
     struct session *session;
-    struct ends ends;
     i64 process;
     int first;
     if (!parse_execution(payload, size, &wanted)) {
@@ -286,24 +370,13 @@ static void start_execution(u32 number, u8 *payload, u64 size)
         tell_result(number, EAGAIN, "sessions");
         return;
     }
-    process = make_ends(&ends, wanted.flags & STDIN_OPEN && !(wanted.flags & TERMINAL), !(wanted.flags & TERMINAL));
-    if (process >= 0) /* of the child to come; this process stays where it is */
-        process = first ? CALL1(unshare, CLONE_NEWPID) : CALL2(setns, first_pidfd, CLONE_NEWPID);
-    if (process >= 0)
-        process = fork_process();
-    if (process == 0) {
-        take_ends(&ends);
-        run_execution(&wanted, first ? -1 : first_pidfd);
-    }
-    CALL2(setns, own_pid_namespace, CLONE_NEWPID);
+    process = first && prepared_process ? go_on_prepared(session, wanted.flags, payload, size) : start_child(session, &wanted, first);
     if (process < 0) {
-        shut_ends(&ends);
         session->used = 0;
         tell_result(number, process, "fork");
         return;
     }
     session->terminal = (wanted.flags & TERMINAL) != 0;
-    keep_ends(session, &ends, process);
     if (session->terminal)
         shut(&session->output); /* the terminal comes by the line */
     if (first) {
@@ -504,13 +577,15 @@ static int take_frame(u32 type, u32 number, u8 *payload, u64 size)
         gathered_size = 0;
     }
     switch (type) {
-    case STEP: case EXEC: case TAR_OUT: case TAR_IN: case READ: case LIST: case STAT:
+    case STEP: case EXEC: case PREPARE: case TAR_OUT: case TAR_IN: case READ: case LIST: case STAT:
         if (session)
             return 0; /* its number is taken */
         if (type == STEP)
             start_step(number, payload, size);
         else if (type == EXEC)
             start_execution(number, payload, size);
+        else if (type == PREPARE)
+            start_preparation(number, payload, size);
         else
             start_file_work(number, type, payload, size);
         return 1;

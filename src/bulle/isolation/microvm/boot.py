@@ -16,13 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bulle.errors import BulleError
-from bulle.isolation.microvm import checkpoint, disks, guest, sandbox
+from bulle.isolation import identity
+from bulle.isolation.microvm import cable, checkpoint, disks, file_server, guest, sandbox
 from bulle.isolation.microvm import template as templates
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.cable import Cable
 from bulle.isolation.microvm.checkpoint import Beginning
 from bulle.isolation.microvm.control import Control
-from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
+from bulle.isolation.microvm.machine import Machine, SharedDirectory
 from bulle.isolation.microvm.qemu import arguments
 from bulle.isolation.microvm.setup import Setup
 from bulle.isolation.microvm.template import Known, Template
@@ -37,7 +38,6 @@ _LAST_WORDS_S = 2.0
 _CONSOLE_BYTES = 65536
 _MOST_BYTES = 4 << 20
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
-_KEY = "52:54:00"
 _MOST_CALLS = 10
 _MACHINE_ID_BYTES = 33
 
@@ -45,7 +45,8 @@ _MACHINE_ID_BYTES = 33
 @dataclass
 class Booted:
     """A hypervisor and the agent in its guest. ``console`` is read for what the guest's kernel says when it dies;
-    ``interfaces`` are what it calls the interfaces of the plan."""
+    ``interfaces`` are what it calls the interfaces of the plan. ``is_prepared``: :func:`guest.common_steps` are done; ``files`` are contents of
+    the container's that are known."""
 
     pid: int
     agent: Agent
@@ -58,6 +59,8 @@ class Booted:
     trace: int = -1
     trace_to: int = -1
     interfaces: tuple[str, ...] = ()
+    is_prepared: bool = False
+    files: dict[str, bytes | None] = field(default_factory=dict)
 
     def carry_trace(self) -> None:
         """Pass on what QEMU said of its processor since, or drop it until there is somebody to tell. It waits meanwhile, but not for ever."""
@@ -137,7 +140,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         os.fchmod(traced, 0o622)  # the hypervisor, who is somebody else, opens it by name
     helpers, shares = [], []
     if has_volumes:
-        pid, connection = _serve_files(setup)
+        pid, connection = file_server.serve(setup)
         helpers.append(pid)
         shares.append(SharedDirectory("volumes", connection.detach()))
     commands, commanded = socket.socketpair()
@@ -149,7 +152,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         memory_bytes=setup.memory_bytes,
         processors=setup.processors,
         disks=setup.disks,
-        networks=_networks(plan, cables),
+        networks=cable.networks(plan, cables),
         shares=tuple(shares),
         agent=theirs.fileno(),
         console=printed,
@@ -222,14 +225,28 @@ def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], 
     root = guest.root_steps(plan, found)
     is_fresh = template is not None and template.fresh
     if restored is None:
-        _do(booted, [*guest.layer_steps(found), *(root if is_fresh else []), *guest.machine_steps(plan)])
+        _do(booted, [*guest.layer_steps(found), *(root if is_fresh else []), *guest.machine_steps(plan, emulated=setup.accelerator == "tcg")])
+        if is_fresh:
+            _prepare(booted, plan, setup.files)
+    elif is_fresh:
+        booted.files = restored.files
+    booted.is_prepared = is_fresh
     if template is not None and restored is None:
-        _keep(template, setup, booted.control, Known(nodes, found_as))
+        _keep(template, setup, booted.control, Known(nodes, found_as, booted.files))
     _do(booted, [
         *([] if is_fresh else root),
         *guest.own_steps(plan, setup.files, volumes=has_volumes, clock_ns=time.time_ns(), entropy=os.urandom(64)),
         *guest.network_steps(interfaces, asks_host=plan.network.mode == "own"),
     ])  # fmt: skip
+
+
+def _prepare(booted: Booted, plan: RunPlan, files: guest.Files) -> None:
+    """All of a container's root that does not depend on its names and its command: its files for /etc are empty, and get their contents later."""
+    _do(booted, [("write", f"/files/{name}", "", "create") for name in files.contents])
+    prepared = booted.agent.prepare(guest.common_steps(plan, files))
+    wait(booted, lambda: prepared.final, starting=True)
+    prepared.raise_error("the guest could not be set up")
+    booted.files = {path: read(booted, path) for path in identity.LOOKED_AT}
 
 
 def _keep(template: Template, setup: Setup, control: Control, known: Known) -> None:
@@ -329,39 +346,12 @@ def readable(agent: Agent) -> bool:
     return bool(select.select([agent], [], [], 0)[0])
 
 
-def _serve_files(setup: Setup) -> tuple[int, socket.socket]:
-    """A virtiofsd for the volumes; returns its pid and a connection to it for the hypervisor."""
-    path = f"{sandbox.RUN}/volumes.sock"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.bind(path)
-    listener.listen(1)
-    line = setup.file_server_arguments(listener.fileno(), sandbox.VOLUMES)
-    pid = sandbox.start_file_server(setup.file_server, line, [listener.fileno()], setup.output_fd)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    connection.connect(path)
-    listener.close()
-    os.unlink(path)
-    return pid, connection
-
-
-def _networks(plan: RunPlan, cables: Sequence[Cable]) -> tuple[TapNetwork | UserNetwork, ...]:
-    if plan.network.mode == "user":
-        forwards = tuple(
-            Forward(port.protocol, address, port.host_port, port.container_port)  # type: ignore[arg-type]
-            for port in plan.network.ports
-            for address in port.host_addresses
-            if ":" not in address
-        )
-        return (UserNetwork(f"{_KEY}:12:34:56", forwards),)
-    return tuple(TapNetwork(one.tap_fd, one.mac) for one in cables)
-
-
 def _interfaces(plan: RunPlan, booted: Booted, cables: Sequence[Cable], restored: Known | None) -> list[guest.Interface]:
     """The guest's interfaces by their hardware addresses: its kernel numbers them in an order of its own. One that was restored has the addresses of
     its template's, in the same order as the plan's."""
     if plan.network.mode not in ("own", "user"):
         return []
-    macs = (f"{_KEY}:12:34:56",) if plan.network.mode == "user" else tuple(one.mac for one in cables)
+    macs = (cable.USER_MAC,) if plan.network.mode == "user" else tuple(one.mac for one in cables)
     names: dict[str, str] = {}
     if restored is not None:
         names = dict(zip(macs, restored.interfaces, strict=True))

@@ -20,7 +20,7 @@ from bulle.isolation.microvm import checkpoint, disks, emulator, sandbox, templa
 from bulle.isolation.microvm.accelerator import choose
 from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.checkpoint import Beginning
-from bulle.isolation.microvm.guest import Files
+from bulle.isolation.microvm.guest import Files, common_steps
 from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
 from bulle.isolation.microvm.kernel import GuestKernels
 from bulle.isolation.microvm.machine import Disk, Machine
@@ -149,14 +149,14 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     )  # fmt: skip
     ramdisk = initial_ramdisk(kernel, agent_program(architecture).read_bytes(), (*shape.modules, *_FILE_SYSTEMS), cache)
     directory = plan.state_host_path
+    files = Files({os.path.basename(path): Path(path).read_text() for path in identity_files(plan)})
     kind = _kind(plan, shape, (program.program, str(kernel.image), str(ramdisk)), accelerator.host_tsc_khz)
     kept, notes = None, tuple[str, ...]()
     beginning = checkpoint.take(directory, kind, opened)
     if wanted.start == "template" and beginning is None:
-        kept, notes = _template(plan, cache, shape, kind, opened)
+        kept, notes = _template(plan, cache, shape, kind, files, opened)
     listener = listen(directory)
     opened.callback(listener.close)
-    files = {os.path.basename(path): Path(path).read_text() for path in identity_files(plan)}
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     return Setup(
         program=program.program,
@@ -170,7 +170,7 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
         processors=_processors(plan, accelerator.name),
         disks=attached,
         layer_count=len(plan.root.layers),
-        files=Files(files),
+        files=files,
         listener=listener,
         record_fd=keep(os.open(f"{directory}/{RECORD_NAME}", flags, 0o600)),
         output_fd=keep(os.open(f"{directory}/machine.log", flags | os.O_APPEND, 0o600)),
@@ -204,7 +204,7 @@ def _kind(plan: RunPlan, shape: Machine, files: Sequence[str], host_tsc_khz: int
 
 
 def _template(
-    plan: RunPlan, cache: Path, shape: Machine, kind: dict[str, str], opened: ExitStack
+    plan: RunPlan, cache: Path, shape: Machine, kind: dict[str, str], files: Files, opened: ExitStack
 ) -> tuple[Template | None, tuple[str, ...]]:
     """The template that the machine begins with, or is; and a note where it boots without."""
     assert plan.guest is not None
@@ -214,7 +214,8 @@ def _template(
     # What it was started for last time is written down; so nothing was, and its disk is as it was made.
     is_fresh = not os.path.exists(f"{plan.state_host_path}/{RECORD_NAME}")
     disk = shape.disks[-1].descriptor if is_fresh else -1
-    key = template.key_of([kind, is_fresh, plan.root.volatile, plan.security.privileged])
+    common = common_steps(plan, files) if is_fresh else []
+    key = template.key_of([kind, is_fresh, plan.root.volatile, plan.security.privileged, common])
     found = template.prepare(cache / "templates", key, shape.memory_bytes, plan.state_host_path, disk, opened)
     return found, () if found is not None else ("the machine was booted: the template that it would begin with is just being made",)
 

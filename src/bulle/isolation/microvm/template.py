@@ -32,10 +32,14 @@ _PATIENCE_S = 2.0
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What was found out of the machine before it was kept: its disks' device nodes by serial, its interfaces' names in the order of the plan."""
+    """What was found out of the machine before it was kept: its disks' device nodes by serial, its interfaces' names in the order of the plan.
+
+    ``files``, of one whose root stands, are the contents of those that are looked at before a command runs; None for one that is not there.
+    """
 
     disks: dict[str, str]
     interfaces: tuple[str, ...]
+    files: dict[str, bytes | None] = {}
 
 
 @dataclass(frozen=True)
