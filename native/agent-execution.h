@@ -60,6 +60,22 @@ static void send_report(int kind, i64 error, const char *text, int descriptor)
         ;
 }
 
+/* What a child said; 0 at its end. A descriptor that came along, or -1. */
+static i64 take_report(int line, struct report *report, int *descriptor, u32 flags)
+{
+    struct control control;
+    struct vector vector = {report, sizeof *report};
+    struct message message = {0, 0, 0, &vector, 1, &control, sizeof control, 0, 0};
+    i64 got;
+    do
+        got = CALL3(recvmsg, line, &message, MSG_CMSG_CLOEXEC | flags);
+    while (got == -EINTR);
+    *descriptor = -1;
+    if (got > 0 && message.control_length >= 16 + sizeof(int) && control.level == SOL_SOCKET && control.type == SCM_RIGHTS)
+        *descriptor = control.descriptor;
+    return got;
+}
+
 /* A child's end: what failed is told to the agent. */
 static void must(i64 result, const char *what)
 {
@@ -424,7 +440,7 @@ static void run_prepared(char *steps, u32 step_count, u8 *buffer, u64 most)
     CALL2(setsid, 0, 0);
     make_namespaces();
     do_steps(steps, step_count);
-    send_report(REPORT_PREPARED, 0, "", -1);
+    send_report(REPORT_PREPARED, 0, "", (int)CALL4(openat, AT_FDCWD, "/proc/self/ns/mnt", O_CLOEXEC, 0));
     if (CALL3(read, report_line, &size, sizeof size) != sizeof size || size > most)
         quit(127);
     for (u32 got = 0; got < size;) {

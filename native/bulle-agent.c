@@ -197,7 +197,7 @@ static void take_ends(struct ends *ends)
 }
 
 static struct ends prepared; /* of the container's process 1, before its command is known */
-static int prepared_process;
+static int prepared_process, prepared_mounts = -1; /* these are unmounted with the machine, which nobody has to wait for */
 
 static void keep_ends(struct session *session, struct ends *ends, i64 process)
 {
@@ -295,9 +295,9 @@ static void start_preparation(u32 number, u8 *payload, u64 size)
     shut(prepared.input);
     shut(prepared.output + 1);
     shut(prepared.error + 1);
+    shut(&prepared_mounts);
     if (process >= 0)
-        while ((got = CALL3(read, prepared.line[0], &report, sizeof report)) == -EINTR)
-            ;
+        got = take_report(prepared.line[0], &report, &prepared_mounts, 0);
     if (process < 0 || got != sizeof report || report.kind != REPORT_PREPARED) {
         shut_ends(&prepared);
         tell_result(number, process < 0 ? process : report.error, process < 0 ? "fork" : report.text);
@@ -551,6 +551,7 @@ static void power_off(void)
             sleep_milliseconds(1);
     }
     shut(&first_pidfd);
+    shut(&prepared_mounts);
     CALL2(sync, 0, 0);
     for (int mounts = 0; mounts < 16 && CALL2(umount2, root_path, 0) == 0; mounts++)
         ;
@@ -712,16 +713,11 @@ static void read_stream(struct session *session, int *descriptor, u32 type, u32 
 static void read_line(struct session *session)
 {
     static struct report report;
-    struct control control;
-    struct vector vector = {&report, sizeof report};
-    struct message message = {0, 0, 0, &vector, 1, &control, sizeof control, 0, 0};
-    i64 got = CALL3(recvmsg, session->line, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    int descriptor = -1;
-    if (got == -EAGAIN || got == -EINTR)
+    int descriptor;
+    i64 got = take_report(session->line, &report, &descriptor, MSG_DONTWAIT);
+    if (got == -EAGAIN)
         return;
     if (got == sizeof report) {
-        if (message.control_length >= 16 + sizeof(int) && control.level == SOL_SOCKET && control.type == SCM_RIGHTS)
-            descriptor = control.descriptor;
         if (report.kind == REPORT_FAILED && !session->failure) {
             session->failure = report.error;
             memcpy(session->text, report.text, TROUBLE_SIZE - 1);
@@ -866,30 +862,6 @@ static int serve(void)
     }
 }
 
-static void load_modules(void)
-{
-    static char list[65536];
-    char *at = list;
-    i64 size, file = CALL4(openat, AT_FDCWD, "/modules", O_CLOEXEC, 0);
-    if (file < 0)
-        return;
-    size = CALL3(read, file, list, sizeof list - 1);
-    CALL1(close, file);
-    while (size > 0 && *at) {
-        char *end = at;
-        while (*end && *end != '\n')
-            end++;
-        if (*end)
-            *end++ = 0;
-        if (*at && load_module(at) < 0) {
-            say("bulle-agent: a module could not be loaded: ");
-            say(at);
-            say("\n");
-        }
-        at = end;
-    }
-}
-
 /* The virtio port by its name: the driver makes it when it gets to it. */
 static void find_port(void)
 {
@@ -935,7 +907,8 @@ static void start_machine(void)
         CALL(mount, types[i], places[i], types[i], MS_NOSUID | MS_NOEXEC * (i > 0), 0, 0);
     }
     CALL3(mkdirat, AT_FDCWD, root_path, 0755);
-    load_modules();
+    if (load_modules("/modules") < 0)
+        say("bulle-agent: a module could not be loaded\n");
     find_port();
 }
 

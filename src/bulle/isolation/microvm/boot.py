@@ -23,6 +23,7 @@ from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.cable import Cable
 from bulle.isolation.microvm.checkpoint import Beginning
 from bulle.isolation.microvm.control import Control
+from bulle.isolation.microvm.initial_ramdisk import LATER
 from bulle.isolation.microvm.machine import Machine, SharedDirectory
 from bulle.isolation.microvm.qemu import arguments
 from bulle.isolation.microvm.setup import Setup
@@ -163,7 +164,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         control=commanded.fileno(),
         memory=setup.template.memory if setup.template is not None else -1,
         memory_shared=setup.template is not None and setup.template.known is None,
-        incoming=setup.beginning is not None or (setup.template is not None and setup.template.known is not None),
+        incoming=setup.beginning is not None or setup.begun_with is not None,
     )
     pid = sandbox.start_hypervisor(setup.program, arguments(machine, setup.program)[1:], machine.descriptors, setup.output_fd)
     theirs.close()
@@ -206,33 +207,33 @@ def _go_on(plan: RunPlan, setup: Setup, booted: Booted, beginning: Beginning, ca
 
 
 def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool) -> None:
-    template = setup.template
-    restored = template.known if template is not None else None
-    if template is not None and restored is not None:
-        booted.agent.greet(again=False)
-        try:
-            booted.control.read_state(template.state, with_memory=False)
-            wait(booted, lambda: booted.agent.hello is not None, starting=True)
-        except BulleError as error:
-            templates.forget(template)
-            raise BulleError("the machine could not begin from its template", f"{error}", "start it again: it boots then") from error
+    template, begun = setup.template, setup.begun_with
+    if template is not None and begun is not None:
+        _restore(booted, begun, template.memory)
     wait(booted, lambda: booted.agent.hello is not None, starting=True)
-    nodes = restored.disks if restored is not None else _find_disks(setup, booted)
-    found = _disks(setup, nodes)
-    interfaces = _interfaces(plan, booted, cables, restored)
+    known = begun.known if begun is not None else None
+    is_whole = template is not None and begun is template
+    interfaces = _interfaces(plan, booted, cables, known)
     found_as = tuple(one.found_as for one in interfaces)
     booted.interfaces = tuple(one.name for one in interfaces)
+    if known is None:
+        _do(booted, guest.machine_steps(plan, emulated=setup.accelerator == "tcg"))
+        if template is not None and setup.generic is not None:
+            _keep(setup.generic, setup, booted.control, Known({}, found_as), template.memory)
+    if not is_whole and setup.disks_later:
+        _do(booted, [("modules", LATER)])
+    nodes = known.disks if known is not None and is_whole else _find_disks(setup, booted)
+    found = _disks(setup, nodes)
     root = guest.root_steps(plan, found)
-    is_fresh = template is not None and template.fresh
-    if restored is None:
-        _do(booted, [*guest.layer_steps(found), *(root if is_fresh else []), *guest.machine_steps(plan, emulated=setup.accelerator == "tcg")])
+    is_fresh = booted.is_prepared = template is not None and template.fresh
+    if not is_whole:
+        _do(booted, [*guest.layer_steps(found), *(root if is_fresh else [])])
         if is_fresh:
             _prepare(booted, plan, setup.files)
-    elif is_fresh:
-        booted.files = restored.files
-    booted.is_prepared = is_fresh
-    if template is not None and restored is None:
-        _keep(template, setup, booted.control, Known(nodes, found_as, booted.files))
+    elif known is not None:
+        booted.files = known.files
+    if template is not None and not is_whole:
+        _keep(template, setup, booted.control, Known(nodes, found_as, booted.files), template.memory)
     _do(booted, [
         *([] if is_fresh else root),
         *guest.own_steps(plan, setup.files, volumes=has_volumes, clock_ns=time.time_ns(), entropy=os.urandom(64)),
@@ -240,21 +241,32 @@ def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], 
     ])  # fmt: skip
 
 
+def _restore(booted: Booted, begun: Template, memory: int) -> None:
+    booted.agent.greet(again=False)
+    templates.fill(begun, memory)
+    try:
+        booted.control.read_state(begun.state, with_memory=False)
+        wait(booted, lambda: booted.agent.hello is not None, starting=True)
+    except BulleError as error:
+        templates.forget(begun)
+        raise BulleError("the machine could not begin from its template", f"{error}", "start it again: it boots then") from error
+
+
 def _prepare(booted: Booted, plan: RunPlan, files: guest.Files) -> None:
     """All of a container's root that does not depend on its names and its command: its files for /etc are empty, and get their contents later."""
-    _do(booted, [("write", f"/files/{name}", "", "create") for name in files.contents])
+    _do(booted, [*(("write", f"/files/{name}", "", "create") for name in files.contents), *guest.warming_steps(plan)])
     prepared = booted.agent.prepare(guest.common_steps(plan, files))
     wait(booted, lambda: prepared.final, starting=True)
     prepared.raise_error("the guest could not be set up")
     booted.files = {path: read(booted, path) for path in identity.LOOKED_AT}
 
 
-def _keep(template: Template, setup: Setup, control: Control, known: Known) -> None:
+def _keep(template: Template, setup: Setup, control: Control, known: Known, memory: int) -> None:
     """Make this machine a template on its way; where that fails it is none, and goes on."""
     try:
         control.write_state(template.state, with_memory=False)
         try:
-            templates.finish(template, known, setup.scratch)
+            templates.finish(template, known, memory, setup.scratch)
         finally:
             control.go_on()
     except BulleError as error:

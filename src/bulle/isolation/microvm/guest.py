@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bulle.errors import InvalidInput
+from bulle.isolation.execution import DEFAULT_PATH
 from bulle.isolation.identity import Identity
 from bulle.isolation.inside import DEVICE_LINKS, DEVICES
 from bulle.isolation.microvm import NAME_SERVER  # noqa: F401
@@ -178,6 +179,14 @@ def common_steps(plan: RunPlan, files: Files) -> list[Step]:
         *([] if plan.security.privileged else _hidden(plan)),
         *_identity(files),
     ]
+
+
+def warming_steps(plan: RunPlan) -> list[Step]:
+    """What the command is in, read once, so that machines that begin later find it in their memory: one of these may be it."""
+    environment = dict(item.partition("=")[::2] for item in plan.process.environment)
+    name = next(iter(plan.process.arguments), "")
+    places = [""] if "/" in name else environment.get("PATH", DEFAULT_PATH).split(":")
+    return [("?warm", _relative(f"{place}/{name}")) for place in places if name]
 
 
 def container_steps(plan: RunPlan) -> list[Step]:

@@ -22,8 +22,9 @@ from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.checkpoint import Beginning
 from bulle.isolation.microvm.guest import Files, common_steps
 from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
-from bulle.isolation.microvm.kernel import GuestKernels
+from bulle.isolation.microvm.kernel import GuestKernel, GuestKernels
 from bulle.isolation.microvm.machine import Disk, Machine
+from bulle.isolation.microvm.modules import ModuleTree
 from bulle.isolation.microvm.record import RECORD_NAME, usable_memory_bytes
 from bulle.isolation.microvm.sessions import listen
 from bulle.isolation.microvm.template import Template, identity
@@ -32,6 +33,7 @@ from bulle.model.run_plan import RunPlan
 from bulle.version import VERSION
 
 _MOST_UNASKED = 4  # processors of a guest for which nothing was said
+_DISKS = "virtio_blk"
 _FILE_SYSTEMS = ("erofs", "overlay", "ext4")
 _KERNEL_BYTES = 96 << 20
 _OWN_BYTES = 192 << 20
@@ -63,6 +65,8 @@ class Setup:
     file_server: str
     kind: dict[str, str]
     template: Template | None = None
+    generic: Template | None = None
+    disks_later: bool = False
     beginning: Beginning | None = None
     notes: tuple[str, ...] = ()
 
@@ -71,7 +75,14 @@ class Setup:
         """How the machine begins."""
         if self.beginning is not None:
             return "kept"
-        return "template" if self.template is not None and self.template.known is not None else "cold"
+        if self.template is not None and self.template.known is not None:
+            return "template"
+        return "generic" if self.generic is not None and self.generic.known is not None else "cold"
+
+    @property
+    def begun_with(self) -> Template | None:
+        """The template that the machine begins with."""
+        return next((one for one in (self.template, self.generic) if one is not None and one.known is not None), None)
 
     @property
     def scratch(self) -> int:
@@ -88,7 +99,8 @@ class Setup:
         """All that the shepherd must keep open."""
         own = (self.kernel_fd, self.initial_ramdisk_fd, self.listener.fileno(), self.record_fd, self.output_fd)
         begun = self.template.descriptors if self.template is not None else (self.beginning.state,) if self.beginning is not None else ()
-        return (*own, *(disk.descriptor for disk in self.disks), *begun)
+        generic = self.generic.descriptors if self.generic is not None else ()
+        return (*own, *(disk.descriptor for disk in self.disks), *begun, *generic)
 
     def file_server_arguments(self, listener: int, directory: str) -> list[str]:
         """virtiofsd's: it is in a sandbox already."""
@@ -142,19 +154,17 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
 
     attached = _disks(plan, keep)
     shape = Machine(
-        architecture, accelerator.name, -1, -1, guest_memory_bytes(plan), -1, disks=attached,
+        architecture, accelerator.name, -1, -1, guest_memory_bytes(plan), -1, disks=attached, small=program.microvm and kernel.plain,
         networks=(None,) * len(plan.network.attachments) if plan.network.mode == "own" else (None,) * (plan.network.mode == "user"),  # type: ignore[arg-type]
         shares=(None,) * has_volumes,  # type: ignore[arg-type]
-        small=program.microvm and kernel.plain,
     )  # fmt: skip
-    ramdisk = initial_ramdisk(kernel, agent_program(architecture).read_bytes(), (*shape.modules, *_FILE_SYSTEMS), cache)
+    ramdisk, disks_later = _ramdisk(plan, kernel, shape, cache)
     directory = plan.state_host_path
     files = Files({os.path.basename(path): Path(path).read_text() for path in identity_files(plan)})
     kind = _kind(plan, shape, (program.program, str(kernel.image), str(ramdisk)), accelerator.host_tsc_khz)
-    kept, notes = None, tuple[str, ...]()
     beginning = checkpoint.take(directory, kind, opened)
-    if wanted.start == "template" and beginning is None:
-        kept, notes = _template(plan, cache, shape, kind, files, opened)
+    kept, notes = _template(plan, cache, shape, kind, files, opened) if wanted.start == "template" and beginning is None else (None, ())
+    generic = _generic(plan, cache, kind, opened) if disks_later and kept is not None and kept.known is None else None
     listener = listen(directory)
     opened.callback(listener.close)
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -180,6 +190,8 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
         file_server=file_server() if has_volumes else "",
         kind=kind,
         template=kept,
+        generic=generic,
+        disks_later=disks_later,
         beginning=beginning,
         notes=notes,
     )
@@ -218,6 +230,23 @@ def _template(
     key = template.key_of([kind, is_fresh, plan.root.volatile, plan.security.privileged, common])
     found = template.prepare(cache / "templates", key, shape.memory_bytes, plan.state_host_path, disk, opened)
     return found, () if found is not None else ("the machine was booted: the template that it would begin with is just being made",)
+
+
+def _generic(plan: RunPlan, cache: Path, kind: dict[str, str], opened: ExitStack) -> Template | None:
+    """The one for machines of all images with as many layers."""
+    same = {name: value for name, value in kind.items() if name not in ("layers", "disks")}
+    key = template.key_of([same, "generic", len(plan.root.layers), plan.security.privileged])
+    return template.prepare_generic(cache / "templates", key, opened)
+
+
+def _ramdisk(plan: RunPlan, kernel: GuestKernel, shape: Machine, cache: Path) -> tuple[Path, bool]:
+    """With what the machine's devices need; and whether its disks are found when the agent is told, because a generic template knows none."""
+    assert plan.guest is not None
+    can = plan.guest.start == "template" and not shape.shares and _DISKS in shape.modules
+    later = can and kernel.modules is not None and ModuleTree(kernel.modules).is_file(_DISKS)
+    modules = [name for name in (*shape.modules, *_FILE_SYSTEMS) if not later or name != _DISKS]
+    agent = agent_program(shape.architecture).read_bytes()
+    return initial_ramdisk(kernel, agent, modules, cache, later=[_DISKS] * later), later
 
 
 def _host_processor(shape: Machine) -> str:
