@@ -177,6 +177,21 @@ static i64 step_warm(const char *path)
     return result < 0 ? result : 0;
 }
 
+/* A machine-id(5) that is there gets another value, in the container's root as the agent has it mounted. */
+static i64 step_machine_id(const char *value)
+{
+    struct statx status;
+    u64 size = length_of(value);
+    i64 result, file = resolve("etc/machine-id", O_RDWR | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW, 0);
+    if (file < 0)
+        return file == -ENOENT || file == -ELOOP ? 0 : file;
+    result = status_of(file, &status);
+    if (result >= 0 && (status.mode & S_IFMT) == S_IFREG && status.size == size + 1)
+        result = write_all(file, value, size);
+    CALL1(close, file);
+    return result < 0 ? result : 0;
+}
+
 static i64 step_entropy(const char *text)
 {
     struct { int bits, size; u8 data[512]; } pool = {0, 0, {0}};
@@ -406,6 +421,8 @@ static i64 one_step(int count, char **words)
         return add_route(words[1], words[2]);
     if (count == 3 && same(name, "clock"))
         return step_clock(words[1], words[2]);
+    if (count == 2 && same(name, "machine-id"))
+        return step_machine_id(words[1]);
     if (count == 2 && same(name, "warm"))
         return step_warm(words[1]);
     if (count == 2 && same(name, "entropy"))

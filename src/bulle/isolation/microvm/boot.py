@@ -40,7 +40,6 @@ _CONSOLE_BYTES = 65536
 _MOST_BYTES = 4 << 20
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
 _MOST_CALLS = 10
-_MACHINE_ID_BYTES = 33
 
 
 @dataclass
@@ -201,7 +200,7 @@ def _go_on(plan: RunPlan, setup: Setup, booted: Booted, beginning: Beginning, ca
         if session.number != beginning.kept.first:
             session.close()
     is_other = beginning.kept.container_id != plan.container_id
-    machine_id = os.urandom(16).hex() if is_other and len(read(booted, checkpoint.MACHINE_ID) or b"") == _MACHINE_ID_BYTES else ""
+    machine_id = os.urandom(16).hex() if is_other else ""
     macs = [one.mac for one in cables]
     _do(booted, checkpoint.renewal(plan, setup.files, beginning.kept, macs, time.time_ns(), os.urandom(64), machine_id))
 

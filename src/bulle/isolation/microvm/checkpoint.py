@@ -29,8 +29,6 @@ from bulle.model.run_plan import RunPlan
 STATE_NAME, KEPT_NAME = "kept.state", "kept.json"
 """In the container's host directory: what QEMU wrote, and :class:`Kept`, which is written last."""
 
-MACHINE_ID = "/etc/machine-id"
-
 _QUIET_S = 5.0
 _LOOK_S = 0.002
 
@@ -134,14 +132,14 @@ def renewal(
 ) -> list[Step]:
     """What a machine that goes on is told, so that it is the container of this plan: each name that another one had is replaced.
 
-    ``machine_id`` is one for a system that has one, and was another container's. machine-id(5)
+    ``machine_id`` is for a system that has one, and was another container's. machine-id(5)
     """
     steps: list[Step] = [
         ("clock", str(clock_ns // 10**9), str(clock_ns % 10**9)),
         ("entropy", entropy.hex()),
         *(("write", f"/files/{name}", content, "create") for name, content in files.contents.items()),
         ("hostname", plan.hostname),
-        *([("?write", MACHINE_ID.lstrip("/"), f"{machine_id}\n")] if machine_id else []),
+        *([("?machine-id", machine_id)] if machine_id else []),
     ]
     for name, addresses in zip(kept.interfaces, kept.addresses, strict=True):
         steps += [("link", name, "down"), *(("?address", name, address, "remove") for address in addresses)]
