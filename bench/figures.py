@@ -20,7 +20,8 @@ from measuring import HERE, Contestant, Failed, Result, Timer, compiled, interle
 
 from bulle_testing import peers, places
 
-Rows = list[tuple[str, str, str, float | None, float | None]]
+Row = tuple[str, str, str, float | None, float | None]
+Rows = list[Row]
 IMAGE = "busybox:latest"
 FLOOR_FIRST_ID = 1_879_048_192
 LARGE_PACKAGES = ("python3", "perl", "git", "openssh-client", "tzdata", "vim")

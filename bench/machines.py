@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from figures import IMAGE, Field, Rows
+from figures import IMAGE, Field, Row, Rows
 from measuring import SETTLE_S, Failed, Result, timer
 
 from bulle.isolation.microvm.initial_ramdisk import archive
@@ -27,7 +27,7 @@ from bulle_testing import peers, places, tiers, virtual_machines
 NAME = "machine"
 VM = ("--isolation", "vm", "--accel", "tcg")
 MOST_OF_BOOT, MOST_EXEC_MS, MOST_OWN_MIB = 0.60, 15.0, 60.0
-MOST_OF_BOOT_BEGUN, MOST_BEGUN_MIB = 0.10, 45.0
+MOST_OF_BOOT_BEGUN, MOST_OF_BOOT_GENERIC, MOST_OF_BOOT_FORKED, MOST_BEGUN_MIB = 0.10, 0.20, 0.05, 45.0
 COMMANDS = 200
 MEMORY_MIB = 256
 BEGUN = ("--memory", f"{MEMORY_MIB}m", "--start", "template")
@@ -92,7 +92,11 @@ def machines(contestants: Field, options: argparse.Namespace) -> tuple[Rows, lis
     vmlinuz = next((places.cache_directory() / "kernels/debian-trixie-x86_64").rglob("vmlinuz-*"))
     guest = (*VM, "--kernel", str(vmlinuz.parents[1]))
     bulle("run", "--rm", *guest, "--network", "none", IMAGE, "true")  # unpacks the kernel, makes the ramdisk
-    rows, details = _starts(contestants, guest, Plain(vmlinuz, _ramdisk(contestants.directory)), max(3, options.rounds // 3))
+    plain = Plain(vmlinuz, _ramdisk(contestants.directory))
+    rows, details = _starts(contestants, guest, plain, max(3, options.rounds // 3))
+    forked, said = _forks(contestants, guest, plain, max(3, options.rounds // 3))
+    rows.append(forked)
+    details.append(said)
     more_rows, more = _commands(contestants, guest, options.rounds)
     rows += more_rows
     details += [*more, f"machines: the guest's kernel is {kernel.release}, the same for plain QEMU"]
@@ -117,20 +121,22 @@ def _ramdisk(directory: Path) -> Path:
 
 
 def _starts(contestants: Field, guest: tuple[str, ...], plain: Plain, rounds: int) -> tuple[Rows, list[str]]:
-    """A machine that runs ``true``, cold and from a template, from the command to its exit code, turn by turn with plain QEMU."""
-    bulle, own, begun = contestants.bulle, Result(), Result()
+    """A machine that runs ``true``, cold and from templates, from the command to its exit code, turn by turn with plain QEMU."""
+    bulle, own, begun, generic = contestants.bulle, Result(), Result(), Result()
+    others = [_another_image(contestants, number) for number in range(rounds + 1)]
+    bulle("run", "--rm", *guest, "--network", "none", *BEGUN, IMAGE, "true")  # boots, and leaves both templates
     with timer() as clock:
         for number in range(-1, rounds):
-            for ours in (own, begun, None) if number % 2 else (None, begun, own):
+            for ours in (own, begun, generic, None) if number % 2 else (None, generic, begun, own):
                 time.sleep(SETTLE_S)
                 if ours is None:
                     plain.run(measured=number >= 0)
                     continue
-                words = BEGUN if ours is begun else ()
-                took = clock.run(bulle.command("run", "--rm", *guest, "--network", "none", *words, IMAGE, "true"), bulle.environment)
+                words, image = () if ours is own else BEGUN, others.pop() if ours is generic else IMAGE
+                took = clock.run(bulle.command("run", "--rm", *guest, "--network", "none", *words, image, "true"), bulle.environment)
                 if number >= 0:
                     ours.samples.append(took)
-    assert own.median and begun.median and plain.reached.median and plain.ended.median
+    assert own.median and begun.median and generic.median and plain.reached.median and plain.ended.median
     what = "`run --rm --isolation vm` of `true`, cold, whole process"
     rows: Rows = [
         (what, f"{own.median:.0f} ms", f"q35, until init: {plain.reached.median:.0f} ms", own.median / plain.reached.median, MOST_OF_BOOT),
@@ -139,9 +145,38 @@ def _starts(contestants: Field, guest: tuple[str, ...], plain: Plain, rounds: in
     template = "`run --rm --isolation vm --start template` of `true`, from its image's template"
     beside = f"q35, until init: {plain.reached.median:.0f} ms"
     rows.append((template, f"{begun.median:.0f} ms", beside, begun.median / plain.reached.median, MOST_OF_BOOT_BEGUN))
-    said = [f"start from a template: {begun}", f"cold start, bulle: {own}"]
+    template = "`run --rm --isolation vm --start template` of `true`, first run of another image, from the generic template"
+    rows.append((template, f"{generic.median:.0f} ms", beside, generic.median / plain.reached.median, MOST_OF_BOOT_GENERIC))
+    said = [f"start from a template: {begun}", f"start from the generic template: {generic}", f"cold start, bulle: {own}"]
     said += [f"cold start, q35 until init: {plain.reached}", f"cold start, q35 until it is off: {plain.ended}"]
     return rows, [*said, *([f"cold start, q35: {plain.lost} boots that panicked or hung are not counted"] if plain.lost else [])]
+
+
+def _another_image(contestants: Field, number: int) -> str:
+    """The same as the first, with one more file: an image of as many layers that no template knows."""
+    name, differs = f"another{number}", contestants.rootfs / "another"
+    differs.write_text(name)
+    try:
+        peers.docker_archive(contestants.directory / "another.tar", [peers.pack(contestants.rootfs)], tags=[f"{name}:latest"])
+    finally:
+        differs.unlink()
+    contestants.bulle("load", "-i", str(contestants.directory / "another.tar"))
+    return name
+
+
+def _forks(contestants: Field, guest: tuple[str, ...], plain: Plain, rounds: int) -> tuple[Row, str]:
+    """A second machine from one that runs, the whole command: then both run."""
+    bulle, result = contestants.bulle, Result()
+    with _machine(contestants, guest, "--start", "template"), timer() as clock:
+        for number in range(-1, rounds):
+            time.sleep(SETTLE_S)
+            took = clock.run(bulle.command("fork", NAME, "--name", "second"), bulle.environment)
+            bulle("rm", "-f", "second")
+            if number >= 0:
+                result.samples.append(took)
+    assert result.median and plain.reached.median
+    figure, beside = f"`fork` of a running machine of {MEMORY_MIB} MiB", f"q35, until init: {plain.reached.median:.0f} ms"
+    return (figure, f"{result.median:.0f} ms", beside, result.median / plain.reached.median, MOST_OF_BOOT_FORKED), f"fork: {result}"
 
 
 def _commands(contestants: Field, guest: tuple[str, ...], rounds: int) -> tuple[Rows, list[str]]:

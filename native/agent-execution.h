@@ -9,7 +9,7 @@ enum { AF_UNIX = 1, SOCK_SEQPACKET = 5, SOL_SOCKET = 1, SCM_RIGHTS = 1, MSG_NOSI
 enum { PR_SET_PDEATHSIG = 1, PR_SET_DUMPABLE = 4, PR_CAPBSET_DROP = 24, PR_SET_NO_NEW_PRIVS = 38, SECCOMP_SET_MODE_FILTER = 1, SECCOMP_FILTER_FLAG_LOG = 2 };
 enum { TIOCSPTLCK = 0x40045431, TIOCGPTPEER = 0x5441, TIOCSWINSZ = 0x5414, TIOCSCTTY = 0x540E, TIOCSPGRP = 0x5410 };
 enum { WNOHANG = 1, SI_USER = 0, RLIMIT_NOFILE = 7, MOST_STRINGS = 32768, EXECUTION_HEADER = 52 };
-enum { REPORT_FAILED = 1, REPORT_TERMINAL = 2 };
+enum { REPORT_FAILED = 1, REPORT_TERMINAL = 2, REPORT_PREPARED = 3 };
 
 struct vector { void *base; u64 length; };
 struct message { void *name; u32 name_length; u32 pad; struct vector *vectors; u64 vector_count; void *control; u64 control_length; u32 flags; u32 pad2; };
@@ -60,6 +60,22 @@ static void send_report(int kind, i64 error, const char *text, int descriptor)
         ;
 }
 
+/* What a child said; 0 at its end. A descriptor that came along, or -1. */
+static i64 take_report(int line, struct report *report, int *descriptor, u32 flags)
+{
+    struct control control;
+    struct vector vector = {report, sizeof *report};
+    struct message message = {0, 0, 0, &vector, 1, &control, sizeof control, 0, 0};
+    i64 got;
+    do
+        got = CALL3(recvmsg, line, &message, MSG_CMSG_CLOEXEC | flags);
+    while (got == -EINTR);
+    *descriptor = -1;
+    if (got > 0 && message.control_length >= 16 + sizeof(int) && control.level == SOL_SOCKET && control.type == SCM_RIGHTS)
+        *descriptor = control.descriptor;
+    return got;
+}
+
 /* A child's end: what failed is told to the agent. */
 static void must(i64 result, const char *what)
 {
@@ -82,6 +98,21 @@ static char *take_strings(char *at, const char *end, u32 count, char **list)
     }
     list[count] = 0;
     return at;
+}
+
+/* Whether there are so many steps, and nothing else. */
+static int are_steps(const char *at, const char *end, u32 count)
+{
+    for (u32 i = 0; i < count; i++) {
+        u32 length;
+        if ((u64)(end - at) < 4)
+            return 0;
+        length = read32((const u8 *)at);
+        if ((u64)(end - at - 4) < length)
+            return 0;
+        at += 4 + length;
+    }
+    return at == end;
 }
 
 /* Takes an EXEC's payload apart; 0 where it is not one. */
@@ -127,24 +158,14 @@ static int parse_execution(u8 *at, u64 size, struct execution *wanted)
     wanted->environment = environment_list;
     wanted->steps = strings;
     wanted->steps_size = (u64)((char *)end - strings);
-    strings = wanted->steps;
-    for (u32 i = 0; i < wanted->step_count; i++) {
-        u32 length;
-        if ((u64)((char *)end - strings) < 4)
-            return 0;
-        length = read32((u8 *)strings);
-        if ((u64)((char *)end - strings - 4) < length)
-            return 0;
-        strings += 4 + length;
-    }
-    return strings == (char *)end && (wanted->argument_count || wanted->flags & IDLE) 
+    return are_steps(wanted->steps, (char *)end, wanted->step_count) && (wanted->argument_count || wanted->flags & IDLE)
         && (wanted->flags & (INIT | IDLE)) != (INIT | IDLE) && (wanted->flags & FIRST || !(wanted->flags & (INIT | IDLE)));
 }
 
-static void do_steps(struct execution *wanted)
+static void do_steps(char *at, u32 step_count)
 {
-    char *words[MOST_WORDS], *at = wanted->steps;
-    for (u32 i = 0; i < wanted->step_count; i++) {
+    char *words[MOST_WORDS];
+    for (u32 i = 0; i < step_count; i++) {
         u32 length = read32((u8 *)at);
         int count = split_words(at + 4, length, words);
         must(count < 1 ? -EPROTO : do_step(count, words), "step");
@@ -353,20 +374,21 @@ static void be_init(i64 child)
     }
 }
 
-/* The child's whole way; `first` is the pidfd of the container's process 1, -1 for a FIRST. Never returns. */
+static void make_namespaces(void)
+{
+    in_new_namespaces = 1;
+    must(CALL1(unshare, CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP), "namespaces");
+    must(CALL(mount, "", "/", 0, MS_REC | MS_PRIVATE, 0, 0), "namespaces");
+    CALL1(close, own_root);
+    own_root = (int)CALL4(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+    must(own_root, "namespaces");
+}
+
+/* The child's way from its namespaces on, or to those that it joins; `first` is the pidfd of the container's process 1, -1 for a FIRST. Never returns. */
 static void run_execution(struct execution *wanted, i64 first)
 {
     i64 child;
-    CALL2(setsid, 0, 0);
-    if (first < 0) {
-        in_new_namespaces = 1;
-        must(CALL1(unshare, CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP), "namespaces");
-        must(CALL(mount, "", "/", 0, MS_REC | MS_PRIVATE, 0, 0), "namespaces");
-        CALL1(close, own_root);
-        own_root = (int)CALL4(openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-        must(own_root, "namespaces");
-    }
-    do_steps(wanted);
+    do_steps(wanted->steps, wanted->step_count);
     if (first < 0)
         enter_root();
     else
@@ -408,6 +430,34 @@ static void run_execution(struct execution *wanted, i64 first)
         CALL3(ioctl, 0, TIOCSPGRP, &group); /* all signals are blocked: no SIGTTOU */
     }
     become_command(wanted);
+}
+
+/* A FIRST ahead of its EXEC: does steps in new namespaces, says so, and waits for the rest, which comes in parts after its size. All its streams are open. */
+static void run_prepared(char *steps, u32 step_count, u8 *buffer, u64 most)
+{
+    static struct execution wanted;
+    u32 size = 0;
+    CALL2(setsid, 0, 0);
+    make_namespaces();
+    do_steps(steps, step_count);
+    send_report(REPORT_PREPARED, 0, "", (int)CALL4(openat, AT_FDCWD, "/proc/self/ns/mnt", O_CLOEXEC, 0));
+    if (CALL3(read, report_line, &size, sizeof size) != sizeof size || size > most)
+        quit(127);
+    for (u32 got = 0; got < size;) {
+        i64 part = CALL3(read, report_line, buffer + got, size - got);
+        if (part <= 0)
+            quit(127);
+        got += (u32)part;
+    }
+    if (!parse_execution(buffer, size, &wanted))
+        quit(127);
+    if (!(wanted.flags & STDIN_OPEN)) {
+        i64 null = CALL4(openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC, 0);
+        must(null, "/dev/null");
+        CALL3(dup3, null, 0, 0);
+        CALL1(close, null);
+    }
+    run_execution(&wanted, -1);
 }
 
 #endif

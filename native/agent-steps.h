@@ -9,7 +9,7 @@ enum { MS_UNBINDABLE = 1 << 17, MS_PRIVATE = 1 << 18, MS_SLAVE = 1 << 19, MS_SHA
 enum { MOVE_MOUNT_F_EMPTY_PATH = 4, MOVE_MOUNT_T_EMPTY_PATH = 0x40, OPEN_TREE_CLONE = 1, AT_RECURSIVE = 0x8000 };
 enum { FSCONFIG_SET_FLAG = 0, FSCONFIG_SET_STRING = 1, FSCONFIG_CMD_CREATE = 6, FSMOUNT_CLOEXEC = 1 };
 enum { CLONE_NEWNS = 0x20000, CLONE_NEWCGROUP = 0x2000000, CLONE_NEWUTS = 0x4000000, CLONE_NEWIPC = 0x8000000, CLONE_NEWPID = 0x20000000 };
-enum { RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207, MOST_WORDS = 8, LONGEST_WAIT_MS = 60000 };
+enum { RNDADDENTROPY = 0x40085203, RNDRESEEDCRNG = 0x5207, MOST_WORDS = 8, LONGEST_WAIT_MS = 60000, MOST_WARMED = 16 << 20 };
 #define MS_PROPAGATION ((u64)(MS_UNBINDABLE | MS_PRIVATE | MS_SLAVE | MS_SHARED))
 
 static int prepared_mount = -1; /* a detached mount that was made before a namespace was joined */
@@ -160,6 +160,38 @@ static i64 step_wait(const char *path, const char *time)
     }
 }
 
+/* Reads a file, so that the kernel remembers it and the way to it. */
+static i64 step_warm(const char *path)
+{
+    static u8 part[65536];
+    struct statx status;
+    i64 result, got, file = resolve(path, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+    if (file < 0)
+        return file;
+    result = status_of(file, &status);
+    if (result >= 0 && (status.mode & S_IFMT) != S_IFREG)
+        result = -EINVAL;
+    for (u64 left = MOST_WARMED; result >= 0 && left && (got = CALL3(read, file, part, sizeof part)) > 0;)
+        left -= left < (u64)got ? left : (u64)got;
+    CALL1(close, file);
+    return result < 0 ? result : 0;
+}
+
+/* A machine-id(5) that is there gets another value, in the container's root as the agent has it mounted. */
+static i64 step_machine_id(const char *value)
+{
+    struct statx status;
+    u64 size = length_of(value);
+    i64 result, file = resolve("etc/machine-id", O_RDWR | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW, 0);
+    if (file < 0)
+        return file == -ENOENT || file == -ELOOP ? 0 : file;
+    result = status_of(file, &status);
+    if (result >= 0 && (status.mode & S_IFMT) == S_IFREG && status.size == size + 1)
+        result = write_all(file, value, size);
+    CALL1(close, file);
+    return result < 0 ? result : 0;
+}
+
 static i64 step_entropy(const char *text)
 {
     struct { int bits, size; u8 data[512]; } pool = {0, 0, {0}};
@@ -193,6 +225,32 @@ static i64 load_module(const char *path)
     result = CALL3(finit_module, file, "", 0);
     CALL1(close, file);
     return result == -EEXIST ? 0 : result;
+}
+
+/* Those that a file names, a path a line, in that order. */
+static i64 load_modules(const char *path)
+{
+    static char list[65536];
+    char *at = list;
+    i64 result = 0, size, file = resolve(path, O_RDONLY, 0);
+    if (file < 0)
+        return file;
+    size = CALL3(read, file, list, sizeof list - 1);
+    CALL1(close, file);
+    list[size < 0 ? 0 : size] = 0;
+    while (*at) {
+        char *end = at;
+        i64 loaded;
+        while (*end && *end != '\n')
+            end++;
+        if (*end)
+            *end++ = 0;
+        loaded = *at ? load_module(at) : 0;
+        if (loaded < 0)
+            result = failed(loaded, "module", at);
+        at = end;
+    }
+    return result;
 }
 
 static i64 step_clock(const char *seconds, const char *nanoseconds)
@@ -349,6 +407,8 @@ static i64 one_step(int count, char **words)
         return CALL2(sethostname, words[1], length_of(words[1]));
     if (count == 2 && same(name, "module"))
         return load_module(words[1]);
+    if (count == 2 && same(name, "modules"))
+        return load_modules(words[1]);
     if (count == 3 && same(name, "wait"))
         return step_wait(words[1], words[2]);
     if ((count == 3 || count == 4) && same(name, "link"))
@@ -361,6 +421,10 @@ static i64 one_step(int count, char **words)
         return add_route(words[1], words[2]);
     if (count == 3 && same(name, "clock"))
         return step_clock(words[1], words[2]);
+    if (count == 2 && same(name, "machine-id"))
+        return step_machine_id(words[1]);
+    if (count == 2 && same(name, "warm"))
+        return step_warm(words[1]);
     if (count == 2 && same(name, "entropy"))
         return step_entropy(words[1]);
     if (count == 4 && same(name, "chown"))

@@ -10,7 +10,7 @@
 
 enum { PROTOCOL = 1, SESSIONS = 256, HEADER = 12, PAYLOAD = 65536, INPUT_WINDOW = 65536, OUTPUT_WINDOW = 262144 };
 enum { INCOMING = 4 * (PAYLOAD + HEADER), OUTGOING = 1 << 20, RESERVE = OUTGOING / 2, GATHERED = 2 << 20, TOLD_AFTER = 16384 };
-enum { STEP = 1, EXEC, DATA, WINDOW, SIGNAL, WINSIZE, CLOSE, TAR_OUT, TAR_IN, READ, LIST, POWER_OFF, MORE, GREET, STAT };
+enum { STEP = 1, EXEC, DATA, WINDOW, SIGNAL, WINSIZE, CLOSE, TAR_OUT, TAR_IN, READ, LIST, POWER_OFF, MORE, GREET, STAT, PREPARE };
 enum { HELLO = 64, RESULT, STARTED, OUTPUT, ERROR, EXITED };
 enum { POLLIN = 1, POLLOUT = 4, POLLHUP = 16, F_SETFL = 4, AGENT_DESCRIPTORS = 4096 };
 enum { REBOOT_MAGIC = (int)0xfee1dead, REBOOT_MAGIC_2 = 672274793, REBOOT_RESTART = 0x1234567 };
@@ -33,7 +33,7 @@ static u8 queues[SESSIONS][INPUT_WINDOW]; /* stdin that the command has not read
 static u8 incoming[INCOMING], out[OUTGOING], gathered[GATHERED];
 static u64 incoming_size, out_start, out_end, gathered_size;
 static u32 gathered_session;
-static int port = -1, signals = -1, is_init, own_pid_namespace = -1, ending;
+static int port = -1, signals = -1, is_init, own_pid_namespace = -1, own_name_namespace = -1, ending;
 static int first_process, first_pidfd = -1, first_started;
 
 static u64 queued_out(void)
@@ -196,6 +196,9 @@ static void take_ends(struct ends *ends)
     close_others();
 }
 
+static struct ends prepared; /* of the container's process 1, before its command is known */
+static int prepared_process, prepared_mounts = -1; /* these are unmounted with the machine, which nobody has to wait for */
+
 static void keep_ends(struct session *session, struct ends *ends, i64 process)
 {
     session->process = (int)process;
@@ -265,11 +268,92 @@ static void start_task(struct session *session, u32 type, u8 *payload, u64 size,
     keep_ends(session, &ends, process);
 }
 
+/* The container's process 1 ahead of its command; until its steps are done nothing else happens, as with any step before the command runs. */
+static void start_preparation(u32 number, u8 *payload, u64 size)
+{
+    struct report report = {0, EPROTO, "prepare"};
+    i64 got = 0, process;
+    if (size < 4 || !are_steps((char *)payload + 4, (char *)payload + size, read32(payload))) {
+        tell_result(number, EPROTO, "prepare");
+        return;
+    }
+    if (first_process || prepared_process) {
+        tell_result(number, EBUSY, "container");
+        return;
+    }
+    process = make_ends(&prepared, 1, 1);
+    if (process >= 0)
+        process = CALL1(unshare, CLONE_NEWPID);
+    if (process >= 0)
+        process = fork_process();
+    if (process == 0) {
+        take_ends(&prepared);
+        run_prepared((char *)payload + 4, read32(payload), gathered, GATHERED);
+    }
+    CALL2(setns, own_pid_namespace, CLONE_NEWPID);
+    shut(prepared.line + 1);
+    shut(prepared.input);
+    shut(prepared.output + 1);
+    shut(prepared.error + 1);
+    shut(&prepared_mounts);
+    if (process >= 0)
+        got = take_report(prepared.line[0], &report, &prepared_mounts, 0);
+    if (process < 0 || got != sizeof report || report.kind != REPORT_PREPARED) {
+        shut_ends(&prepared);
+        tell_result(number, process < 0 ? process : report.error, process < 0 ? "fork" : report.text);
+        return;
+    }
+    prepared_process = (int)process;
+    tell_result(number, 0, "");
+}
+
+/* The rest of the way for who is prepared; it has all three streams, this side keeps what is wanted of them. */
+static i64 go_on_prepared(struct session *session, u32 flags, const u8 *payload, u64 size)
+{
+    u32 told = (u32)size;
+    i64 process = prepared_process, result = CALL3(write, prepared.line[0], &told, sizeof told);
+    for (u64 at = 0; at < size && result >= 0; at += PAYLOAD)
+        result = CALL3(write, prepared.line[0], payload + at, size - at < PAYLOAD ? size - at : PAYLOAD);
+    prepared_process = 0;
+    if (result < 0) {
+        shut_ends(&prepared);
+        return result;
+    }
+    keep_ends(session, &prepared, process);
+    if (!(flags & STDIN_OPEN) || flags & TERMINAL)
+        shut(&session->input);
+    if (flags & TERMINAL)
+        shut(&session->error);
+    return process;
+}
+
+static i64 start_child(struct session *session, struct execution *wanted, int first)
+{
+    struct ends ends;
+    i64 process = make_ends(&ends, wanted->flags & STDIN_OPEN && !(wanted->flags & TERMINAL), !(wanted->flags & TERMINAL));
+    if (process >= 0) /* of the child to come; this process stays where it is */
+        process = first ? CALL1(unshare, CLONE_NEWPID) : CALL2(setns, first_pidfd, CLONE_NEWPID);
+    if (process >= 0)
+        process = fork_process();
+    if (process == 0) {
+        take_ends(&ends);
+        CALL2(setsid, 0, 0);
+        if (first)
+            make_namespaces();
+        run_execution(wanted, first ? -1 : first_pidfd);
+    }
+    CALL2(setns, own_pid_namespace, CLONE_NEWPID);
+    if (process < 0)
+        shut_ends(&ends);
+    else
+        keep_ends(session, &ends, process);
+    return process;
+}
+
 static void start_execution(u32 number, u8 *payload, u64 size)
 {
     static struct execution wanted;
     struct session *session;
-    struct ends ends;
     i64 process;
     int first;
     if (!parse_execution(payload, size, &wanted)) {
@@ -286,24 +370,13 @@ static void start_execution(u32 number, u8 *payload, u64 size)
         tell_result(number, EAGAIN, "sessions");
         return;
     }
-    process = make_ends(&ends, wanted.flags & STDIN_OPEN && !(wanted.flags & TERMINAL), !(wanted.flags & TERMINAL));
-    if (process >= 0) /* of the child to come; this process stays where it is */
-        process = first ? CALL1(unshare, CLONE_NEWPID) : CALL2(setns, first_pidfd, CLONE_NEWPID);
-    if (process >= 0)
-        process = fork_process();
-    if (process == 0) {
-        take_ends(&ends);
-        run_execution(&wanted, first ? -1 : first_pidfd);
-    }
-    CALL2(setns, own_pid_namespace, CLONE_NEWPID);
+    process = first && prepared_process ? go_on_prepared(session, wanted.flags, payload, size) : start_child(session, &wanted, first);
     if (process < 0) {
-        shut_ends(&ends);
         session->used = 0;
         tell_result(number, process, "fork");
         return;
     }
     session->terminal = (wanted.flags & TERMINAL) != 0;
-    keep_ends(session, &ends, process);
     if (session->terminal)
         shut(&session->output); /* the terminal comes by the line */
     if (first) {
@@ -317,7 +390,7 @@ static void start_execution(u32 number, u8 *payload, u64 size)
 static int reaches_container(int count, char **words)
 {
     static const char *const places[] = {"mkdir", "file", "write", "mknod", "chown", "umount", "module"};
-    if (same(words[0], "hostname") || same(words[0], "wait") || same(words[0], "sync"))
+    if (same(words[0], "wait") || same(words[0], "sync"))
         return 1;
     if (count > 2 && (same(words[0], "mount") || same(words[0], "symlink")))
         return *words[2] != '/';
@@ -325,6 +398,17 @@ static int reaches_container(int count, char **words)
         if (count > 1 && same(words[0], places[i]))
             return *words[1] != '/';
     return 0;
+}
+
+/* A name is quickly given, and a child for it is not quickly made. */
+static i64 name_container(const char *name)
+{
+    i64 result = CALL2(setns, first_pidfd, CLONE_NEWUTS);
+    if (result < 0)
+        return failed(result, "hostname", name);
+    result = failed(CALL2(sethostname, name, length_of(name)), "hostname", name);
+    CALL2(setns, own_name_namespace, CLONE_NEWUTS);
+    return result;
 }
 
 static void start_step(u32 number, u8 *payload, u64 size)
@@ -345,7 +429,7 @@ static void start_step(u32 number, u8 *payload, u64 size)
         return;
     }
     *trouble = 0;
-    result = do_step(count, words);
+    result = first_started && count == 2 && same(words[0], "hostname") ? name_container(words[1]) : do_step(count, words);
     tell_result(number, result < 0 ? result : 0, trouble);
 }
 
@@ -478,6 +562,7 @@ static void power_off(void)
             sleep_milliseconds(1);
     }
     shut(&first_pidfd);
+    shut(&prepared_mounts);
     CALL2(sync, 0, 0);
     for (int mounts = 0; mounts < 16 && CALL2(umount2, root_path, 0) == 0; mounts++)
         ;
@@ -504,13 +589,15 @@ static int take_frame(u32 type, u32 number, u8 *payload, u64 size)
         gathered_size = 0;
     }
     switch (type) {
-    case STEP: case EXEC: case TAR_OUT: case TAR_IN: case READ: case LIST: case STAT:
+    case STEP: case EXEC: case PREPARE: case TAR_OUT: case TAR_IN: case READ: case LIST: case STAT:
         if (session)
             return 0; /* its number is taken */
         if (type == STEP)
             start_step(number, payload, size);
         else if (type == EXEC)
             start_execution(number, payload, size);
+        else if (type == PREPARE)
+            start_preparation(number, payload, size);
         else
             start_file_work(number, type, payload, size);
         return 1;
@@ -637,16 +724,11 @@ static void read_stream(struct session *session, int *descriptor, u32 type, u32 
 static void read_line(struct session *session)
 {
     static struct report report;
-    struct control control;
-    struct vector vector = {&report, sizeof report};
-    struct message message = {0, 0, 0, &vector, 1, &control, sizeof control, 0, 0};
-    i64 got = CALL3(recvmsg, session->line, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    int descriptor = -1;
-    if (got == -EAGAIN || got == -EINTR)
+    int descriptor;
+    i64 got = take_report(session->line, &report, &descriptor, MSG_DONTWAIT);
+    if (got == -EAGAIN)
         return;
     if (got == sizeof report) {
-        if (message.control_length >= 16 + sizeof(int) && control.level == SOL_SOCKET && control.type == SCM_RIGHTS)
-            descriptor = control.descriptor;
         if (report.kind == REPORT_FAILED && !session->failure) {
             session->failure = report.error;
             memcpy(session->text, report.text, TROUBLE_SIZE - 1);
@@ -791,30 +873,6 @@ static int serve(void)
     }
 }
 
-static void load_modules(void)
-{
-    static char list[65536];
-    char *at = list;
-    i64 size, file = CALL4(openat, AT_FDCWD, "/modules", O_CLOEXEC, 0);
-    if (file < 0)
-        return;
-    size = CALL3(read, file, list, sizeof list - 1);
-    CALL1(close, file);
-    while (size > 0 && *at) {
-        char *end = at;
-        while (*end && *end != '\n')
-            end++;
-        if (*end)
-            *end++ = 0;
-        if (*at && load_module(at) < 0) {
-            say("bulle-agent: a module could not be loaded: ");
-            say(at);
-            say("\n");
-        }
-        at = end;
-    }
-}
-
 /* The virtio port by its name: the driver makes it when it gets to it. */
 static void find_port(void)
 {
@@ -860,7 +918,8 @@ static void start_machine(void)
         CALL(mount, types[i], places[i], types[i], MS_NOSUID | MS_NOEXEC * (i > 0), 0, 0);
     }
     CALL3(mkdirat, AT_FDCWD, root_path, 0755);
-    load_modules();
+    if (load_modules("/modules") < 0)
+        say("bulle-agent: a module could not be loaded\n");
     find_port();
 }
 
@@ -902,6 +961,7 @@ static int run(int count, char **arguments, char **environment)
     CALL4(prlimit64, 0, RLIMIT_NOFILE, limit, 0);
     CALL1(umask, 0);
     own_pid_namespace = (int)CALL4(openat, AT_FDCWD, "/proc/self/ns/pid", O_CLOEXEC, 0);
+    own_name_namespace = (int)CALL4(openat, AT_FDCWD, "/proc/self/ns/uts", O_CLOEXEC, 0);
     signals = (int)CALL4(signalfd4, -1, &child, 8, O_CLOEXEC | O_NONBLOCK);
     tell_hello();
     result = serve();

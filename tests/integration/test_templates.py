@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bulle.isolation.microvm.template import forget_oldest
+from bulle_testing import peers
 from bulle_testing.networking import Networked
 from bulle_testing.running import Machine
 
@@ -54,11 +57,32 @@ def test_each_is_its_own(box: Machine) -> None:
     for number in range(3):
         shown = json.loads(run(box, "inspect", f"own{number}"))[0]
         assert names[number] == shown["Config"]["Hostname"] == shown["Id"][:12]
-    # What one wrote is there when it starts again, from a template of those that have written before or without.
-    for _ in range(2):
+    # What one wrote is there when it starts again, which is another kind.
+    for start in ("generic", "template"):
         run(box, "start", "-a", "own1")
+        assert start_of(box, "own1") == start
         assert run(box, "cp", "own1:/written", "-")
     run(box, "rm", *(f"own{number}" for number in range(3)))
+
+
+def test_another_image_begins_without_booting(box: Machine, busybox_rootfs: Path, tmp_path: Path) -> None:
+    """From where the machine had no image yet: its files are its own image's, and what differs from the first is done."""
+    run(box, "run", "--rm", *BEGUN, IMAGE, "true")
+    root = shutil.copytree(busybox_rootfs, tmp_path / "root", symlinks=True)
+    (root / "which").write_bytes(b"the other\n" * 100_000)
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/passwd").write_text("some:x:77:78::/home/some:/bin/sh\n")
+    peers.docker_archive(tmp_path / "other.tar", [peers.pack(root)], tags=["other:latest"])
+    box.engine.images.load(tmp_path / "other.tar")
+    script = "md5sum < /which; id -u; pwd; cat /sys/fs/cgroup/pids.max; df -k /dev/shm | tail -n1; echo $HOME $0; cut -c1-3 /proc/1/oom_score_adj"
+    sums = hashlib.md5(b"the other\n" * 100_000).hexdigest()
+    for number, start in enumerate(("generic", "template")):
+        name = f"other{number}"
+        words = ("--user", "some", "--workdir", "/made", "--pids-limit", "33", "--oom-score-adj", "99", "--tmpfs", "/dev/shm:size=3m")
+        said = run(box, "run", "--name", name, *BEGUN, *words, "other", "sh", "-c", script, "zero").splitlines()
+        assert start_of(box, name) == start
+        assert said[:4] == [f"{sums}  -", "77", "/made", "33"] and said[4].split()[1] == "3072" and said[5:] == ["/home/some zero", "99"], said
+    run(box, "rm", "other0", "other1")
 
 
 def test_their_interfaces_are_their_own(net: Networked) -> None:
@@ -104,10 +128,20 @@ def test_a_bad_one_is_told_and_made_anew(box: Machine) -> None:
     run(box, "rm", "bad")
     assert "could not begin from its template" in said and said.count("\n") == 1
     assert run(box, "ps", "-aq") == ""
-    for start in ("cold", "template"):
+    for start in ("generic", "template"):
         run(box, "run", "--name", "anew", *BEGUN, IMAGE, "true")
         assert start_of(box, "anew") == start
         run(box, "rm", "anew")
+    forget_oldest(box.home / "cache/templates", 0)
+    run(box, "run", "--rm", *BEGUN, IMAGE, "true")
+    generic = min((box.home / "cache/templates").iterdir(), key=lambda one: (one / "known.json").stat().st_mtime_ns)
+    (generic / "state").write_bytes(random.Random(8).randbytes((generic / "state").stat().st_size))
+    said = run(box, "run", "--name", "bad", *BEGUN, IMAGE, "true", code=125)  # another kind: it is not removed at its end
+    run(box, "rm", "bad")
+    assert "could not begin from its template" in said and said.count("\n") == 1
+    run(box, "run", "--name", "anew", *BEGUN, IMAGE, "true")
+    assert start_of(box, "anew") == "cold"
+    run(box, "rm", "anew")
 
 
 def test_what_cannot_be_begun_is_booted_and_says_so(box: Machine, tmp_path: Path) -> None:

@@ -414,6 +414,32 @@ def test_failed_step_of_a_first_says_which(any_guest: Guest) -> None:
     assert any_guest.finish(any_guest.first("true")).exit_code == 0
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_first_whose_namespaces_were_made_ahead(any_guest: Guest, terminal: bool) -> None:
+    """It is like any other, its further steps are done in the same namespaces, and nothing of it is seen before it runs."""
+    shown = ("mount", "devpts", "dev/pts", "devpts", "10", "newinstance,ptmxmode=0666,mode=0620")
+    failed = any_guest.finish(any_guest.agent.prepare([("mkdir", "a", "755"), ("mount", "x", "nowhere/b", "tmpfs", "0", "")]))
+    assert (failed.error, failed.text) == (errno.ENOENT, "mount nowhere/b")
+    assert any_guest.finish(any_guest.agent.prepare([("mount", "proc", "proc", "proc", "0", ""), shown, ("hostname", "ahead")])).error == 0
+    assert any_guest.finish(any_guest.agent.prepare([])).error == errno.EBUSY
+    assert any_guest.finish(any_guest.start("true")).error == errno.ESRCH
+    assert b"self" not in bytes(any_guest.finish(any_guest.agent.list("proc")).stdout).split(b"\0")
+    script = f"echo $$ $(hostname) $(readlink /proc/self/ns/mnt) ${{#LONG}}; echo error >&2; {'tty' if terminal else 'cat'}; exit 3"
+    environment = (PATH, f"LONG={'x' * 100_000}")
+    session = any_guest.first("sh", "-c", script, steps=(("hostname", "inside"),), environment=environment, terminal=terminal, stdin=not terminal)
+    joined = any_guest.run("readlink", "/proc/1/ns/mnt").stdout.decode().strip() if not terminal else ""
+    if not terminal:
+        session.send(b"input")
+        session.end_input()
+    done = any_guest.finish(session)
+    assert done.exit_code == 3
+    said = done.stdout.decode().split()
+    assert said[:2] + said[3:4] == ["1", "inside", "100000"]
+    assert said[4:] == (["error", "/dev/pts/0"] if terminal else ["input"])
+    assert terminal or (said[2] == joined and done.stderr == b"error\n")
+    assert any_guest.finish(any_guest.first("cat")).exit_code == 0
+
+
 def test_power_off_ends_everything(tmp_path: Path) -> None:
     with guest(tmp_path) as made:
         made.first()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bulle.isolation.microvm.agent_protocol import HEADER, Execution, FromHost, frame
+from bulle.isolation.microvm.agent_protocol import HEADER, Execution, FromHost, frame, preparation_payload
 from bulle_testing.guests import PATH, agent_line
 
 pytestmark = [pytest.mark.user_namespaces, pytest.mark.programs("unshare", "pivot_root", "setpriv")]
@@ -62,6 +62,7 @@ def right_words() -> list[bytes]:
         frame(FromHost.LIST, 42, flags + b"/\0"),
     ]
     words += [frame(FromHost.READ, 43, flags + struct.pack("<I", 9) + b"bin/busybox\0"), frame(FromHost.GREET, 0), frame(FromHost.MORE, 5, bytes(9))]
+    words += [frame(FromHost.PREPARE, 44, preparation_payload([("mkdir", "a", "755")])), frame(FromHost.PREPARE, 45, bytes(3))]
     return words
 
 

@@ -28,6 +28,10 @@ class Identity:
     home: str
 
 
+LOOKED_AT = ("/etc/passwd", "/etc/group")
+"""What :func:`resolve` reads."""
+
+
 def resolve(user: str, read: Callable[[str], bytes | None] | None = None) -> Identity:
     """Look ``name|uid[:group|gid]`` up; an unknown number is allowed, an unknown name is not.
 

@@ -34,11 +34,6 @@ def copy_content(source: int, target: int) -> None:
 
 
 def _copy_range(source: int, target: int, position: int, end: int) -> None:
-    while position < end:
-        chunk = os.pread(source, min(_CHUNK_BYTES, end - position), position)
-        if not chunk:
-            return  # it shrank meanwhile
-        view = memoryview(chunk)
-        while view:
-            written = os.pwrite(target, view, position)
-            position, view = position + written, view[written:]
+    os.lseek(target, position, os.SEEK_SET)
+    while position < end and (count := os.sendfile(target, source, position, min(_CHUNK_BYTES, end - position))):
+        position += count  # none: it shrank meanwhile

@@ -25,6 +25,7 @@ from bulle.isolation.microvm.agent_protocol import (
     FromHost,
     execution_frames,
     frame,
+    preparation_payload,
     step_payload,
     strings,
 )
@@ -192,6 +193,10 @@ class Agent:
     def step(self, *words: str) -> Session:
         """Have one step done; until the first command runs, steps are done in the order in which they are asked."""
         return self._ask(FromHost.STEP, step_payload(words))
+
+    def prepare(self, steps: Sequence[tuple[str, ...]]) -> Session:
+        """Have the container's process 1 made, and these steps done in its namespaces, ahead of its command: the next first execution is its."""
+        return self._ask(FromHost.PREPARE, preparation_payload(steps))
 
     def execute(self, wanted: Execution) -> Session:
         """Start a command. Raises InvalidInput where it cannot be said; what the guest thinks of it is in the session."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
+from collections.abc import Sequence
 
 from bulle.errors import InvalidInput
 
@@ -43,6 +44,7 @@ class FromHost(enum.IntEnum):
     MORE = 13
     GREET = 14
     STAT = 15
+    PREPARE = 16
 
 
 class FromGuest(enum.IntEnum):
@@ -98,6 +100,18 @@ def step_payload(words: tuple[str, ...]) -> bytes:
     return payload
 
 
+def preparation_payload(steps: Sequence[tuple[str, ...]]) -> bytes:
+    """Steps as PREPARE carries them. Raises InvalidInput for those that no agent takes."""
+    payload = struct.pack("<I", len(steps)) + _packed(steps)
+    if len(payload) > MOST_PAYLOAD_BYTES:
+        raise InvalidInput("the steps of a container cannot be said to a virtual machine", "they are too long")
+    return payload
+
+
+def _packed(steps: Sequence[tuple[str, ...]]) -> bytes:
+    return b"".join(struct.pack("<I", len(payload)) + payload for payload in map(step_payload, steps))
+
+
 @dataclasses.dataclass(frozen=True)
 class Execution:
     """A command in the guest's container, as the kernel takes it: users are numbers, capabilities a mask, the filter a program.
@@ -132,8 +146,7 @@ class Execution:
         """The payload of EXEC. Raises InvalidInput for what cannot be said."""
         flags = _Flag.TERMINAL * self.terminal | _Flag.STDIN * self.stdin | _Flag.FIRST * self.first | _Flag.INIT * self.init | _Flag.IDLE * self.idle
         flags |= _Flag.NO_NEW_PRIVILEGES * self.no_new_privileges | _Flag.LOG_REFUSALS * self.log_refusals
-        steps = [step_payload(step) for step in self.steps]
-        counts = (len(self.groups), len(self.limits), len(self.arguments), len(self.environment), len(steps), len(self.seccomp))
+        counts = (len(self.groups), len(self.limits), len(self.arguments), len(self.environment), len(self.steps), len(self.seccomp))
         try:
             head = _EXECUTION.pack(
                 flags, self.user_id, self.group_id, self.umask, self.rows, self.columns, self.capabilities & RLIM_INFINITY, *counts
@@ -143,7 +156,7 @@ class Execution:
         except struct.error as error:
             raise InvalidInput("the command cannot be said to a virtual machine", f"a number is out of range: {error}") from error
         texts = strings([self.directory, *self.arguments, *self.environment])
-        payload = b"".join((head, numbers, limits, self.seccomp, texts, *(struct.pack("<I", len(step)) + step for step in steps)))
+        payload = b"".join((head, numbers, limits, self.seccomp, texts, _packed(self.steps)))
         if len(payload) > MOST_EXECUTION_BYTES:
             raise InvalidInput("the command cannot be said to a virtual machine", "its arguments and environment are too long", "shorten them")
         return payload

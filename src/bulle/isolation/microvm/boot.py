@@ -16,13 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bulle.errors import BulleError
-from bulle.isolation.microvm import arrival, checkpoint, disks, file_server, guest, sandbox
+from bulle.isolation import identity
+from bulle.isolation.microvm import arrival, cable, checkpoint, disks, file_server, guest, sandbox
 from bulle.isolation.microvm import template as templates
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.cable import Cable
 from bulle.isolation.microvm.checkpoint import Beginning
 from bulle.isolation.microvm.control import Control
-from bulle.isolation.microvm.machine import Forward, Machine, SharedDirectory, TapNetwork, UserNetwork
+from bulle.isolation.microvm.initial_ramdisk import LATER
+from bulle.isolation.microvm.machine import Machine, SharedDirectory
 from bulle.isolation.microvm.qemu import arguments
 from bulle.isolation.microvm.setup import Setup
 from bulle.isolation.microvm.template import Known, Template
@@ -37,15 +39,14 @@ _LAST_WORDS_S = 2.0
 _CONSOLE_BYTES = 65536
 _MOST_BYTES = 4 << 20
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{1,200})")
-_KEY = "52:54:00"
 _MOST_CALLS = 10
-_MACHINE_ID_BYTES = 33
 
 
 @dataclass
 class Booted:
     """A hypervisor and the agent in its guest. ``console`` is read for what the guest's kernel says when it dies;
-    ``interfaces`` are what it calls the interfaces of the plan."""
+    ``interfaces`` are what it calls the interfaces of the plan. ``is_prepared``: :func:`guest.common_steps` are done; ``files`` are contents of
+    the container's that are known."""
 
     pid: int
     agent: Agent
@@ -58,6 +59,8 @@ class Booted:
     trace: int = -1
     trace_to: int = -1
     interfaces: tuple[str, ...] = ()
+    is_prepared: bool = False
+    files: dict[str, bytes | None] = field(default_factory=dict)
 
     def carry_trace(self) -> None:
         """Pass on what QEMU said of its processor since, or drop it until there is somebody to tell. It waits meanwhile, but not for ever."""
@@ -137,7 +140,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         os.fchmod(traced, 0o622)  # the hypervisor, who is somebody else, opens it by name
     helpers, shares = [], []
     if has_volumes:
-        pid, connection = file_server.start(setup)
+        pid, connection = file_server.serve(setup)
         helpers.append(pid)
         shares.append(SharedDirectory("volumes", connection.detach()))
     commands, commanded = socket.socketpair()
@@ -149,7 +152,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         memory_bytes=setup.memory_bytes,
         processors=setup.processors,
         disks=setup.disks,
-        networks=_networks(plan, cables),
+        networks=cable.networks(plan, cables),
         shares=tuple(shares),
         agent=theirs.fileno(),
         console=printed,
@@ -160,7 +163,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         control=commanded.fileno(),
         memory=setup.template.memory if setup.template is not None else -1,
         memory_shared=setup.template is not None and setup.template.known is None,
-        incoming=setup.beginning is not None or (setup.template is not None and setup.template.known is not None),
+        incoming=setup.beginning is not None or setup.begun_with is not None,
     )
     pid = sandbox.start_hypervisor(setup.program, arguments(machine, setup.program)[1:], machine.descriptors, setup.output_fd)
     theirs.close()
@@ -201,35 +204,40 @@ def _go_on(plan: RunPlan, setup: Setup, booted: Booted, beginning: Beginning, ca
     for session in booted.agent.sessions:
         if session.number != beginning.kept.first:
             session.close()
-    is_other = beginning.kept.container_id != plan.container_id and not setup.arrives
-    machine_id = os.urandom(16).hex() if is_other and len(read(booted, checkpoint.MACHINE_ID) or b"") == _MACHINE_ID_BYTES else ""
+    machine_id = os.urandom(16).hex() if beginning.kept.container_id != plan.container_id and not setup.arrives else ""
     macs = [one.mac for one in cables]
     _do(booted, checkpoint.renewal(plan, setup.files, beginning.kept, macs, time.time_ns(), os.urandom(64), machine_id, moved=setup.arrives))
 
 
 def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], has_volumes: bool) -> None:
-    template = setup.template
-    restored = template.known if template is not None else None
-    if template is not None and restored is not None:
-        booted.agent.greet(again=False)
-        try:
-            booted.control.read_state(template.state, with_memory=False)
-            wait(booted, lambda: booted.agent.hello is not None, starting=True)
-        except BulleError as error:
-            templates.forget(template)
-            raise BulleError("the machine could not begin from its template", f"{error}", "start it again: it boots then") from error
+    template, begun = setup.template, setup.begun_with
+    if template is not None and begun is not None:
+        _restore(booted, begun, template.memory)
     wait(booted, lambda: booted.agent.hello is not None, starting=True)
-    nodes = restored.disks if restored is not None else _find_disks(setup, booted)
-    found = _disks(setup, nodes)
-    interfaces = _interfaces(plan, booted, cables, restored)
+    known = begun.known if begun is not None else None
+    is_whole = template is not None and begun is template
+    interfaces = _interfaces(plan, booted, cables, known)
     found_as = tuple(one.found_as for one in interfaces)
     booted.interfaces = tuple(one.name for one in interfaces)
+    if known is None:
+        _do(booted, guest.machine_steps(plan, emulated=setup.accelerator == "tcg"))
+        if template is not None and setup.generic is not None:
+            _keep(setup.generic, setup, booted.control, Known({}, found_as), template.memory)
+    if not is_whole and setup.disks_later:
+        _do(booted, [("modules", LATER)])
+    nodes = known.disks if known is not None and is_whole else _find_disks(setup, booted)
+    layers = tuple((nodes[disks.index_serial(number)], nodes[disks.tar_serial(number)]) for number in range(setup.layer_count))
+    found = guest.Disks(layers, nodes[disks.SCRATCH_SERIAL])
     root = guest.root_steps(plan, found)
-    is_fresh = template is not None and template.fresh
-    if restored is None:
-        _do(booted, [*guest.layer_steps(found), *(root if is_fresh else []), *guest.machine_steps(plan)])
-    if template is not None and restored is None:
-        _keep(template, setup, booted.control, Known(nodes, found_as))
+    is_fresh = booted.is_prepared = template is not None and template.fresh
+    if not is_whole:
+        _do(booted, [*guest.layer_steps(found), *(root if is_fresh else [])])
+        if is_fresh:
+            _prepare(booted, plan, setup.files)
+    elif known is not None:
+        booted.files = known.files
+    if template is not None and not is_whole:
+        _keep(template, setup, booted.control, Known(nodes, found_as, booted.files), template.memory)
     _do(booted, [
         *([] if is_fresh else root),
         *guest.own_steps(plan, setup.files, volumes=has_volumes, clock_ns=time.time_ns(), entropy=os.urandom(64)),
@@ -237,12 +245,32 @@ def _boot(plan: RunPlan, setup: Setup, booted: Booted, cables: Sequence[Cable], 
     ])  # fmt: skip
 
 
-def _keep(template: Template, setup: Setup, control: Control, known: Known) -> None:
+def _restore(booted: Booted, begun: Template, memory: int) -> None:
+    booted.agent.greet(again=False)
+    templates.fill(begun, memory)
+    try:
+        booted.control.read_state(begun.state, with_memory=False)
+        wait(booted, lambda: booted.agent.hello is not None, starting=True)
+    except BulleError as error:
+        templates.forget(begun)
+        raise BulleError("the machine could not begin from its template", f"{error}", "start it again: it boots then") from error
+
+
+def _prepare(booted: Booted, plan: RunPlan, files: guest.Files) -> None:
+    """All of a container's root that does not depend on its names and its command: its files for /etc are empty, and get their contents later."""
+    _do(booted, [*(("write", f"/files/{name}", "", "create") for name in files.contents), *guest.warming_steps(plan)])
+    prepared = booted.agent.prepare(guest.common_steps(plan, files))
+    wait(booted, lambda: prepared.final, starting=True)
+    prepared.raise_error("the guest could not be set up")
+    booted.files = {path: read(booted, path) for path in identity.LOOKED_AT}
+
+
+def _keep(template: Template, setup: Setup, control: Control, known: Known, memory: int) -> None:
     """Make this machine a template on its way; where that fails it is none, and goes on."""
     try:
         control.write_state(template.state, with_memory=False)
         try:
-            templates.finish(template, known, setup.scratch)
+            templates.finish(template, known, memory, setup.scratch)
         finally:
             control.go_on()
     except BulleError as error:
@@ -336,24 +364,12 @@ def readable(agent: Agent) -> bool:
     return bool(select.select([agent], [], [], 0)[0])
 
 
-def _networks(plan: RunPlan, cables: Sequence[Cable]) -> tuple[TapNetwork | UserNetwork, ...]:
-    if plan.network.mode == "user":
-        forwards = tuple(
-            Forward(port.protocol, address, port.host_port, port.container_port)  # type: ignore[arg-type]
-            for port in plan.network.ports
-            for address in port.host_addresses
-            if ":" not in address
-        )
-        return (UserNetwork(f"{_KEY}:12:34:56", forwards),)
-    return tuple(TapNetwork(one.tap_fd, one.mac) for one in cables)
-
-
 def _interfaces(plan: RunPlan, booted: Booted, cables: Sequence[Cable], restored: Known | None) -> list[guest.Interface]:
     """The guest's interfaces by their hardware addresses: its kernel numbers them in an order of its own. One that was restored has the addresses of
     its template's, in the same order as the plan's."""
     if plan.network.mode not in ("own", "user"):
         return []
-    macs = (f"{_KEY}:12:34:56",) if plan.network.mode == "user" else tuple(one.mac for one in cables)
+    macs = (cable.USER_MAC,) if plan.network.mode == "user" else tuple(one.mac for one in cables)
     names: dict[str, str] = {}
     if restored is not None:
         names = dict(zip(macs, restored.interfaces, strict=True))
@@ -382,8 +398,3 @@ def _find_disks(setup: Setup, booted: Booted) -> dict[str, str]:
         return content
 
     return disks.find((disk.serial for disk in setup.disks), lambda path: listing(booted, path), look)
-
-
-def _disks(setup: Setup, nodes: dict[str, str]) -> guest.Disks:
-    layers = tuple((nodes[disks.index_serial(number)], nodes[disks.tar_serial(number)]) for number in range(setup.layer_count))
-    return guest.Disks(layers, nodes[disks.SCRATCH_SERIAL])

@@ -12,10 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bulle.isolation.microvm import NAME_SERVER
+from bulle.isolation.microvm.machine import Forward, TapNetwork, UserNetwork
 from bulle.linux.bridge import learn_nothing_on
 from bulle.linux.netlink import RouteSocket, random_mac
 from bulle.linux.tap import make_interface
 from bulle.model.network import Attachment
+from bulle.model.run_plan import RunPlan
+
+USER_MAC = "52:54:00:12:34:56"
+"""Of the interface on the network that QEMU makes."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,16 @@ def lay(attachments: Sequence[Attachment], taps: Sequence[int]) -> list[Cable]:
                 route.add_address(bridge, f"{NAME_SERVER}/30")
             cables.append(Cable(tap_fd, attachment.mac, attachment.mtu))
     return cables
+
+
+def networks(plan: RunPlan, cables: Sequence[Cable]) -> tuple[TapNetwork | UserNetwork, ...]:
+    """The machine's networks, as QEMU is told them."""
+    if plan.network.mode == "user":
+        forwards = tuple(
+            Forward(port.protocol, address, port.host_port, port.container_port)  # type: ignore[arg-type]
+            for port in plan.network.ports
+            for address in port.host_addresses
+            if ":" not in address
+        )
+        return (UserNetwork(USER_MAC, forwards),)
+    return tuple(TapNetwork(one.tap_fd, one.mac) for one in cables)

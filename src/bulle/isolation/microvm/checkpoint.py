@@ -32,8 +32,6 @@ STATE_NAME, KEPT_NAME, DISK_NAME = "kept.state", "kept.json", "disk"
 """In a container's writable layer (host directory): what QEMU wrote, :class:`Kept`, and the disk that is always there."""
 
 SHOWS_DIRECTORIES = "it shows directories of the host, whose server keeps no state"
-MACHINE_ID = "/etc/machine-id"
-
 MOST_KNOWN_BYTES = 64 << 20
 
 _MEND = "begin it from its disk, with --disk-only"
@@ -184,7 +182,7 @@ def renewal(
 ) -> list[Step]:
     """What a machine that goes on is told, so that it is the container of this plan: each name that another one had is replaced.
 
-    ``machine_id`` is one for a system that has one, and was another container's. machine-id(5) One that ``moved`` has its hardware
+    ``machine_id`` is for a system that has one, and was another container's. machine-id(5) One that ``moved`` has its hardware
     addresses already, and where its addresses are the same its connections stand.
     """
     steps: list[Step] = [
@@ -192,7 +190,7 @@ def renewal(
         ("entropy", entropy.hex()),
         *(("write", f"/files/{name}", content, "create") for name, content in files.contents.items()),
         ("hostname", plan.hostname),
-        *([("?write", MACHINE_ID.lstrip("/"), f"{machine_id}\n")] if machine_id else []),
+        *([("?machine-id", machine_id)] if machine_id else []),
     ]
     stays = moved and kept.addresses == tuple(addresses(plan, number) for number in range(len(kept.interfaces)))
     for name, before in zip(kept.interfaces, kept.addresses, strict=True):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bulle.errors import InvalidInput
+from bulle.isolation.execution import DEFAULT_PATH
 from bulle.isolation.identity import Identity
 from bulle.isolation.inside import DEVICE_LINKS, DEVICES
 from bulle.isolation.microvm import NAME_SERVER  # noqa: F401
@@ -98,7 +99,7 @@ def _attributes(plan: RunPlan) -> int:
     return 0 if plan.security.privileged else MS_NODEV
 
 
-def machine_steps(plan: RunPlan) -> list[Step]:
+def machine_steps(plan: RunPlan, *, emulated: bool) -> list[Step]:
     """What the guest's kernel is told first, the same for all containers of a kind: groups, settings."""
     steps: list[Step] = [
         ("mkdir", "/groups", "755"),
@@ -111,6 +112,9 @@ def machine_steps(plan: RunPlan) -> list[Step]:
         steps += [("?write", "/groups/cgroup.subtree_control", f"+{name}") for name in _MANAGED]
     # Notices reach the console: what a filter refused is one.
     steps.append(("?write", "/proc/sys/kernel/printk", "6"))
+    if emulated:
+        # Compiling a filter of system calls takes longer than it ever saves: what it always allows is not asked for.
+        steps.append(("?write", "/proc/sys/net/core/bpf_jit_enable", "0"))
     # In a machine of its own every user may listen on any port and send echo requests, as in a container with a network of its own.
     for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
         steps.append(("?write", f"/proc/sys/net/ipv4/{name}", value))
@@ -166,16 +170,31 @@ def _adjusted(plan: RunPlan) -> list[Step]:
     return [] if plan.oom_score_adj is None else [("write", "/proc/self/oom_score_adj", str(plan.oom_score_adj))]
 
 
-def container_steps(plan: RunPlan, files: Files) -> list[Step]:
-    """In the container's own namespaces, before its root is entered: what every container has, and what the user asked for."""
+def common_steps(plan: RunPlan, files: Files) -> list[Step]:
+    """In the container's own namespaces, before its root is entered: what containers have that differ in nothing but their own names and command."""
     return [
         JOIN_GROUP,
-        *_adjusted(plan),
-        ("hostname", plan.hostname),
         *_devices(plan),
         *_kernel_views(plan),
         *([] if plan.security.privileged else _hidden(plan)),
         *_identity(files),
+    ]
+
+
+def warming_steps(plan: RunPlan) -> list[Step]:
+    """What the command is in, read once, so that machines that begin later find it in their memory: one of these may be it."""
+    environment = dict(item.partition("=")[::2] for item in plan.process.environment)
+    name = next(iter(plan.process.arguments), "")
+    places = [""] if "/" in name else environment.get("PATH", DEFAULT_PATH).split(":")
+    return [("?warm", _relative(f"{place}/{name}")) for place in places if name]
+
+
+def container_steps(plan: RunPlan) -> list[Step]:
+    """After :func:`common_steps`: what the user asked for."""
+    return [
+        *_adjusted(plan),
+        ("hostname", plan.hostname),
+        *([("file", "dev/console", "600")] if plan.process.terminal else []),  # the agent shows the terminal there
         *_user_mounts(plan.mounts),
         ("mkdir", _relative(plan.process.working_directory or "/"), "755"),
         *([("mount", "", ".", "", str(MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NODEV), "")] if plan.root.read_only else []),
@@ -220,8 +239,6 @@ def _limit_number(name: str) -> int:
 def _devices(plan: RunPlan) -> list[Step]:
     steps: list[Step] = [("mkdir", "dev", "755", "itself"), ("mount", "tmpfs", "dev", "tmpfs", str(MS_NOSUID), "mode=755,size=65536k")]
     steps += [("mknod", f"dev/{name}", "666", "c", str(major), str(minor)) for name, (major, minor) in DEVICES.items()]
-    if plan.process.terminal:
-        steps.append(("file", "dev/console", "600"))  # the agent shows the terminal there
     steps += [("symlink", target, f"dev/{name}") for name, target in DEVICE_LINKS.items()]
     for name, kind, flags, data in (
         ("pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,mode=0620,ptmxmode=0666,gid=5"),

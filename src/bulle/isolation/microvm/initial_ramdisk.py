@@ -17,29 +17,35 @@ from bulle.isolation.microvm.kernel import GuestKernel
 from bulle.isolation.microvm.modules import ModuleTree
 
 DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "lib", "lib/modules", "layers")
-_FORMAT = 1  # part of the key: raise it when the same input gives another archive
+LATER = "/modules-later"
+_FORMAT = 2  # part of the key: raise it when the same input gives another archive
 
 
-def initial_ramdisk(kernel: GuestKernel, agent: bytes, modules: Sequence[str], cache: Path, files: Sequence[tuple[str, int, bytes]] = ()) -> Path:
+def initial_ramdisk(
+    kernel: GuestKernel, agent: bytes, modules: Sequence[str], cache: Path, files: Sequence[tuple[str, int, bytes]] = (), later: Sequence[str] = ()
+) -> Path:
     """The file (host path, below ``cache``) of a ramdisk with that agent and those modules (names with underscores, as wanted; see GuestKernel).
 
-    ``files`` are more of them: name without the first slash, mode, content. Raises Unavailable where the kernel lacks a module.
+    ``files`` are more of them: name without the first slash, mode, content. ``later`` are modules that are loaded when the agent is told, those that
+    :data:`LATER` names. Raises Unavailable where the kernel lacks a module.
     """
     tree = ModuleTree(kernel.modules) if kernel.modules is not None else None
     key = hashlib.sha256(f"{_FORMAT} {kernel.architecture} {kernel.release}\n".encode())
-    key.update(tree.identity(modules) if tree else b"built in")
+    key.update(tree.identity([*modules, "later:", *later]) if tree else b"built in")
     for part in (agent, *(f"{name} {mode:o} {len(content)}\n".encode() + content for name, mode, content in files)):
         key.update(hashlib.sha256(part).digest())
     target = cache / f"initrd-{key.hexdigest()[:32]}.cpio"
     if target.exists():
         return target
-    loaded = tree.load_order(modules) if tree else []
+    loaded = tree.load_order([*modules, *later]) if tree else []
+    at_once = {module.name for module in tree.load_order(modules)} if tree else set()
     content = archive(
         [
             *((name, stat.S_IFDIR | 0o755, b"") for name in _directories(name for name, _, _ in files)),
             ("init", stat.S_IFREG | 0o755, agent),
             *((f"lib/modules/{module.name}.ko", stat.S_IFREG | 0o644, module.content) for module in loaded),
-            ("modules", stat.S_IFREG | 0o644, "".join(f"/lib/modules/{module.name}.ko\n" for module in loaded).encode()),
+            _listed("modules", [module.name for module in loaded if module.name in at_once]),
+            _listed(LATER.lstrip("/"), [module.name for module in loaded if module.name not in at_once]),
             *((name, stat.S_IFREG | mode, content) for name, mode, content in files),
         ]
     )
@@ -54,6 +60,10 @@ def initial_ramdisk(kernel: GuestKernel, agent: bytes, modules: Sequence[str], c
         os.unlink(temporary)
         raise
     return target
+
+
+def _listed(name: str, modules: Iterable[str]) -> tuple[str, int, bytes]:
+    return name, stat.S_IFREG | 0o644, "".join(f"/lib/modules/{module}.ko\n" for module in modules).encode()
 
 
 def _directories(names: Iterable[str]) -> list[str]:

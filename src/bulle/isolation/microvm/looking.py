@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TypeVar
 
 from bulle.isolation.microvm.agent import Agent
@@ -19,11 +19,15 @@ class _WantedError(Exception):
 
 
 def with_files(
-    agent: Agent, plan: RunPlan, function: Callable[[Callable[[str], bytes | None]], Result], ahead: Sequence[str] = ()
+    agent: Agent,
+    plan: RunPlan,
+    function: Callable[[Callable[[str], bytes | None]], Result],
+    ahead: Sequence[str] = (),
+    known_before: Mapping[str, bytes | None] | None = None,
 ) -> Generator[Condition, None, Result]:
     """The result of a function that looks into files of the container, which are fetched when it asks for them; those ``ahead`` all at once."""
-    known: dict[str, bytes | None] = {}
-    asked = {path: agent.read(path, _MOST_BYTES) for path in ahead}
+    known = dict(known_before or {})
+    asked = {path: agent.read(path, _MOST_BYTES) for path in ahead if path not in known}
 
     def look(path: str) -> bytes | None:
         if path not in known:

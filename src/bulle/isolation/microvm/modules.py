@@ -40,6 +40,10 @@ class ModuleTree:
         """Those that are neither there nor built into the kernel."""
         return [name for name in names if name not in self._built_in and name not in self._files]
 
+    def is_file(self, name: str) -> bool:
+        """Whether it is a module, which can be loaded at any time, and not a part of the kernel."""
+        return name in self._files and name not in self._built_in
+
     def identity(self, names: Iterable[str]) -> bytes:
         """What tells whether these modules are the same as another time, without reading them."""
         found = []

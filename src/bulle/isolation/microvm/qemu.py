@@ -22,6 +22,8 @@ _SKIPPED = ("jent_mod_init", "load_system_certificate_list", "trace_eval_init", 
 names in formats of tracing. On an emulated processor they are a tenth of the boot; a kernel that has none of that name passes over it."""
 _SECURITY_MODULES = "landlock,yama"
 """Those that programs use by themselves; the others wait for a policy that nobody gives a guest, and ask for it at each system call."""
+_UNNEEDED_EMULATED = ("mitigations=off", "nowatchdog", "init_on_alloc=0")
+"""What a kernel need not do on an emulated processor, which guesses no branch of the guest's, and which may stand still for long."""
 TRANSLATED_MIB = 64
 """How much translated code QEMU keeps at once. By itself it would be an eighth of the host's memory, and no limit on the machine's would hold.
 A boot fills 50 MiB. With 32 MiB an idle machine has 20 MiB less and boots as fast, with 8 MiB each exec costs seven times as much: the rest is room
@@ -71,6 +73,7 @@ def kernel_command_line(machine: Machine) -> list[str]:
         if machine.accelerator == "tcg":
             # QEMU 7.2 now and then returns from CMPXCHG16B with broken flags: the kernel's allocator does without (programs still see it).
             words.append("clearcpuid=cx16")
+            words += _UNNEEDED_EMULATED
         if machine.accelerator == "tcg" and machine.host_tsc_khz:
             # An emulated counter is the host's own. Measuring it against an emulated timer fails, or never ends, where the host is busy.
             words += [f"tsc_early_khz={machine.host_tsc_khz}", "tsc=reliable", "no_timer_check"]

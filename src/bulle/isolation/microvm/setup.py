@@ -24,10 +24,11 @@ from bulle.isolation.microvm import arrival, checkpoint, disks, emulator, sandbo
 from bulle.isolation.microvm.accelerator import Accelerator, choose
 from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.checkpoint import Beginning
-from bulle.isolation.microvm.guest import Files
+from bulle.isolation.microvm.guest import Files, common_steps
 from bulle.isolation.microvm.initial_ramdisk import initial_ramdisk
 from bulle.isolation.microvm.kernel import GuestKernel, GuestKernels
 from bulle.isolation.microvm.machine import Disk, Machine
+from bulle.isolation.microvm.modules import ModuleTree
 from bulle.isolation.microvm.record import RECORD_NAME, usable_memory_bytes
 from bulle.isolation.microvm.remembered import remembered
 from bulle.isolation.microvm.sessions import listen
@@ -37,6 +38,7 @@ from bulle.model.run_plan import RunPlan
 from bulle.version import VERSION
 
 _MOST_UNASKED = 4  # processors of a guest for which nothing was said
+_DISKS = "virtio_blk"
 _FILE_SYSTEMS = ("erofs", "overlay", "ext4")
 _OF_A_PROCESSOR = ("vendor_id", "cpu family", "model", "stepping", "flags", "vmx flags", "Features", "CPU ", "isa", "mvendorid", "marchid")
 _KERNEL_BYTES = 96 << 20
@@ -69,6 +71,8 @@ class Setup:
     file_server: str
     kind: dict[str, str]
     template: Template | None = None
+    generic: Template | None = None
+    disks_later: bool = False
     beginning: Beginning | None = None
     notes: tuple[str, ...] = ()
 
@@ -77,7 +81,14 @@ class Setup:
         """How the machine begins."""
         if self.beginning is not None:
             return "moved" if self.arrives else "kept"
-        return "template" if self.template is not None and self.template.known is not None else "cold"
+        if self.template is not None and self.template.known is not None:
+            return "template"
+        return "generic" if self.generic is not None and self.generic.known is not None else "cold"
+
+    @property
+    def begun_with(self) -> Template | None:
+        """The template that the machine begins with."""
+        return next((one for one in (self.template, self.generic) if one is not None and one.known is not None), None)
 
     @property
     def arrives(self) -> bool:
@@ -104,7 +115,8 @@ class Setup:
         """All that the shepherd must keep open."""
         own = (self.kernel_fd, self.initial_ramdisk_fd, self.listener.fileno(), self.record_fd, self.output_fd)
         begun = self.template.descriptors if self.template is not None else (self.beginning.state,) if self.beginning is not None else ()
-        return (*own, *(disk.descriptor for disk in self.disks), *(one for one in begun if one >= 0))
+        generic = self.generic.descriptors if self.generic is not None else ()
+        return (*own, *(disk.descriptor for disk in self.disks), *(one for one in begun if one >= 0), *generic)
 
     def file_server_arguments(self, listener: int, directory: str) -> list[str]:
         """virtiofsd's: it is in a sandbox already."""
@@ -151,13 +163,12 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
 
     parts = _parts(plan, cache, keep)
     shape, kind, directory = parts.shape, parts.kind, plan.state_host_path
-    kept, notes = None, tuple[str, ...]()
+    files = Files({os.path.basename(path): Path(path).read_text() for path in identity_files(plan)})
     beginning = arrival.expected(directory, kind) or checkpoint.take(plan.root.writable_host_path, kind, len(shape.networks), opened)
-    if wanted.start == "template" and beginning is None:
-        kept, notes = _template(plan, cache, shape, kind, opened)
+    kept, notes = _template(plan, cache, parts, files, opened) if wanted.start == "template" and beginning is None else (None, ())
+    generic = _generic(plan, cache, parts, opened) if parts.disks_later and kept is not None and kept.known is None else None
     listener = listen(directory)
     opened.callback(listener.close)
-    files = {os.path.basename(path): Path(path).read_text() for path in identity_files(plan)}
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     return Setup(
         program=parts.program.program,
@@ -171,7 +182,7 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
         processors=_processors(plan, shape.accelerator),
         disks=shape.disks,
         layer_count=len(plan.root.layers),
-        files=Files(files),
+        files=files,
         listener=listener,
         record_fd=keep(os.open(f"{directory}/{RECORD_NAME}", flags, 0o600)),
         output_fd=keep(os.open(f"{directory}/machine.log", flags | os.O_APPEND, 0o600)),
@@ -181,6 +192,8 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
         file_server=file_server() if shape.shares else "",
         kind=kind,
         template=kept,
+        generic=generic,
+        disks_later=parts.disks_later,
         beginning=beginning,
         notes=notes,
     )
@@ -206,8 +219,14 @@ class _Parts:
     accelerator: Accelerator
     kernel: GuestKernel
     ramdisk: Path
+    disks_later: bool
     shape: Machine
     kind: dict[str, str]
+
+    @property
+    def programs(self) -> list[tuple[str, int, int]]:
+        """The files that run, as they are on this host."""
+        return [identity(str(path)) for path in (self.program.program, self.kernel.image, self.ramdisk)]
 
 
 def _parts(plan: RunPlan, cache: Path, keep: Callable[[int], int]) -> _Parts:
@@ -225,14 +244,14 @@ def _parts(plan: RunPlan, cache: Path, keep: Callable[[int], int]) -> _Parts:
         shares=(None,) * any(mount.kind != "tmpfs" for mount in plan.mounts),  # type: ignore[arg-type]
         small=program.microvm and kernel.plain,
     )  # fmt: skip
-    ramdisk = initial_ramdisk(kernel, agent_program(architecture).read_bytes(), (*shape.modules, *_FILE_SYSTEMS), cache)
+    ramdisk, disks_later = _ramdisk(plan, kernel, shape, cache)
     kind = {
         "QEMU": f"{program.version} {program.digest}",
         "the kernel": f"{kernel.release} {kernel.image.name}",
         "the guest's agent": _digest(ramdisk, cache),
         **_kind(plan, shape, accelerator.host_tsc_khz),
     }
-    return _Parts(program, accelerator, kernel, ramdisk, shape, kind)
+    return _Parts(program, accelerator, kernel, ramdisk, disks_later, shape, kind)
 
 
 class _Digest(msgspec.Struct, frozen=True):
@@ -266,19 +285,38 @@ def _kind(plan: RunPlan, shape: Machine, host_tsc_khz: int) -> dict[str, str]:
 
 
 def _template(
-    plan: RunPlan, cache: Path, shape: Machine, kind: dict[str, str], opened: ExitStack
+    plan: RunPlan, cache: Path, parts: _Parts, files: Files, opened: ExitStack
 ) -> tuple[Template | None, tuple[str, ...]]:
     """The template that the machine begins with, or is; and a note where it boots without."""
     assert plan.guest is not None
+    shape = parts.shape
     if shape.shares or plan.guest.trace:
-        why = "it shows directories of the host, whose server keeps no state" if shape.shares else "its instructions are shown"
+        why = checkpoint.SHOWS_DIRECTORIES if shape.shares else "its instructions are shown"
         return None, (f"the machine was booted, not begun from a template: {why}",)
     # What it was started for last time is written down; so nothing was, and its disk is as it was made.
     is_fresh = not os.path.exists(f"{plan.state_host_path}/{RECORD_NAME}")
     disk = shape.disks[-1].descriptor if is_fresh else -1
-    key = template.key_of([kind, is_fresh, plan.root.volatile, plan.security.privileged])
+    common = common_steps(plan, files) if is_fresh else []
+    key = template.key_of([parts.kind, parts.programs, is_fresh, plan.root.volatile, plan.security.privileged, common])
     found = template.prepare(cache / "templates", key, shape.memory_bytes, plan.state_host_path, disk, opened)
     return found, () if found is not None else ("the machine was booted: the template that it would begin with is just being made",)
+
+
+def _generic(plan: RunPlan, cache: Path, parts: _Parts, opened: ExitStack) -> Template | None:
+    """The one for machines of all images with as many layers."""
+    same = {name: value for name, value in parts.kind.items() if name not in ("layers", "disks")}
+    key = template.key_of([same, parts.programs, "generic", len(plan.root.layers), plan.security.privileged])
+    return template.prepare_generic(cache / "templates", key, opened)
+
+
+def _ramdisk(plan: RunPlan, kernel: GuestKernel, shape: Machine, cache: Path) -> tuple[Path, bool]:
+    """With what the machine's devices need; and whether its disks are found when the agent is told, because a generic template knows none."""
+    assert plan.guest is not None
+    can = plan.guest.start == "template" and not shape.shares and _DISKS in shape.modules
+    later = can and kernel.modules is not None and ModuleTree(kernel.modules).is_file(_DISKS)
+    modules = [name for name in (*shape.modules, *_FILE_SYSTEMS) if not later or name != _DISKS]
+    agent = agent_program(shape.architecture).read_bytes()
+    return initial_ramdisk(kernel, agent, modules, cache, later=[_DISKS] * later), later
 
 
 def _host_processor(shape: Machine) -> str:

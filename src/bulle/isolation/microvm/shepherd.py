@@ -121,7 +121,8 @@ class Shepherd:
             self._first = self._carry(session, descriptors, None, terminal)
             self._write_record()
             return
-        steps = guest.container_steps(plan, self._setup.files)
+        common = [] if self._machine.is_prepared else guest.common_steps(plan, self._setup.files)
+        steps = [*common, *guest.container_steps(plan)]
         opening = self._opening(plan.process, kit.filter_program or b"", descriptors, terminal, steps, first=True)
         with suppress(StopIteration):
             while True:
@@ -336,7 +337,8 @@ class Shepherd:
         client: socket.socket | None = None,
     ) -> Iterator[Condition]:
         """Have a command started: gives what has to be so before it can go on, and ends when the command runs. Raises BulleError."""
-        user = yield from with_files(self._agent, self._plan, lambda look: identity.resolve(wanted.user, look), ("/etc/passwd", "/etc/group"))
+        known = self._machine.files if first else {}
+        user = yield from with_files(self._agent, self._plan, lambda look: identity.resolve(wanted.user, look), identity.LOOKED_AT, known)
         environment = {"PATH": DEFAULT_PATH, "HOME": user.home} | ({"TERM": "xterm"} if wanted.terminal else {})
         environment |= dict(item.partition("=")[::2] for item in wanted.environment)
         session = self._agent.execute(guest.execution(wanted, user, filter_program, environment, steps, first=first))

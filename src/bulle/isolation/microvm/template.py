@@ -16,8 +16,9 @@ import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -32,18 +33,23 @@ _PATIENCE_S = 2.0
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What was found out of the machine before it was kept: its disks' device nodes by serial, its interfaces' names in the order of the plan."""
+    """What was found out of the machine before it was kept: its disks' device nodes by serial, its interfaces' names in the order of the plan.
+
+    ``files``, of one whose root stands, are the contents of those that are looked at before a command runs; None for one that is not there.
+    """
 
     disks: dict[str, str]
     interfaces: tuple[str, ...]
+    files: dict[str, bytes | None] = {}
 
 
 @dataclass(frozen=True)
 class Template:
     """``memory`` and ``state`` are open files, ``remembered`` is that of ``known``, which is None where this machine is the one that is kept.
 
-    Then ``kept`` takes its memory, ``kept_disk`` what is on its disk, and ``lock`` is held so that no other is kept meanwhile. ``fresh``: nothing was
-    ever written by the container, so that its root stands in the template too, and its disk is a copy.
+    ``source`` is what :func:`fill` has to copy into the memory first. Where one is kept, ``kept`` takes its memory, ``kept_disk`` what is on its
+    disk, and ``lock`` is held so that no other is kept meanwhile. ``fresh``: nothing was ever written by the container, so that its root stands in
+    the template too, and its disk is a copy. A generic one is a machine that booted and has no image: another's memory is where it is begun.
     """
 
     key: str
@@ -51,6 +57,7 @@ class Template:
     state: int
     fresh: bool
     known: Known | None = None
+    source: int = -1
     kept: int = -1
     kept_disk: int = -1
     remembered: int = -1
@@ -59,7 +66,7 @@ class Template:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """All that are open."""
-        return tuple(one for one in (self.memory, self.state, self.kept, self.kept_disk, self.remembered, self.lock) if one >= 0)
+        return tuple(one for one in (self.memory, self.state, self.source, self.kept, self.kept_disk, self.remembered, self.lock) if one >= 0)
 
 
 _decoder = msgspec.json.Decoder(Known)
@@ -88,36 +95,60 @@ def prepare(place: Path, key: str, memory_bytes: int, container_directory: str, 
         return descriptor
 
     path = place / key
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    known = _read(path)
+    known, made = _found(place, key, keep)
     if known is None:
-        lock = keep(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the last of those who inherit it has ended or let go
-        except BlockingIOError:
-            return None
-        known = _read(path)  # one that was made meanwhile
-        if known is None:
-            forget_oldest(place, _MOST_KEPT - 1)
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            kept, disk, state, remembered = (keep(os.open(path / name, flags, 0o600)) for name in (_MEMORY, _DISK, _STATE, _KNOWN))
-            return Template(key, keep(_memory(memory_bytes)), state, fresh_disk >= 0, None, kept, disk, remembered, lock)
+        return made and replace(made, memory=keep(_memory(memory_bytes)), fresh=fresh_disk >= 0)
     memory = _borrowed(path, key)
-    if memory < 0:
-        with open(path / _MEMORY, "rb") as source:
-            memory = _sealed_copy(source.fileno(), memory_bytes)
-    keep(memory)
+    source = keep(os.open(path / _MEMORY, os.O_RDONLY | os.O_CLOEXEC)) if memory < 0 else -1
+    memory = keep(memory if memory >= 0 else _memory(memory_bytes))
     remembered = keep(os.open(path / _KNOWN, os.O_RDWR | os.O_CLOEXEC))
     if fresh_disk >= 0:
         os.ftruncate(fresh_disk, 0)
-        with open(path / _DISK, "rb") as source:
-            copy_content(source.fileno(), fresh_disk)
+        with open(path / _DISK, "rb") as disk:
+            copy_content(disk.fileno(), fresh_disk)
     state = keep(os.open(path / _STATE, os.O_RDONLY | os.O_CLOEXEC))
     os.utime(path / _KNOWN)
     aside = path / f"{_LAST}.{os.getpid()}"
     aside.write_text(container_directory)
     aside.rename(path / _LAST)
-    return Template(key, memory, state, fresh_disk >= 0, known, remembered=remembered)
+    return Template(key, memory, state, fresh_disk >= 0, known, source, remembered=remembered)
+
+
+def prepare_generic(place: Path, key: str, opened: ExitStack) -> Template | None:
+    """The same for one without an image, whose memory that of another template begins with, or which takes it in passing."""
+
+    def keep(descriptor: int) -> int:
+        opened.callback(os.close, descriptor)
+        return descriptor
+
+    known, made = _found(place, key, keep)
+    if known is None:
+        return made
+    source, state = (keep(os.open(place / key / name, os.O_RDONLY | os.O_CLOEXEC)) for name in (_MEMORY, _STATE))
+    remembered = keep(os.open(place / key / _KNOWN, os.O_RDWR | os.O_CLOEXEC))
+    os.utime(place / key / _KNOWN)
+    return Template(key, -1, state, fresh=False, known=known, source=source, remembered=remembered)
+
+
+def _found(place: Path, key: str, keep: Callable[[int], int]) -> tuple[Known | None, Template | None]:
+    """What is known of a template; where there is none, what it is to be kept in, or None where another machine is just making it."""
+    path = place / key
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    known = _read(path)
+    if known is not None:
+        return known, None
+    lock = keep(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the last of those who inherit it has ended or let go
+    except BlockingIOError:
+        return None, None
+    known = _read(path)  # one that was made meanwhile
+    if known is not None:
+        return known, None
+    forget_oldest(place, _MOST_KEPT - 1)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    kept, disk, state, remembered = (keep(os.open(path / name, flags, 0o600)) for name in (_MEMORY, _DISK, _STATE, _KNOWN))
+    return None, Template(key, -1, state, fresh=False, kept=kept, kept_disk=disk, remembered=remembered, lock=lock)
 
 
 def _read(path: Path) -> Known | None:
@@ -137,10 +168,10 @@ def forget_oldest(place: Path, most: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def finish(template: Template, known: Known, disk: int) -> None:
+def finish(template: Template, known: Known, memory: int, disk: int) -> None:
     """Keep a machine that stands still, its state written: its memory and disk, and then what makes it a template. Raises StorageFull."""
     try:
-        copy_content(template.memory, template.kept)
+        copy_content(memory, template.kept)
         if template.fresh:
             copy_content(disk, template.kept_disk)
         for descriptor in (template.kept, template.kept_disk, template.state):
@@ -148,6 +179,22 @@ def finish(template: Template, known: Known, disk: int) -> None:
         os.pwrite(template.remembered, msgspec.json.encode(known), 0)
     except OSError as error:
         raise StorageFull("the machine could not be kept as a template", error.strerror or "", "free some space") from error
+
+
+def fill(template: Template, memory: int) -> None:
+    """Have a machine's memory be the template's, while its hypervisor starts, before anything runs in it. Raises StorageFull.
+
+    Nobody can change the template's own from then on; what a generic one is copied into becomes another template's.
+    """
+    if template.source < 0:
+        return
+    try:
+        copy_content(template.source, memory)
+        if memory == template.memory:
+            fcntl.fcntl(memory, _F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        raise StorageFull("the template of the machine could not be read", error.strerror or "", "free some memory") from error
+    os.close(template.source)
 
 
 def forget(template: Template) -> None:
@@ -172,18 +219,6 @@ def _memory(size: int) -> int:
     descriptor = os.memfd_create("bulle-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, size)
     os.fchmod(descriptor, 0o666)  # the hypervisor is somebody else, and gets it from here only
-    return descriptor
-
-
-def _sealed_copy(source: int, size: int) -> int:
-    """The memory of a template as a file that nobody can change. Raises StorageFull."""
-    descriptor = _memory(size)
-    try:
-        copy_content(source, descriptor)
-        fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
-    except OSError as error:
-        os.close(descriptor)
-        raise StorageFull("the template of the machine could not be read", error.strerror or "", "free some memory") from error
     return descriptor
 
 
