@@ -63,13 +63,19 @@ def require_running(container: Container, what: str) -> None:
         raise Conflict(f"container {container.name} is {state}", "", f"only a running one can be {what}")
 
 
-def keep(container: Container, place: Path) -> None:
+def keep(container: Container, place: Path, *, whole_disk: bool = False) -> None:
     """Keep a running machine in a directory (host path), all of it from one moment. It stands still meanwhile, and goes on also where this is killed.
+
+    With ``whole_disk`` what was written until then is on its disk, also for who has that alone.
 
     Raises Unsupported, Conflict, StorageFull, BulleError as the machine says it.
     """
     if why := why_not(container.plan):
         raise Unsupported(f"memory that can be kept ({why})", container.plan.isolation, "leave the memory out")
+    if whole_disk:
+        from bulle.isolation.microvm.files import GuestFiles
+
+        GuestFiles(container.directory).sync()
     disk = f"{container.plan.root.writable_host_path}/{DISK_NAME}"
     with (
         storage_errors("the machine could not be kept"),

@@ -123,7 +123,7 @@ def _kept_machine(engine: Engine, container: Container, tag: str) -> Snapshot:
     place = engine.store.temporary_directory()
     target = Path(container.directory, _SNAPSHOTS, place.name)
     try:
-        kept_machines.keep(container, place)
+        kept_machines.keep(container, place, whole_disk=True)
         made = Snapshot(
             container_id=container.id,
             tag=tag,

@@ -138,7 +138,7 @@ def _machine_files(engine: Engine, container: Container, stack: ExitStack) -> di
     """The files of a machine that runs, by their names, its disk packed; they are there as long as ``stack``."""
     place = engine.store.temporary_directory()
     stack.callback(remove_tree, place)
-    kept_machines.keep(container, place)
+    kept_machines.keep(container, place, whole_disk=True)
     disk, packed = place / DISK_NAME, place / "packed"
     with storage_errors("the machine could not be kept"), disk.open("rb") as source, packed.open("xb") as target:
         target.writelines(kept_machines.pack(source.fileno()))

@@ -43,6 +43,8 @@ def ask(agent: Agent, request: FileRequest) -> Session:
         return session
     if request.kind == "set":
         return agent.step("write", request.path, request.name)
+    if request.kind == "sync":
+        return agent.step("sync")
     if request.kind == "tar-out":
         return agent.tar_out(request.path, request.without, FileFlags(request.flags), request.name)
     return agent.tar_in(request.path, FileFlags(request.flags))
@@ -105,6 +107,11 @@ class GuestFiles:
     def set(self, path: str, value: str) -> None:
         """Write a value into a setting of the guest's kernel, below the agent's own root."""
         with self._asking(FileRequest("set", path, name=value), os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)):
+            pass
+
+    def sync(self) -> None:
+        """Have everything that was written on the guest's disk."""
+        with self._asking(FileRequest("sync", ""), os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)):
             pass
 
     @contextmanager

@@ -154,7 +154,9 @@ def _network(machine: Machine, number: int, network: TapNetwork | UserNetwork) -
     else:
         options = ["user", f"id=network{number}", f"restrict={'on' if network.restricted else 'off'}", *map(_forward, network.forwards)]
         backend = ",".join(options)
-    return ["-netdev", backend, "-device", _device(machine, "virtio-net", netdev=f"network{number}", mac=network.mac)]
+    # Told to announce itself when it goes on somewhere, a guest's kernel 6.12 waits for ever if its interface is taken down at that moment.
+    device = _device(machine, "virtio-net", netdev=f"network{number}", mac=network.mac, guest_announce="off")
+    return ["-netdev", backend, "-device", device]
 
 
 def _forward(forward: Forward) -> str:

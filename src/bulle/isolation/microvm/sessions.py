@@ -43,7 +43,7 @@ class Request(msgspec.Struct, frozen=True, tag=True):
 class FileRequest(msgspec.Struct, frozen=True, tag=True):
     """Work on the guest's files. One descriptor comes with it, for what is read or written; ``set`` writes ``name`` into a setting."""
 
-    kind: Literal["read", "list", "stat", "tar-out", "tar-in", "set"]
+    kind: Literal["read", "list", "stat", "tar-out", "tar-in", "set", "sync"]
     path: str
     flags: int = 0
     name: str = ""
