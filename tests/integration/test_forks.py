@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import time
 
@@ -91,24 +89,3 @@ def test_what_cannot_be_forked_is_refused_in_a_sentence(box: Machine, tmp_path: 
     assert "is paused" in run(box, "fork", "shows", code=1)
     assert sorted(run(box, "ps", "-a", "--format", "{{.Names}}").split()) == ["container", "ended", "shows"]
     run(box, "rm", "-f", "container", "shows", "ended")
-
-
-def test_killed_while_it_forks(box: Machine) -> None:
-    """At any moment the first goes on, and the second is whole or not there."""
-    chance = random.Random(5)
-    run(box, "run", "-d", "--name", "first", *VM, IMAGE, "sh", "-c", COUNTS)
-    wait_for(lambda: len(counted(box, "first")) > 2, "it counts")
-    for number in range(6):
-        with box.start_command("fork", "first", "--name", f"second{number}", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as forking:
-            time.sleep(chance.random() * 2.5)
-            forking.send_signal(signal.SIGKILL)
-            forking.wait(60)
-        before = len(counted(box, "first"))
-        wait_for(lambda before=before: len(counted(box, "first")) > before, "the first goes on")  # type: ignore[misc]
-        if f"second{number}" in run(box, "ps", "-a", "--format", "{{.Names}}").split():
-            run(box, "start", f"second{number}")
-            assert run(box, "exec", f"second{number}", "echo", "whole") == "whole\n"
-            run(box, "rm", "-f", f"second{number}")
-    run(box, "rm", "-f", "first")
-    box.engine.gc()
-    assert not [path for path in (box.home / "tmp").glob("*/*") if (path / "kept.state").exists()]

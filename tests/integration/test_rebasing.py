@@ -104,7 +104,7 @@ def test_a_snapshot_of_a_virtual_machine(place: Machine) -> None:
     usable(LEVEL["vm"], place.home)
     start(place, "machine", "--isolation", "vm")
     say(place, "exec", "machine", "sh", "-c", WRITE)
-    assert "went on" in place.command("snapshot", "create", "machine", "one").stderr
+    assert "went on" in place.command("snapshot", "create", "--disk-only", "machine", "one").stderr
     say(place, "exec", "machine", "sh", "-c", "rm -r /opt")
     say(place, "snapshot", "restore", "machine", "one")
     assert seen(place, "machine") == SEEN
