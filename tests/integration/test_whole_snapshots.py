@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from bulle.isolation.microvm import sessions
 from bulle_testing import whole_disk
 from bulle_testing.peers import Registry
 from bulle_testing.running import Machine, wait_for
@@ -96,6 +97,13 @@ def test_one_that_runs_is_kept_at_one_moment(place: Machine) -> None:
         await_counting(directory)
         assert say(place, "snapshot", "create", "counts", tag) == tag
     assert "there is a snapshot two" in say(place, "snapshot", "create", "counts", "two", code=1)
+    with sessions.connect(str(directory)) as line:  # as a snapshot asks for it, for longer
+        sessions.send(line, sessions.StandRequest())
+        assert sessions.words.decode(line.recv(1000)).kind == "done"
+        before = own_disk(directory).read_bytes()
+        assert "stands still already" in say(place, "snapshot", "create", "counts", "four", code=1)
+        time.sleep(0.5)
+        assert own_disk(directory).read_bytes() == before
     await_counting(directory)
     say(place, "pause", "counts")
     assert "unpause" in say(place, "snapshot", "create", "counts", "four", code=1)
