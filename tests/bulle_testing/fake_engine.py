@@ -262,7 +262,7 @@ class Containers:
             mounts=tuple(Mount("bind", one.container_path, one.host_path, one.read_only) for one in options.volumes),
         )
 
-    def create(self, options: ContainerOptions, base: None = None, *, fill: None = None) -> Container:
+    def create(self, options: ContainerOptions, base: None = None, *, layers: Any = (), fill: None = None) -> Container:
         image = self.engine.images.get(options.image)
         if any(one.name == options.name for one in self.by_id.values()):
             raise Conflict(f"the container name {options.name!r} is already in use")

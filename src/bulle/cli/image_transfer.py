@@ -94,13 +94,14 @@ def push(
 @click.option("--state", type=HostPath(), help="Read the state of a container that save --state wrote ('-': STDIN), and make the container")
 @click.option("-i", "--input", "source", type=HostPath(), help="Read from tar archive file, instead of STDIN")
 @click.option("-q", "--quiet", is_flag=True, help="Suppress the progress")
+@click.option("--disk-only", is_flag=True, help="With --state, begin a virtual machine from its disk, as after a power cut, instead of its memory")
 @click.pass_obj
-def load(session: Session, state: str | None, source: str | None, quiet: bool) -> int:
+def load(session: Session, state: str | None, source: str | None, quiet: bool, disk_only: bool) -> int:
     """Load an image from a tar archive or STDIN."""
     if state is not None:
         from bulle.cli.moving import load_file
 
-        return load_file(session, state)
+        return load_file(session, state, disk_only=disk_only)
     if source is None and os.isatty(0):
         raise InvalidInput("requested load from stdin, but stdin is a terminal", "", "name a file with -i, or redirect one")
     if source is not None and not Path(source).exists():
@@ -122,16 +123,17 @@ def load(session: Session, state: str | None, source: str | None, quiet: bool) -
 @click.option("-o", "--output", type=HostPath(), help="Write to a file, instead of STDOUT")
 @click.option("--format", "form", type=Choice("docker-archive", "oci-archive"), default="docker-archive", help="Format of the archive")
 @click.option("--platform", type=PLATFORM, default="", help="Save the images for this platform, where several have a name")
+@click.option("--disk-only", is_flag=True, help="With --state, leave the memory of a virtual machine out")
 @click.pass_obj
-def save(session: Session, names: Sequence[str], state: str | None, output: str | None, form: str, platform: str) -> int:
+def save(session: Session, names: Sequence[str], state: str | None, output: str | None, form: str, platform: str, disk_only: bool) -> int:
     """Save one or more images to a tar archive (streamed to STDOUT by default).
 
-    With --state, save a container: what it wrote, its volumes, its options and its image.
+    With --state, save a container: what it wrote, its volumes, its options and its image, and the memory of a virtual machine that runs.
     """
     if state is not None:
         from bulle.cli.moving import save_file
 
-        return save_file(session, names, state)
+        return save_file(session, names, state, disk_only=disk_only)
     if output is None and os.isatty(1):
         raise InvalidInput("cowardly refusing to save to a terminal", "", "use the -o flag or redirect")
     from bulle.engine.output_file import output_file

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bulle.engine import Container
 
 
-def save_file(session: Session, names: Sequence[str], path: str) -> int:
+def save_file(session: Session, names: Sequence[str], path: str, *, disk_only: bool) -> int:
     """Write the state of the one container that is named to a file, or to standard output for ``-``."""
     from bulle.engine.output_file import output_file
     from bulle.engine.state_files import save_state
@@ -29,11 +29,11 @@ def save_file(session: Session, names: Sequence[str], path: str) -> int:
         raise InvalidInput("a state is one container's", f"{len(names)} are named", "save each to a file of its own")
     session.engine.containers.get(names[0])
     with output_file(None if path == "-" else path) as out:
-        warn_of(save_state(session.engine, names[0], out))
+        warn_of(save_state(session.engine, names[0], out, disk_only=disk_only))
     return 0
 
 
-def load_file(session: Session, path: str) -> int:
+def load_file(session: Session, path: str, *, disk_only: bool) -> int:
     """Make the container whose state is in a file, or on standard input for ``-``; prints its name."""
     from bulle.engine.state_files import load_state
 
@@ -41,7 +41,7 @@ def load_file(session: Session, path: str) -> int:
         raise InvalidInput("requested load from stdin, but stdin is a terminal", "", "name a file, or redirect one")
     try:
         with open(0 if path == "-" else path, "rb", closefd=path != "-") as stream:
-            made = load_state(session.engine, stream)
+            made = load_state(session.engine, stream, disk_only=disk_only)
     except FileNotFoundError:
         raise NotFound(f"open {path}: no such file or directory") from None
     for bind in made.options.volumes:

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 @verb("create", "CONTAINER [TAG]")
 @click.argument("container", shell_complete=complete_containers)
 @click.argument("tag", required=False)
+@click.option("--disk-only", is_flag=True, help="Leave the memory of a virtual machine out")
 @click.pass_obj
-def create(session: Session, container: str, tag: str | None) -> int:
+def create(session: Session, container: str, tag: str | None, disk_only: bool) -> int:
     """Keep the files and options of a container as they are, and print the snapshot's tag (the time, if none is given).
 
-    A container that runs stands still meanwhile. Volumes are not part of it.
+    A container that runs stands still meanwhile; the memory of a virtual machine is kept too. Volumes are not part of it.
     """
     from bulle.engine.rebasing import create_snapshot
 
-    made, notes = create_snapshot(session.engine, container, tag or "")
+    made, notes = create_snapshot(session.engine, container, tag or "", disk_only=disk_only)
     warn_of(notes)
     write(f"{made.tag}\n")
     return 0
@@ -55,9 +56,10 @@ def ls(session: Session, container: str | None, quiet: bool, form: str) -> int:
             "Tag": ("TAG", lambda one: one.tag),
             "CreatedSince": ("CREATED", lambda one: human.ago(one.created_at_ns)),
             "Isolation": ("ISOLATION", lambda one: one.options.isolation or "container"),
+            "Memory": ("MEMORY", lambda one: "kept" if one.machine is not None else "-"),
             "Size": ("SIZE", lambda one: human.size(one.size_bytes)),
         },
-        columns=("Container", "Tag", "CreatedSince", "Isolation", "Size"),
+        columns=("Container", "Tag", "CreatedSince", "Isolation", "Memory", "Size"),
         methods={},
     )
     write(render(listing, found, form))
@@ -68,15 +70,16 @@ def ls(session: Session, container: str | None, quiet: bool, form: str) -> int:
 @click.argument("container", shell_complete=complete_containers)
 @click.argument("tag")
 @click.option("-t", "--timeout", type=Whole(-1), help="Seconds for it to end in")
+@click.option("--disk-only", is_flag=True, help="Boot the machine from its disk, as after a power cut, instead of going on from its memory")
 @click.pass_obj
-def restore(session: Session, container: str, tag: str, timeout: int | None) -> int:
+def restore(session: Session, container: str, tag: str, timeout: int | None, disk_only: bool) -> int:
     """Give a container the files, options and level that it had; what it wrote since is gone.
 
-    Its name, volumes and address stay. One that runs is restarted.
+    Its name, volumes and address stay. One that runs is restarted; a virtual machine whose memory was kept goes on from that moment.
     """
     from bulle.engine.rebasing import restore_snapshot
 
-    changed = restore_snapshot(session.engine, container, tag, timeout)
+    changed = restore_snapshot(session.engine, container, tag, timeout, disk_only=disk_only)
     warn_of(changed.notes)
     write(f"{container}\n")
     return 0

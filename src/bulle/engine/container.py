@@ -295,7 +295,9 @@ class Container:
         """Everything that is known, in the form of ``docker inspect``; with ``sizes`` also what it takes, in bytes."""
         document = container_document(self.record, self.state(), paused=self.is_paused())
         if kept := SnapshotRecords(self._database).of(self.id):
-            document["Snapshots"] = [{"Tag": one.tag, "Created": timestamp(one.created_at_ns), "Size": one.size_bytes} for one in kept]
+            document["Snapshots"] = [
+                {"Tag": one.tag, "Created": timestamp(one.created_at_ns), "Size": one.size_bytes, "Memory": one.machine is not None} for one in kept
+            ]
         if sizes:
             document["SizeRw"], document["SizeRootFs"] = self.sizes()
         return document

@@ -34,12 +34,13 @@ from bulle.store import Store
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from sqlite3 import Connection
 
     from bulle.engine.measuring import ContainerStatistics
     from bulle.engine.mounting import Adopt, Mounting
     from bulle.engine.pruning import Pruned, PruneFilter
+    from bulle.model.digest import Digest
 
     Build = Callable[[set[int], Connection], ContainerRecord]
 
@@ -58,14 +59,17 @@ class Containers:
         self._images = images
         self._volumes = volumes
 
-    def create(self, options: ContainerOptions, base: Base | None = None, *, fill: Callable[[RunPlan], None] | None = None) -> Container:
+    def create(
+        self, options: ContainerOptions, base: Base | None = None, *, layers: Sequence[Digest] = (), fill: Callable[[RunPlan], None] | None = None
+    ) -> Container:
         """Make a container without starting it: its name, ids and directory. The image is pulled as ``options.pull`` says; ``base`` replaces it.
 
-        ``fill`` puts more into its directory before it can be seen.
+        ``layers`` stand in place of the image's own; ``fill`` puts more into its directory before it can be seen.
         """
         for_build = base is not None
         if base is None:
             base = self._base(options)
+            base = replace(base, layers=tuple(layers)) if layers else base
         else:
             self._store.layers.prepare(base.layers)  # as it was done for an image when that was committed
         mounting = self._mounting(options, base)

@@ -6,27 +6,20 @@ progress, which is collected where it was left. Only virtual machines: what is s
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from bulle.errors import BulleError, Conflict, Unsupported, from_parts
-from bulle.linux.file_content import copy_content
+from bulle.engine import kept_machines
+from bulle.errors import Unsupported
 from bulle.model.container import ContainerOptions
-from bulle.model.run_plan import RunPlan
+from bulle.model.digest import Digest
 from bulle.records.events import publish_container
 from bulle.store import Store
 
 if TYPE_CHECKING:
     from bulle.engine.container import Container
     from bulle.engine.containers import Containers
-
-_PATIENCE_S = 120.0
-_DISK = "disk"
 
 
 def fork(store: Store, containers: Containers, container: Container, name: str = "") -> Container:
@@ -38,57 +31,19 @@ def fork(store: Store, containers: Containers, container: Container, name: str =
     if container.plan.guest is None:
         mend = "use --isolation vm, or `bulle commit` for its files"
         raise Unsupported("fork of what runs in it", container.plan.isolation, mend)
-    if container.state().status != "running" or container.is_paused():
-        state = "paused" if container.is_paused() else "not running"
-        raise Conflict(f"container {container.name} is {state}", "", "only a running one can be forked")
+    kept_machines.require_running(container, "forked")
     place = store.temporary_directory()
-    with kept(container, place), open(f"{container.plan.root.writable_host_path}/disk", "rb") as source, open(place / _DISK, "xb") as target:
-        copy_content(source.fileno(), target.fileno())
+    kept_machines.keep(container, place)
     publish_container(container.directory, "fork")
     options, notes = _second(container.options, name)
     if container.image_id and containers.image_of(options) != container.image_id:
         options = replace(options, image=container.image_id)  # its name is another's by now
-
-    def fill(plan: RunPlan) -> None:
-        from bulle.isolation.microvm.checkpoint import KEPT_NAME, STATE_NAME
-
-        os.rename(place / _DISK, f"{plan.root.writable_host_path}/disk")
-        for file in (STATE_NAME, KEPT_NAME):
-            os.rename(place / file, f"{plan.state_host_path}/{file}")
-        place.rmdir()
-
-    made = containers.create(options, fill=fill)
+    layers = [Digest(layer.diff_id) for layer in container.plan.root.layers]  # not the image's alone where it was restored
+    made = containers.create(options, layers=layers, fill=lambda plan: kept_machines.put(place, plan))
+    place.rmdir()
     made.start()
     made.notes = (*notes, *made.notes)
     return made
-
-
-@contextmanager
-def kept(container: Container, place: Path) -> Iterator[None]:
-    """Have a machine kept in a directory (host path), and stand still in the block. Raises BulleError as the machine says it."""
-    import socket
-
-    import msgspec
-
-    from bulle.isolation.microvm import sessions
-    from bulle.isolation.microvm.checkpoint import KEPT_NAME, STATE_NAME
-
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(place / name, "xb")) for name in (STATE_NAME, KEPT_NAME)]
-        try:
-            line = stack.enter_context(sessions.connect(container.directory))
-        except OSError as error:
-            raise Conflict(f"container {container.name} is not running", "its machine has ended", "start it first") from error
-        line.settimeout(_PATIENCE_S)
-        try:
-            socket.send_fds(line, [msgspec.json.encode(sessions.KeepRequest())], [file.fileno() for file in files])
-            answer = line.recv(1 << 18)
-        except OSError as error:
-            raise BulleError(f"the machine of {container.name} could not be kept", f"it does not answer ({error})", "see `bulle why`") from error
-        word = sessions.words.decode(answer) if answer else sessions.Word("error", parts=("the machine ended", "while it was kept"))
-        if word.kind == "error":
-            raise from_parts(word.parts)
-        yield
 
 
 def _second(options: ContainerOptions, name: str) -> tuple[ContainerOptions, list[str]]:

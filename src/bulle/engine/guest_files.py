@@ -36,6 +36,7 @@ _READY = b"ready"
 def files_of(home: Path, plan: RunPlan, name: str) -> Iterator[GuestFiles]:
     """The files of a container that is a virtual machine. One that does not run is started without its command for as long as this lasts: its disk is
     for its own kind of kernel alone, never for the host's. Raises Conflict, Unsupported."""
+    from bulle.isolation.microvm import checkpoint
     from bulle.isolation.microvm.files import GuestFiles
 
     if plan.guest is not None and plan.guest.whole is not None:
@@ -48,6 +49,9 @@ def files_of(home: Path, plan: RunPlan, name: str) -> Iterator[GuestFiles]:
             raise Conflict(f"the files of container {name} cannot be reached", "it is paused, and its kernel stands still too", "unpause it first")
         yield GuestFiles(directory)
         return
+    if checkpoint.is_kept(plan.root.writable_host_path):
+        why = "it goes on from its memory when it is started, and its disk is as that has it"
+        raise Conflict(f"the files of container {name} cannot be reached", why, "start it first")
     lock = take_lock(directory, _PATIENCE_S)
     if lock < 0:
         raise Conflict(f"container {name} is being started", "", "wait a moment")

@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,9 @@ from bulle.model.run_plan import RunPlan
 from bulle.records.containers import ContainerRecord, ContainerRecords
 from bulle.records.events import publish_container
 from bulle.records.networks import NetworkRecords
-from bulle.records.snapshots import Snapshot, SnapshotRecords
+from bulle.records.snapshots import KeptMachine, Snapshot, SnapshotRecords
+from bulle.store.failures import storage_errors
+from bulle.store.usage import disk_bytes
 from bulle.store.workspace import remove_tree
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from bulle.engine.engine import Engine
 
 _NOTHING = Digest.of(bytes(1024))  # the layer that has no member
+_SNAPSHOTS = "snapshots"  # in a container's directory: one directory for each machine that was kept
 _TAG_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -64,8 +67,11 @@ def switch(engine: Engine, name: str, isolation: str, timeout_s: int | None = No
         )
 
 
-def create_snapshot(engine: Engine, name: str, tag: str = "") -> tuple[Snapshot, tuple[str, ...]]:
-    """Keep the files and options of a container as they are; one that runs stands still meanwhile. Returns also what was weaker than asked."""
+def create_snapshot(engine: Engine, name: str, tag: str = "", *, disk_only: bool = False) -> tuple[Snapshot, tuple[str, ...]]:
+    """Keep the files and options of a container as they are, and the memory of a virtual machine that runs, where it can be kept and is wanted.
+
+    One that runs stands still meanwhile. Returns also what was weaker than asked. Raises InvalidInput, Conflict, StorageFull, Unsupported.
+    """
     container = engine.containers.get(name)
     tag = tag or time.strftime("%Y%m%d-%H%M%S")
     if not set(tag) <= _TAG_CHARACTERS or tag[0] in ".-" or len(tag) > 128:
@@ -73,11 +79,16 @@ def create_snapshot(engine: Engine, name: str, tag: str = "") -> tuple[Snapshot,
     records = SnapshotRecords(engine.database)
     if any(one.tag == tag for one in records.of(container.id)):
         raise Conflict(f"there is a snapshot {tag} of {container.name} already", "", "give the new one another tag, or remove that one")
+    from bulle.engine import kept_machines  # costly, like what it stands on
+
     notes: list[str] = []
     require_writable_layer(container.plan)
     with alone(container.directory), engine.store.receiving():
         container = engine.containers.get(container.id)
         engine.store.layers.keep(_layers(container.plan))
+        _remove_others(engine, container.plan)
+        if kept_machines.keeps_memory(container, notes, disk_only=disk_only):
+            return _kept_machine(engine, container, tag), ()
         if container.plan.guest is None:
             with standing_still(engine.home, container, notes):
                 layer = keep_changes(engine.store, container.plan)
@@ -99,42 +110,92 @@ def create_snapshot(engine: Engine, name: str, tag: str = "") -> tuple[Snapshot,
     return made, tuple(notes)
 
 
+def _kept_machine(engine: Engine, container: Container, tag: str) -> Snapshot:
+    """A snapshot of a machine that runs: its own files are made first, the row comes last."""
+    from bulle.engine import kept_machines
+
+    place = engine.store.temporary_directory()
+    target = Path(container.directory, _SNAPSHOTS, place.name)
+    try:
+        kept_machines.keep(container, place)
+        made = Snapshot(
+            container_id=container.id,
+            tag=tag,
+            created_at_ns=time.time_ns(),
+            size_bytes=disk_bytes(place),
+            layers=_layers(container.plan),
+            options=container.options,
+            machine=KeptMachine(place.name, kept_machines.digests(place)),
+        )
+        with storage_errors(f"the snapshot of {container.name} could not be kept"):
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            place.rename(target)
+        SnapshotRecords(engine.database).create(made)
+    except BaseException:
+        remove_tree(place)
+        remove_tree(target)
+        raise
+    return made
+
+
 def snapshots(engine: Engine, name: str = "") -> list[Snapshot]:
     """Those of a container, or of all, oldest first."""
     records = SnapshotRecords(engine.database)
     return records.of(engine.containers.get(name).id) if name else records.all()
 
 
-def restore_snapshot(engine: Engine, name: str, tag: str, timeout_s: int | None = None) -> Container:
-    """Give a container the files, options and level that it had; its name, volumes and address stay. One that runs is restarted."""
+def restore_snapshot(engine: Engine, name: str, tag: str, timeout_s: int | None = None, *, disk_only: bool = False) -> Container:
+    """Give a container the files, options and level that it had; its name, volumes and address stay. One that runs is restarted.
+
+    A machine whose memory was kept goes on from that moment, whether it runs now or not, unless its disk alone is wanted. Raises NotFound, Conflict
+    and CorruptImage for memory that is not for this machine or damaged, before anything is stopped.
+    """
     container = engine.containers.get(name)
-    with alone(container.directory):
+    with alone(container.directory), ExitStack() as stack:
+        container = engine.containers.get(container.id)
         snapshot = SnapshotRecords(engine.database).find(container.id, tag)
         options = replace(snapshot.options, name=container.options.name)
         change = _Change(engine, container)
         change.check(options)
-        return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers))
+        if snapshot.machine is None:
+            return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers))
+        from bulle.engine import kept_machines
+        from bulle.isolation.microvm.checkpoint import DISK_NAME
+
+        source = Path(container.directory, _SNAPSHOTS, snapshot.machine.directory)
+        names = (DISK_NAME,) if disk_only else kept_machines.NAMES
+        place = stack.enter_context(kept_machines.copied(engine.store, source, snapshot.machine.digests, names))
+        if not disk_only:
+            change.check_memory(options, snapshot.layers, place)
+        return change.done_while_stopped(
+            timeout_s,
+            lambda: change.to(options, snapshot.layers, lambda plan: kept_machines.put(place, plan, names)),
+            starts=not disk_only,
+        )
 
 
 def remove_snapshot(engine: Engine, name: str, tag: str) -> None:
     """Forget a snapshot, and what only it kept. Raises NotFound."""
     container = engine.containers.get(name)
-    if not SnapshotRecords(engine.database).delete(container.id, tag):
-        raise NotFound(f"no such snapshot: {tag}", "", f"`bulle snapshot ls {container.name}` lists them")
+    with alone(container.directory):
+        if not SnapshotRecords(engine.database).delete(container.id, tag):
+            raise NotFound(f"no such snapshot: {tag}", "", f"`bulle snapshot ls {container.name}` lists them")
+        _remove_others(engine, engine.containers.get(container.id).plan)
     engine.store.gc()
 
 
 def collect(engine: Engine) -> None:
-    """Remove the writable layers that are no container's any more: what a killed switch or restore left."""
+    """Remove the writable layers and the kept machines that are no container's any more: what a killed switch, restore or snapshot left."""
     for record in ContainerRecords(engine.database).all():
         directory = record.plan.state_host_path
         with suppress(OSError):
-            if sum(entry.startswith("root") for entry in os.listdir(directory)) < 2:
+            entries = os.listdir(directory)
+            if sum(entry.startswith("root") for entry in entries) < 2 and _SNAPSHOTS not in entries:
                 continue
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove_others(ContainerRecords(engine.database).find(record.id).plan)
+                _remove_others(engine, ContainerRecords(engine.database).find(record.id).plan)
             except BlockingIOError:
                 continue  # it is being changed
             finally:
@@ -145,9 +206,16 @@ def _layers(plan: RunPlan) -> tuple[Digest, ...]:
     return tuple(Digest(layer.diff_id) for layer in plan.root.layers)
 
 
-def _remove_others(plan: RunPlan) -> None:
-    """Every writable layer in the container's directory but its own."""
+def _remove_others(engine: Engine, plan: RunPlan) -> None:
+    """Every writable layer in the container's directory but its own, and every kept machine that no snapshot has."""
     own = os.path.basename(plan.root.writable_host_path)
+    kept = {one.machine.directory for one in SnapshotRecords(engine.database).of(plan.container_id) if one.machine is not None}
+    with suppress(FileNotFoundError):
+        for entry in os.listdir(f"{plan.state_host_path}/{_SNAPSHOTS}"):
+            if entry not in kept:
+                remove_tree(Path(plan.state_host_path, _SNAPSHOTS, entry))
+        if not kept:
+            os.rmdir(f"{plan.state_host_path}/{_SNAPSHOTS}")
     for entry in os.listdir(plan.state_host_path):
         if entry != own and (entry == "root" or entry.startswith("root-")):
             remove_tree(Path(plan.state_host_path, entry))
@@ -162,7 +230,7 @@ class _Change:
         if container.options.auto_remove:
             raise Conflict(f"container {container.name} is removed at its end (--rm)", "it would not be there any more", "make one without --rm")
         self.image = engine.images.get(container.image_id)
-        _remove_others(container.plan)
+        _remove_others(engine, container.plan)
 
     def written(self) -> tuple[Digest, ...]:
         """What it wrote, as a layer. Within ``receiving``."""
@@ -174,8 +242,18 @@ class _Change:
         plan = self._compose(options, _layers(self.container.plan), self.container.record.id_range)
         driver_for(plan.isolation, self.engine.home).require(plan)
 
-    def done_while_stopped(self, timeout_s: int | None, act: Callable[[], ContainerRecord]) -> Container:
-        """Stop it where it runs, act, and start it again; where it does not start, all is as it was."""
+    def check_memory(self, options: ContainerOptions, layers: Sequence[Digest], place: Path) -> None:
+        """Raise what going on from the memory in a directory would, as far as that can be told before it is stopped."""
+        from bulle.isolation.microvm.setup import require_kept
+
+        old = self.container.plan
+        plan = self._compose(options, layers, self.container.record.id_range)
+        if plan.network.mode == old.network.mode:
+            plan = replace(plan, network=old.network)
+            require_kept(plan, self.engine.home / "cache", str(place))
+
+    def done_while_stopped(self, timeout_s: int | None, act: Callable[[], ContainerRecord], *, starts: bool = False) -> Container:
+        """Stop it where it runs, act, and start it again, with ``starts`` in any case; where it does not start, all is as it was."""
         before, was_active = self.container, self.container.state().active
         before.stop(timeout_s, verb="switch")
         home, database = self.engine.home, self.engine.database
@@ -186,23 +264,25 @@ class _Change:
             if was_active:
                 before.start()
             raise
-        if was_active:
+        if was_active or starts:
             try:
                 changed.start()
             except BulleError:
                 ContainerRecords(database).rebase(changed.record, lambda _taken, _connection: before.record, lambda _record: None)
                 self._free_places(changed.plan, before.plan)
                 write_identity(before.plan)
-                _remove_others(before.plan)
-                before.start()
+                _remove_others(self.engine, before.plan)
+                if was_active:
+                    before.start()
                 raise
         self._free_places(before.plan, changed.plan)
-        _remove_others(changed.plan)
+        _remove_others(self.engine, changed.plan)
         publish_container(changed.directory, "update")
         return changed
 
-    def to(self, options: ContainerOptions, layers: Sequence[Digest]) -> ContainerRecord:
-        """Make it another one: with these options, on these layers, and an empty writable layer. Returns its new record."""
+    def to(self, options: ContainerOptions, layers: Sequence[Digest], fill: Callable[[RunPlan], None] = lambda _plan: None) -> ContainerRecord:
+        """Make it another one: with these options, on these layers, and a writable layer that is empty, or what ``fill`` makes it. Returns its new
+        record."""
         old = self.container.record
         self.engine.store.layers.keep(layers)
         self.engine.store.layers.prepare(layers)
@@ -216,10 +296,14 @@ class _Change:
             plan = replace(plan, root=replace(plan.root, writable_host_path=writable))
             return ContainerRecord.of(old.id, old.name, old.image_id, old.created_at_ns, first, options, self._connected(connection, options, plan))
 
+        def make(record: ContainerRecord) -> None:
+            make_writable(record.plan)
+            fill(record.plan)
+
         try:
             with kept_from_starting(old.plan, old.name):
                 driver_for(old.plan.isolation, self.engine.home).clean_up(old.plan)
-                made = ContainerRecords(self.engine.database).rebase(old, build, lambda record: make_writable(record.plan))
+                made = ContainerRecords(self.engine.database).rebase(old, build, make)
                 write_identity(made.plan)
                 return made
         except BaseException:

@@ -201,7 +201,12 @@ CREATE TABLE snapshot_layer (           -- the lease that keeps a layer while a 
 CREATE INDEX snapshot_layer_diff ON snapshot_layer(diff_id);
 """
 
-SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS, APPS, SNAPSHOTS)
+MACHINES_IN_SNAPSHOTS = """
+ALTER TABLE snapshot ADD COLUMN machine BLOB
+"""
+"""JSON: what is kept of a machine that ran, KeptMachine; null where the layers are all."""
+
+SCHEMAS = (SCHEMA, BUILDS_AND_REGISTRIES, NETWORKS, VOLUMES, PLATFORMS, APPS, SNAPSHOTS, MACHINES_IN_SNAPSHOTS)
 """What each version of the schema added to the one before; a database of an older version is given what it lacks when it is opened."""
 
 

@@ -13,11 +13,20 @@ from bulle.model.container import ContainerOptions
 from bulle.model.digest import Digest
 from bulle.records.database import Database
 
-_COLUMNS = "container_id, tag, created_at_ns, size_bytes, layers, options"
+_COLUMNS = "container_id, tag, created_at_ns, size_bytes, layers, options, machine"
+
+
+class KeptMachine(msgspec.Struct, frozen=True):
+    """The memory and the disk of a machine: the name of their directory among the container's, and the digests of the files by their names."""
+
+    directory: str
+    digests: dict[str, str]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One snapshot: ``layers`` are what the container's root would stand on, lowest first; ``size_bytes`` what the snapshot itself holds."""
+    """One snapshot: ``layers`` are what the container's root would stand on, lowest first; ``size_bytes`` what the snapshot itself holds.
+
+    ``machine`` is that of one that ran, whose disk has what was written; else that is a layer."""
 
     container_id: str
     tag: str
@@ -25,6 +34,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     layers: tuple[Digest, ...]
     options: ContainerOptions
+    machine: KeptMachine | None = None
 
 
 class SnapshotRecords:
@@ -36,10 +46,11 @@ class SnapshotRecords:
     def create(self, snapshot: Snapshot) -> None:
         """Keep one. Raises Conflict for a tag that is taken, NotFound when its container was removed meanwhile."""
         one = snapshot
-        values = (one.container_id, one.tag, one.created_at_ns, one.size_bytes, _encoded(one.layers), msgspec.json.encode(one.options))
+        machine = None if one.machine is None else msgspec.json.encode(one.machine)
+        values = (one.container_id, one.tag, one.created_at_ns, one.size_bytes, _encoded(one.layers), msgspec.json.encode(one.options), machine)
         with self._database.transaction() as connection:
             try:
-                connection.execute(f"INSERT INTO snapshot ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", values)
+                connection.execute(f"INSERT INTO snapshot ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             except sqlite3.IntegrityError as error:
                 if "UNIQUE" not in str(error):
                     raise NotFound("no such container", "it was removed meanwhile", "`bulle ps -a` lists them") from error
@@ -75,7 +86,7 @@ def _encoded(layers: Sequence[Digest]) -> bytes:
 
 
 def _snapshot(row: tuple[object, ...]) -> Snapshot:
-    container_id, tag, created, size, layers, options = cast("tuple[str, str, int, int, Any, Any]", row)
+    container_id, tag, created, size, layers, options, machine = cast("tuple[str, str, int, int, Any, Any, Any]", row)
     return Snapshot(
         container_id=container_id,
         tag=tag,
@@ -83,4 +94,5 @@ def _snapshot(row: tuple[object, ...]) -> Snapshot:
         size_bytes=size,
         layers=tuple(map(Digest, msgspec.json.decode(layers, type=list[str]))),
         options=msgspec.json.decode(options, type=ContainerOptions),
+        machine=None if machine is None else msgspec.json.decode(machine, type=KeptMachine),
     )

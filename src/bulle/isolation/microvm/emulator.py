@@ -23,13 +23,14 @@ _PATIENCE_S = 30
 
 
 class Emulator(msgspec.Struct, frozen=True):
-    """QEMU for one architecture: ``program`` (host path), its ``version`` in its own words, and what it can do.
+    """QEMU for one architecture: ``program`` (host path), its ``version`` in its own words, the file's ``digest`` (SHA-256), and what it can do.
 
     ``microvm``: it has the small machine. ``user_network``: it was built with libslirp.
     """
 
     program: str
     version: str
+    digest: str
     microvm: bool
     user_network: bool
 
@@ -47,7 +48,7 @@ def find(architecture: str, cache: Path | None = None, *, user_network: bool = F
         mend = f"install QEMU (Debian's package {package})" if package else "choose another platform"
         raise Unavailable(f"there can be no virtual machine of {architecture}", f"qemu-system-{architecture} is not installed", mend)
     status = os.stat(program)
-    key = hashlib.sha256(f"3 {program} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"4 {program} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
     found = remembered(cache, f"qemu-{key}.json", Emulator, lambda: _ask(program))
     if user_network and not found.user_network:
         why = f"{program} was built without user-mode networking (libslirp)"
@@ -65,7 +66,9 @@ def _ask(program: str) -> Emulator:
         why = f"{program} was built without the filter of its own system calls (seccomp)"
         raise Unavailable("there can be no virtual machine", why, "install another QEMU")
     names = {line.split(" ", 1)[0] for line in machines.splitlines()}
-    return Emulator(program, version.stdout.splitlines()[0].strip(), "microvm" in names, "user" in networks.split())
+    with open(program, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Emulator(program, version.stdout.splitlines()[0].strip(), digest, "microvm" in names, "user" in networks.split())
 
 
 def _run(*line: str) -> subprocess.CompletedProcess[str]:

@@ -5,19 +5,23 @@ Everything is a descriptor by then: the shepherd and the hypervisor never see a 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+from msgspec.structs import replace
+
 from bulle.errors import BulleError, InvalidInput
 from bulle.isolation.microvm import checkpoint, disks, emulator, sandbox, template
-from bulle.isolation.microvm.accelerator import choose
+from bulle.isolation.microvm.accelerator import Accelerator, choose
 from bulle.isolation.microvm.agent_program import agent_program
 from bulle.isolation.microvm.checkpoint import Beginning
 from bulle.isolation.microvm.guest import Files, common_steps
@@ -26,6 +30,7 @@ from bulle.isolation.microvm.kernel import GuestKernel, GuestKernels
 from bulle.isolation.microvm.machine import Disk, Machine
 from bulle.isolation.microvm.modules import ModuleTree
 from bulle.isolation.microvm.record import RECORD_NAME, usable_memory_bytes
+from bulle.isolation.microvm.remembered import remembered
 from bulle.isolation.microvm.sessions import listen
 from bulle.isolation.microvm.template import Template, identity
 from bulle.isolation.root_filesystem import identity_files
@@ -35,6 +40,7 @@ from bulle.version import VERSION
 _MOST_UNASKED = 4  # processors of a guest for which nothing was said
 _DISKS = "virtio_blk"
 _FILE_SYSTEMS = ("erofs", "overlay", "ext4")
+_OF_A_PROCESSOR = ("vendor_id", "cpu family", "model", "stepping", "flags", "vmx flags", "Features", "CPU ", "isa", "mvendorid", "marchid")
 _KERNEL_BYTES = 96 << 20
 _OWN_BYTES = 192 << 20
 """What the control group allows beside the guest's memory: the hypervisor's own, the shepherd, the file server."""
@@ -140,76 +146,124 @@ def prepare(plan: RunPlan, cache: Path | None, opened: ExitStack) -> Setup:
     """Open everything; ``opened`` closes it in this process. Raises Unavailable, NotFound, StorageFull, InvalidInput."""
     wanted = plan.guest
     assert wanted is not None and cache is not None
+
+    def keep(descriptor: int) -> int:
+        opened.callback(os.close, descriptor)
+        return descriptor
+
+    parts = _parts(plan, cache, keep)
+    shape, kind, directory = parts.shape, parts.kind, plan.state_host_path
+    files = Files({os.path.basename(path): Path(path).read_text() for path in identity_files(plan)})
+    beginning = checkpoint.take(plan.root.writable_host_path, kind, len(shape.networks), opened)
+    kept, notes = _template(plan, cache, shape, kind, files, opened) if wanted.start == "template" and beginning is None else (None, ())
+    generic = _generic(plan, cache, kind, opened) if parts.disks_later and kept is not None and kept.known is None else None
+    listener = listen(directory)
+    opened.callback(listener.close)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    return Setup(
+        program=parts.program.program,
+        architecture=shape.architecture,
+        accelerator=parts.accelerator.name,
+        hypervisor=parts.accelerator.hypervisor,
+        kernel_release=parts.kernel.release,
+        kernel_fd=keep(os.open(parts.kernel.image, os.O_RDONLY | os.O_CLOEXEC)),
+        initial_ramdisk_fd=keep(os.open(parts.ramdisk, os.O_RDONLY | os.O_CLOEXEC)),
+        memory_bytes=guest_memory_bytes(plan),
+        processors=_processors(plan, shape.accelerator),
+        disks=shape.disks,
+        layer_count=len(plan.root.layers),
+        files=files,
+        listener=listener,
+        record_fd=keep(os.open(f"{directory}/{RECORD_NAME}", flags, 0o600)),
+        output_fd=keep(os.open(f"{directory}/machine.log", flags | os.O_APPEND, 0o600)),
+        host_tsc_khz=parts.accelerator.host_tsc_khz,
+        small=shape.small,
+        traced=bool(wanted.trace),
+        file_server=file_server() if shape.shares else "",
+        kind=kind,
+        template=kept,
+        generic=generic,
+        disks_later=parts.disks_later,
+        beginning=beginning,
+        notes=notes,
+    )
+
+
+def require_kept(plan: RunPlan, cache: Path, directory: str) -> None:
+    """Raise what a machine of this plan would that begins with the memory and the disk in a host directory: Conflict, Unavailable, BulleError."""
+    with ExitStack() as opened:
+
+        def keep(descriptor: int) -> int:
+            opened.callback(os.close, descriptor)
+            return descriptor
+
+        parts = _parts(replace(plan, root=replace(plan.root, writable_host_path=directory)), cache, keep)
+        checkpoint.examine(directory, parts.kind, len(parts.shape.networks))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a machine of a plan is made of here; ``shape`` has no descriptors but those of its disks, ``kind`` is that of :mod:`checkpoint`."""
+
+    program: emulator.Emulator
+    accelerator: Accelerator
+    kernel: GuestKernel
+    ramdisk: Path
+    disks_later: bool
+    shape: Machine
+    kind: dict[str, str]
+
+
+def _parts(plan: RunPlan, cache: Path, keep: Callable[[int], int]) -> _Parts:
+    wanted = plan.guest
+    assert wanted is not None
     architecture = wanted.architecture or platform.machine()
     program = emulator.find(architecture, cache, user_network=plan.network.mode == "user")
     accelerator = choose(architecture, wanted.accelerator or ("tcg" if wanted.trace else ""), cache)
     if wanted.trace and accelerator.name != "tcg":
         raise InvalidInput("--trace shows an emulated processor", "KVM runs the guest on this machine's own", "leave --accel out, or say tcg")
     kernel = GuestKernels(cache / "kernels").find(architecture, wanted.kernel, wanted.modules)
-    has_volumes = any(mount.kind != "tmpfs" for mount in plan.mounts)
-
-    def keep(descriptor: int) -> int:
-        opened.callback(os.close, descriptor)
-        return descriptor
-
-    attached = _disks(plan, keep)
     shape = Machine(
-        architecture, accelerator.name, -1, -1, guest_memory_bytes(plan), -1, disks=attached, small=program.microvm and kernel.plain,
+        architecture, accelerator.name, -1, -1, guest_memory_bytes(plan), -1, disks=_disks(plan, keep),
         networks=(None,) * len(plan.network.attachments) if plan.network.mode == "own" else (None,) * (plan.network.mode == "user"),  # type: ignore[arg-type]
-        shares=(None,) * has_volumes,  # type: ignore[arg-type]
+        shares=(None,) * any(mount.kind != "tmpfs" for mount in plan.mounts),  # type: ignore[arg-type]
+        small=program.microvm and kernel.plain,
     )  # fmt: skip
     ramdisk, disks_later = _ramdisk(plan, kernel, shape, cache)
-    directory = plan.state_host_path
-    files = Files({os.path.basename(path): Path(path).read_text() for path in identity_files(plan)})
-    kind = _kind(plan, shape, (program.program, str(kernel.image), str(ramdisk)), accelerator.host_tsc_khz)
-    beginning = checkpoint.take(directory, kind, opened)
-    kept, notes = _template(plan, cache, shape, kind, files, opened) if wanted.start == "template" and beginning is None else (None, ())
-    generic = _generic(plan, cache, kind, opened) if disks_later and kept is not None and kept.known is None else None
-    listener = listen(directory)
-    opened.callback(listener.close)
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    return Setup(
-        program=program.program,
-        architecture=architecture,
-        accelerator=accelerator.name,
-        hypervisor=accelerator.hypervisor,
-        kernel_release=kernel.release,
-        kernel_fd=keep(os.open(kernel.image, os.O_RDONLY | os.O_CLOEXEC)),
-        initial_ramdisk_fd=keep(os.open(ramdisk, os.O_RDONLY | os.O_CLOEXEC)),
-        memory_bytes=guest_memory_bytes(plan),
-        processors=_processors(plan, accelerator.name),
-        disks=attached,
-        layer_count=len(plan.root.layers),
-        files=files,
-        listener=listener,
-        record_fd=keep(os.open(f"{directory}/{RECORD_NAME}", flags, 0o600)),
-        output_fd=keep(os.open(f"{directory}/machine.log", flags | os.O_APPEND, 0o600)),
-        host_tsc_khz=accelerator.host_tsc_khz,
-        small=shape.small,
-        traced=bool(wanted.trace),
-        file_server=file_server() if has_volumes else "",
-        kind=kind,
-        template=kept,
-        generic=generic,
-        disks_later=disks_later,
-        beginning=beginning,
-        notes=notes,
-    )
+    kind = {
+        "QEMU": f"{program.version} {program.digest}",
+        "the kernel": f"{kernel.release} {kernel.image.name}",
+        "the guest's agent": _digest(ramdisk, cache),
+        **_kind(plan, shape, accelerator.host_tsc_khz),
+    }
+    return _Parts(program, accelerator, kernel, ramdisk, disks_later, shape, kind)
 
 
-def _kind(plan: RunPlan, shape: Machine, files: Sequence[str], host_tsc_khz: int) -> dict[str, str]:
-    """All that the state of a machine depends on, by names that a user knows: one that begins with it must have the same."""
-    qemu, kernel, ramdisk = (" ".join(map(str, identity(path))) for path in files)
+class _Digest(msgspec.Struct, frozen=True):
+    digest: str
+
+
+def _digest(path: Path, cache: Path) -> str:
+    """Of a file's content, which is read once."""
+
+    def find() -> _Digest:
+        with path.open("rb") as file:
+            return _Digest(hashlib.file_digest(file, "sha256").hexdigest())
+
+    return remembered(cache, f"digest-{template.key_of(identity(str(path)))}.json", _Digest, find).digest
+
+
+def _kind(plan: RunPlan, shape: Machine, host_tsc_khz: int) -> dict[str, str]:
+    """All that the state of a machine depends on beside its programs, by names that a user knows: one that begins with it must have the same."""
     devices = [(disk.serial, disk.read_only, disk.volatile, os.fstat(disk.descriptor).st_size) for disk in shape.disks]
     return {
-        "QEMU": qemu,
-        "the kernel": kernel,
-        "the ramdisk": ramdisk,
         "the processor": f"{shape.architecture} {shape.accelerator} {_host_processor(shape)} {host_tsc_khz}",
         "Bulle": VERSION,
         "memory": str(shape.memory_bytes),
         "processors": str(_processors(plan, shape.accelerator)),
-        "the board": f"{shape.board} {len(shape.networks)} {plan.network.mode}",
+        "the board": shape.board,
+        "networks": f"{len(shape.networks)} {plan.network.mode}",
+        "directories of the host": "shown" if shape.shares else "none",
         "disks": f"{devices}",
         "layers": " ".join(layer.diff_id for layer in plan.root.layers),
     }
@@ -250,10 +304,11 @@ def _ramdisk(plan: RunPlan, kernel: GuestKernel, shape: Machine, cache: Path) ->
 
 
 def _host_processor(shape: Machine) -> str:
-    """Under KVM a guest has this machine's processor, and so has its template."""
+    """Under KVM a guest has this machine's processor, and so has its template. proc_cpuinfo(5), without what changes from one look to the next"""
     if shape.accelerator != "kvm":
         return ""
-    return Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(_OF_A_PROCESSOR))
 
 
 def _processors(plan: RunPlan, accelerator: str) -> int:
