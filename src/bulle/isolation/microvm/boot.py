@@ -140,7 +140,7 @@ def start(plan: RunPlan, setup: Setup, cables: Sequence[Cable], *, has_volumes: 
         os.fchmod(traced, 0o622)  # the hypervisor, who is somebody else, opens it by name
     helpers, shares = [], []
     if has_volumes:
-        pid, connection = file_server.serve(setup)
+        pid, connection = file_server.start(setup)
         helpers.append(pid)
         shares.append(SharedDirectory("volumes", connection.detach()))
     commands, commanded = socket.socketpair()

@@ -1,4 +1,4 @@
-"""The server of a machine's volumes: a virtiofsd beside the hypervisor, in the shepherd's sandbox. Called while the machine is being started."""
+"""The server of a machine's volumes: a virtiofsd in the machine's sandbox. Called by :mod:`bulle.isolation.microvm.boot`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bulle.isolation.microvm import sandbox
 from bulle.isolation.microvm.setup import Setup
 
 
-def serve(setup: Setup) -> tuple[int, socket.socket]:
+def start(setup: Setup) -> tuple[int, socket.socket]:
     """A virtiofsd for the volumes; returns its pid and a connection to it for the hypervisor."""
     path = f"{sandbox.RUN}/volumes.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
