@@ -43,7 +43,7 @@ _OVER = ("none", "completed", "failed", "cancelled")
 class Leaving:
     """One attempt. ``descriptors`` are the stream and the file, ``describe`` gives what is known.
 
-    QEMU before 9.0 forgets what an emulated processor writes after the second look at what it wrote. So it looks twice only:
+    Guests of an emulated processor (QEMU 7.2) came over hung when what they wrote was looked at repeatedly. So that is done twice only:
     when it begins, while the guest stands still for a moment, and at the end, when it stands still for good; no pass comes between.
     """
 
