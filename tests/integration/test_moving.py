@@ -41,8 +41,8 @@ def both(box: Machine, there: Machine) -> Iterator[tuple[Machine, Machine]]:
             place.engine.volumes.remove(volume.name)
     for image in there.engine.images.list():
         there.engine.images.remove(image.id, force=True)
-    assert kept(box) == before
-    assert not any(kept(there))
+    wait_for(lambda: kept(box) == before, "what a killed command had begun is gone")
+    wait_for(lambda: not any(kept(there)), "nothing is left there")
     there.close_test()
 
 

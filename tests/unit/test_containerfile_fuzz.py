@@ -124,4 +124,4 @@ def test_hard_patterns_take_no_long_time(pattern: str) -> None:
         rules = IgnoreRules([pattern])
         rules.excludes("a" * 255 + "/b" + "/a" * 200)
         rules.prunes("a/b")
-    assert time.process_time() - begin < 5
+    assert time.process_time() - begin < 60  # what is not bounded takes centuries
