@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from bulle.errors import BulleError
 from bulle.isolation import identity
-from bulle.isolation.microvm import arrival, cable, checkpoint, disks, file_server, guest, sandbox
+from bulle.isolation.microvm import arrival, cable, checkpoint, disks, file_server, guest, refusals, sandbox
 from bulle.isolation.microvm import template as templates
 from bulle.isolation.microvm.agent import Agent
 from bulle.isolation.microvm.cable import Cable
@@ -261,7 +261,8 @@ def _prepare(booted: Booted, plan: RunPlan, files: guest.Files) -> None:
     _do(booted, [*(("write", f"/files/{name}", "", "create") for name in files.contents), *guest.warming_steps(plan)])
     prepared = booted.agent.prepare(guest.common_steps(plan, files))
     wait(booted, lambda: prepared.final, starting=True)
-    prepared.raise_error("the guest could not be set up")
+    if prepared.error:
+        raise refusals.explain_preparation(prepared)
     booted.files = {path: read(booted, path) for path in identity.LOOKED_AT}
 
 

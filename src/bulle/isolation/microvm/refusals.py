@@ -21,9 +21,8 @@ def explain(
         return InvalidInput(f"a tmpfs has an option that the guest's kernel refuses ({failure.text})", "", "see tmpfs(5)")
     if failure.text.startswith(("mount ", "target ")) and (misplaced := _misplaced(failure.text, mounts)) is not None:
         return misplaced
-    if failure.text in ("mkdir dev", "mkdir proc", "mkdir sys") and failure.error == errno.ENOTDIR:
-        place = failure.text.removeprefix("mkdir ")
-        return InvalidInput(f"the image's /{place} is not a directory", "a link there could redirect a mount", "do not run this image")
+    if (unsafe := _unsafe(failure)) is not None:
+        return unsafe
     if failure.text == f"mkdir {wanted.working_directory.strip('/')}":
         what = f"the working directory {wanted.working_directory} cannot be entered"
         return BulleError(what, os.strerror(failure.error), "choose another with -w")
@@ -40,6 +39,19 @@ def explain(
     if failure.error == errno.EACCES:
         return CommandNotExecutable(f"{name}: permission denied", "the file is not executable", "chmod +x it in the image")
     return CommandNotExecutable(f"{name}: cannot be executed", os.strerror(failure.error), "")
+
+
+def explain_preparation(failure: Session) -> BulleError:
+    """What it means that a container's root could not be prepared before there was a command for it."""
+    return _unsafe(failure) or BulleError("the guest could not be set up", f"{failure.text}: {os.strerror(failure.error)}", "see `bulle doctor`")
+
+
+def _unsafe(failure: Session) -> InvalidInput | None:
+    """What it means that a system directory of the image is none."""
+    if failure.text not in ("mkdir dev", "mkdir proc", "mkdir sys") or failure.error != errno.ENOTDIR:
+        return None
+    place = failure.text.removeprefix("mkdir ")
+    return InvalidInput(f"the image's /{place} is not a directory", "a link there could redirect a mount", "do not run this image")
 
 
 def _misplaced(text: str, mounts: Sequence[Mount]) -> InvalidInput | None:
