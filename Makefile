@@ -1,5 +1,7 @@
 # make demo    the main job on this machine, from nothing          make check   ruff, mypy and the style tests
-# make test    every test that this machine can run                 make bench   the figures, with the peers that are installed
+# make test    the tests, in a quarter of an hour                   make bench   the figures, with the peers that are installed
+# make test-slow      those that take long: beside the peers, killed at many moments, under load, for other processors
+# make test-machines  those that boot virtual machines
 # make test-guests    the container tests in guests of our own, with Debian's kernels, version 2 of control groups and systemd
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -10,8 +12,9 @@ BUILT_FROM := pyproject.toml README.md tools/venv.sh $(wildcard hatch_build.py n
 ARGUMENTS ?=
 # A test module runs in one of so many processes.
 PROCESSES ?= 2
+IN_PROCESSES = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-machines test-guests test-unit check bench bench-write recording reference packages packages-bench packages-demo packages-test clean
+.PHONY: help demo test test-slow test-machines test-guests test-unit check bench bench-write recording reference packages packages-bench packages-demo packages-test clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -41,10 +44,13 @@ demo: packages-demo .venv/demo.stamp
 	@$(PYTHON) demo/demo.py
 
 test: packages-test .venv/dev.stamp
-	@$(PYTHON) -m pytest -m "not machines and not guests" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
+	@$(PYTHON) -m pytest -m "not slow and not machines and not guests" $(IN_PROCESSES) $(ARGUMENTS)
+
+test-slow: packages-test .venv/dev.stamp
+	@$(PYTHON) -m pytest -m "slow and not machines and not guests" $(IN_PROCESSES) $(ARGUMENTS)
 
 test-machines: packages-test .venv/dev.stamp
-	@$(PYTHON) -m pytest -m machines -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
+	@$(PYTHON) -m pytest -m machines $(IN_PROCESSES) $(ARGUMENTS)
 
 # Guests of one processor each, all at once.
 test-guests: packages-test .venv/dev.stamp

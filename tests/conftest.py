@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         level = getattr(item, "callspec", None) and item.callspec.params.get("level")  # type: ignore[attr-defined]
         if isinstance(level, Level) and level.driver == "vm":
             item.add_marker(pytest.mark.machines)
+    if tiers.UNTIL_S:
+        # Where the time ends before the tests do, other ones are left out in each run.
+        modules = list(dict.fromkeys(item.path for item in items))
+        first = int(tiers.UNTIL_S) % max(1, len(modules))
+        place = {path: (number - first) % len(modules) for number, path in enumerate(modules)}
+        items.sort(key=lambda item: place[item.path])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -77,7 +84,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Decide by the marks whether the machine can run this test."""
+    """Decide by the time and the marks whether the machine can run this test."""
+    if tiers.UNTIL_S and time.time() > tiers.UNTIL_S:
+        pytest.skip(tiers.TOO_LATE)
     tiers.check(item)
 
 
@@ -98,7 +107,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("tiers that could not run here")
         for cause, count in sorted(missing.items()):
             terminalreporter.write_line(f"{count} test{'s' if count > 1 else ''}: {cause}")
-    others = [(test, reason) for test, reason in skipped if not reason.startswith(tiers.SKIPPED)]
+    late = Counter(test.partition("::")[0] for test, reason in skipped if tiers.TOO_LATE in reason)
+    if late:
+        terminalreporter.section(f"{late.total()} tests were not run: the time was over")
+        for module, count in sorted(late.items()):
+            terminalreporter.write_line(f"{count} of {module}")
+    others = [(test, reason) for test, reason in skipped if not reason.startswith(tiers.SKIPPED) and tiers.TOO_LATE not in reason]
     if others:
         terminalreporter.section("other tests that were skipped")
         for test, reason in others:
@@ -119,9 +133,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         one.connect()
     before = leaks.Snapshot.take(root)
     yield
-    # An emulated machine whose client was killed ends at the next thing that it says.
-    machines = request.node.get_closest_marker("machines") is not None
-    left = leaks.what_is_left(before, root, patience_s=20.0 if machines else 4.0)
+    # A busy machine takes its time, and an emulated one whose client was killed ends at the next thing that it says.
+    left = leaks.what_is_left(before, root, patience_s=60.0)
     if request.node.stash.get(_failed, False):
         # The traceback of a failed test holds its objects, and with them their descriptors.
         left = [line for line in left if not line.startswith("descriptor ")]

@@ -31,7 +31,7 @@ class App:
         path.write_text(text)
         return path
 
-    def run(self, *words: str, input: str | None = None, timeout_s: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, input: str | None = None, timeout_s: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
         """``bulle compose`` to its end, however it ends."""
         line = [*places.command_line(), "compose", *words]
         stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}

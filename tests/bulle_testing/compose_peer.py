@@ -48,7 +48,7 @@ class DockerCompose:
     def run(self, *arguments: str, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Run it in a directory; it sees nothing but this environment."""
         line = [str(self.program), *arguments]
-        return subprocess.run(line, cwd=cwd, env=dict(environment), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        return subprocess.run(line, cwd=cwd, env=dict(environment), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240)
 
 
 def _fetch(target: Path) -> None:
@@ -70,7 +70,7 @@ def _fetch(target: Path) -> None:
     for line in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", "docker-compose"]):
         subprocess.run(line, env=environment, cwd=place, check=True, capture_output=True, timeout=300)
     (package,) = place.glob("docker-compose_*.deb")
-    subprocess.run(["dpkg-deb", "--extract", str(package), str(place / "unpacked")], check=True, timeout=60)
+    subprocess.run(["dpkg-deb", "--extract", str(package), str(place / "unpacked")], check=True, timeout=240)
     (place / "unpacked/usr/libexec/docker/cli-plugins/docker-compose").rename(target)
     places.remove_tree(place)
 

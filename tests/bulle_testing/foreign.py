@@ -89,7 +89,7 @@ def _fetch(target: Path, architecture: str, name: str) -> None:
 
 
 def _get(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=60) as answer:
+    with urllib.request.urlopen(address, timeout=240) as answer:
         content: bytes = answer.read()
         return content
 

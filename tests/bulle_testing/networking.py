@@ -25,7 +25,7 @@ from bulle_testing import peers, places
 from bulle_testing.running import Machine, wait_for
 
 IMAGE = "python"
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 # Answers every connection and every datagram on the given ports with its name and who asked, over both versions of IP.
 SERVER = """
 import select, socket, sys
@@ -154,7 +154,7 @@ class Networked:
         self.home = machine.home
         self.environment = {name: value for name, value in machine.environment.items() if name != "BULLE_NETWORK"}
 
-    def bulle(self, *arguments: str | Path, timeout_s: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    def bulle(self, *arguments: str | Path, timeout_s: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
         """The command to its end."""
         line = [*places.command_line(), *map(str, arguments)]
         wanted = self.environment | environment
@@ -215,7 +215,7 @@ class Networked:
         if names := self("ps", "-aq").split():
             self("rm", "-f", *names)
         self("network", "prune", "-f")
-        wait_for(lambda: places.keeper_pid(self.home) == 0, "the keeper ends", 10)
+        wait_for(lambda: places.keeper_pid(self.home) == 0, "the keeper ends")
         self.machine.settle()
 
 
@@ -236,7 +236,7 @@ class OtherMachine:
     def python(self, script: str, *arguments: str) -> str:
         """A script on it."""
         line = ["nsenter", f"--net=/proc/{self.pid}/ns/net", sys.executable, "-c", script, *arguments]
-        return subprocess.run(line, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        return subprocess.run(line, capture_output=True, text=True, check=True, timeout=240).stdout.strip()
 
     @contextmanager
     def serving(self, name: str, *ports: int) -> Iterator[None]:
@@ -254,7 +254,7 @@ class OtherMachine:
 def ip(*words: str, pid: int = 0) -> None:
     """``ip`` on this machine, or in the network namespace of a process."""
     inside = ["nsenter", f"--net=/proc/{pid}/ns/net"] if pid else []
-    subprocess.run([*inside, "ip", *words], check=True, capture_output=True, timeout=30)
+    subprocess.run([*inside, "ip", *words], check=True, capture_output=True, timeout=240)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def close_home(home: Path) -> list[str]:
     """
     if (home / "containers").is_dir() and any((home / "containers").iterdir()):
         with suppress(OSError, subprocess.TimeoutExpired):
-            listed = subprocess.run([*command_line(), "ps", "-aq"], env=environment(home), capture_output=True, text=True, timeout=60)
+            listed = subprocess.run([*command_line(), "ps", "-aq"], env=environment(home), capture_output=True, text=True, timeout=240)
             if names := listed.stdout.split():
                 subprocess.run([*command_line(), "rm", "-f", *names], env=environment(home), capture_output=True, timeout=120)
     for pid in (keeper_pid(home), spawner_pid(home)):
@@ -141,7 +141,7 @@ def _wait_gone(pid: int, patience_s: float) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a directory, also one with files of mapped ids (through a user namespace) or directories that were closed."""
     for point in mounts_below(path):
-        subprocess.run(["umount", "--lazy", point], capture_output=True, timeout=60)
+        subprocess.run(["umount", "--lazy", point], capture_output=True, timeout=240)
     if mounts_below(path):
         return
     shutil.rmtree(path, ignore_errors=True)
@@ -152,4 +152,4 @@ def remove_tree(path: Path) -> None:
             os.chmod(directory, stat.S_IRWXU)
     shutil.rmtree(path, ignore_errors=True)
     if path.exists() and os.geteuid() != 0 and (unshare := tiers.program("unshare")):
-        subprocess.run([unshare, "--user", "--map-root-user", "--map-auto", "rm", "-rf", str(path)], capture_output=True, timeout=60)
+        subprocess.run([unshare, "--user", "--map-root-user", "--map-auto", "rm", "-rf", str(path)], capture_output=True, timeout=240)

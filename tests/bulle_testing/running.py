@@ -31,7 +31,7 @@ from bulle.monitor.frames import Event, Kind
 from bulle.network.naming import table_name
 from bulle_testing import leaks, places, tiers
 
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 # Those of whole modules; conftest.py sees that each has its connections before it looks what there is before a test.
 open_machines: list[Machine] = []
@@ -76,7 +76,7 @@ class Machine:
         self.engine = bulle.Engine(home)
         self.environment = places.environment(home)
 
-    def command(self, *arguments: str | Path, input: str | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str | Path, input: str | None = None, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Run the command in this home to its end."""
         stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
         line = [*places.command_line(), *map(str, arguments)]

@@ -18,7 +18,7 @@ from typing import Any
 from bulle_testing import places, tiers
 from bulle_testing.running import wait_for
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -20,6 +20,10 @@ import pytest
 # How the reason of a skipped test begins when a tier could not run; conftest.py counts these at the end.
 SKIPPED = "Skipped: tier "
 
+# When no further test begins, in seconds since the epoch; 0 for never. What is left out then is counted by module at the end.
+UNTIL_S = float(os.environ.get("BULLE_TESTS_UNTIL") or 0)
+TOO_LATE = "the time was over"
+
 # Debian keeps many of these where an ordinary user's PATH does not look.
 SEARCH_PATH = os.pathsep.join(["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", os.environ.get("PATH", "")])
 
@@ -108,7 +112,7 @@ def debian_mirror_missing() -> str:
         return "no apt-get"
     # Asks the mirror that apt is set up for one small index, without touching apt's own state.
     script = 'd=$(mktemp -d) && trap "rm -rf $d" EXIT && cd "$d" && apt-get -o Debug::NoLocking=1 download hostname'
-    refusal = _refusal(["sh", "-c", script], timeout_s=60)
+    refusal = _refusal(["sh", "-c", script], timeout_s=240)
     return f"Debian's mirror does not answer: {refusal}" if refusal else ""
 
 

@@ -20,7 +20,7 @@ from bulle.isolation.microvm.kernel import GuestKernel, GuestKernels
 from bulle.isolation.microvm.machine import Machine
 from bulle_testing import peers, places, tiers
 
-PATIENCE_S = 60
+PATIENCE_S = 240
 _PROLOGUE = """#!/bin/busybox sh
 export PATH=/bin
 busybox mount -t proc proc /proc; busybox --install -s /bin

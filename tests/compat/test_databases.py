@@ -58,7 +58,7 @@ def in_shell(net: Networked, script: str) -> str:
     """What commands say when they are typed in the example's directory."""
     environment = net.environment | {"PATH": f"{Path(places.command_line()[0]).parent}:{os.environ['PATH']}"}
     line = ["timeout", "60", "bash", "-euo", "pipefail", "-c", script]
-    done = subprocess.run(line, cwd=EXAMPLE, env=environment, capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL)
+    done = subprocess.run(line, cwd=EXAMPLE, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, f"{script}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}\n{net.bulle('ps', '-a').stdout}"
     return done.stdout
 

@@ -24,7 +24,7 @@ from bulle_testing.running import Machine, machine
 # The first test waits for the image: a Debian mirror may be slow.
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.programs("dockerd", "docker", "containerd", "runc")]
 
-SERVER_PATIENCE_S = 60
+SERVER_PATIENCE_S = 240
 
 
 class Engine(Protocol):

@@ -141,7 +141,7 @@ def both(sockets: Any, box: Machine, tmp_path: Path, docker_compose: DockerCompo
         (place / "given").mkdir()
         (place / "given/file").write_text("of the host\n")
         (place / "compose.yaml").write_text(FILE)
-        sides.append(Side(served, docker.DockerClient(base_url=served.address, timeout=60), place, enter))
+        sides.append(Side(served, docker.DockerClient(base_url=served.address, timeout=240), place, enter))
     with networked(box):
         try:
             yield sides[0], sides[1]

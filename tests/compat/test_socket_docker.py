@@ -67,7 +67,7 @@ def both(sockets: tuple[Served, Served], box: Machine, tmp_path: Path) -> Iterat
     for name, served in zip(("docker", "bulle"), sockets, strict=True):
         place = tmp_path / name
         place.mkdir()
-        sides.append(Side(served, docker.DockerClient(base_url=served.address, timeout=60), place))
+        sides.append(Side(served, docker.DockerClient(base_url=served.address, timeout=240), place))
     try:
         yield sides[0], sides[1]
     finally:

@@ -640,7 +640,7 @@ def test_logs_of_the_command_line(place: Machine, level: Level) -> None:
         with follower:
             assert [follower.stdout.readline() for _ in range(4)] == [b"out\n", b"1\n", b"2\n", b"3\n"]
             container.stop(timeout_s=0)
-            rest = follower.communicate(timeout=20)
+            rest = follower.communicate(timeout=240)
             assert (rest, follower.returncode) == ((b"", b"err\n"), 0), "logs -f ends with the container"
         done = place.command("logs", "--tail", "1", "-t", container.name)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z 3\n", done.stdout)

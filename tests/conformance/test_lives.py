@@ -278,7 +278,7 @@ def test_it_runs_for_as_long_as_allowed(place: Machine, level: Level) -> None:
 def test_the_limit_is_kept_by_another_monitor(place: Machine, level: Level) -> None:
     with place.running(level, timeout_s=1, stop_timeout_s=0) as container:
         os.kill(container.state().monitor_pid, signal.SIGKILL)
-        wait_for(lambda: ended(container), "its end", 10)
+        wait_for(lambda: ended(container), "its end")
         assert "(--timeout)" in why(container)
 
 

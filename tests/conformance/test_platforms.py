@@ -51,7 +51,7 @@ def test_exit_codes_and_signals(place: Machine, level: Level) -> None:
     assert place.run(level, "sh", "-c", "kill -9 $$", image="arm64", init=True).exit_code == 137
     with place.running(level, "sh", "-c", "trap 'exit 21' TERM; echo ready; while :; do sleep 0.05; done", image="arm64") as container:
         wait_for(lambda: b"ready" in b"".join(entry.data for entry in container.logs()), "the trap is set")
-        container.stop(timeout_s=20)
+        container.stop(timeout_s=30)
         assert container.wait() == 21
 
 

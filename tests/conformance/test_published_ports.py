@@ -311,7 +311,7 @@ def test_ports_lead_to_the_next_life_of_a_container(net: Networked) -> None:
                 except OSError:
                     return False
 
-            wait_for(answer, f"an answer of {name}", 3)
+            wait_for(answer, f"an answer of {name}")
             net("rm", "-f", name)
 
 

@@ -214,7 +214,7 @@ def test_who_works_and_who_waits(place: Machine, level: Level) -> None:
     ):
         busy, idle = works.stats(0.5), waits.stats(0.5)
         assert 15 < busy.cpu_percent < 130, busy
-        assert idle.cpu_percent < 15, idle
+        assert idle.cpu_percent < busy.cpu_percent / 2, idle
         assert works.stats(0.05).cpu_ns > busy.cpu_ns
         assert (idle.id, idle.name) == (waits.id, "waits")
         assert 1 <= idle.pids < 5

@@ -522,7 +522,7 @@ def test_nobody_waits_for_an_export(box: Machine) -> None:
     os.close(writing)
     try:
         assert os.read(reading, 1)
-        done = box.command("run", "--rm", "-v", "first:/data", "filled:1", "cat", "/data/file", timeout_s=20)
+        done = box.command("run", "--rm", "-v", "first:/data", "filled:1", "cat", "/data/file", timeout_s=240)
         assert done.stdout == "of the image"
         assert export.poll() is None
     finally:

@@ -13,7 +13,7 @@ options=(-m "not machines" -p no:cacheprovider -rfE --tb=short --durations=10 --
 echo "== an ordinary user, $(uname -r)"
 start=$SECONDS
 id=$(id -u "$user")
-environment=(-E CI -E BULLE_TEST_DIRECTORY -E PYTHONDONTWRITEBYTECODE -E BULLE_GUEST_KERNEL -E BULLE_REQUIRE_TIERS)
+environment=(-E CI -E BULLE_TEST_DIRECTORY -E PYTHONDONTWRITEBYTECODE -E BULLE_GUEST_KERNEL -E BULLE_REQUIRE_TIERS -E BULLE_TESTS_UNTIL)
 setpriv --reuid="$user" --regid="$user" --init-groups env HOME="/home/$user" USER="$user" XDG_RUNTIME_DIR="/run/user/$id" BULLE_REQUIRE_TIERS=user_namespaces,programs \
     systemd-run --user --quiet --pipe --wait --collect --service-type=exec --working-directory="$PWD" "${environment[@]}" \
     "$PWD/.venv/bin/python" -m pytest "${options[@]}" --basetemp=/disk/tests/pytest "$@"

@@ -590,7 +590,7 @@ def test_host_processes_stay_closed_without_the_right_to_trace(place: Machine, l
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stdout) == (0, "0\n"), done
@@ -847,7 +847,7 @@ def test_the_hosts_keyring_is_not_visible(place: Machine, level: Level) -> None:
         "run", "--rm", *level.flags, "--security-opt", "seccomp=unconfined", "host", "/usr/bin/python3", "-c", script,
         env=place.environment | {"BULLE_NO_SPAWNER": "1"}, preexec_fn=own_keyring, stdout=subprocess.PIPE,
     )  # fmt: skip
-    output, _ = command.communicate(timeout=60)
+    output, _ = command.communicate(timeout=240)
     assert output.startswith(b"-1 "), output
 
 

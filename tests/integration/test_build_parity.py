@@ -16,7 +16,7 @@ from bulle_testing.contexts import Files, Link, Mode, Same
 from bulle_testing.peers import Docker
 from bulle_testing.running import Machine, machine
 
-pytestmark = [pytest.mark.root, pytest.mark.programs("dockerd", "docker", "containerd", "runc", "busybox")]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.programs("dockerd", "docker", "containerd", "runc", "busybox")]
 
 _FIELDS = (
     "Env", "Cmd", "Entrypoint", "WorkingDir", "User", "Labels", "ExposedPorts", "Volumes", "Healthcheck", "Shell", "StopSignal", "OnBuild",

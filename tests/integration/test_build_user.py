@@ -10,6 +10,8 @@ import pytest
 
 from bulle_testing import peers, places
 
+pytestmark = pytest.mark.slow
+
 USER = 54321
 CONTAINERFILE = """FROM base
 RUN --network=none mkdir /made && echo made > /made/file && rm /bin/vi && chmod 700 /made

@@ -15,6 +15,8 @@ from bulle.isolation.driver import Feature
 from bulle_testing import places
 from bulle_testing.running import LEVELS, Machine, machine, usable, wait_for
 
+pytestmark = pytest.mark.slow
+
 COUNT = 500
 AGAIN = 200
 WAVES = 3

@@ -251,7 +251,7 @@ def test_import(module_machine: Machine, images: Machine, busybox_rootfs: Path, 
     elif way == "stdin":
         with archive.open("rb") as stream:
             command = module_machine.start_command("import", *flags, "-", "imported:1", stdin=stream, stdout=-1)
-            printed = command.communicate(timeout=60)[0].decode()
+            printed = command.communicate(timeout=240)[0].decode()
     else:
         with Served(content) as url:
             printed = say(module_machine, "import", *flags, url, "imported:1")

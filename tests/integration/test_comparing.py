@@ -23,7 +23,7 @@ from bulle_testing import foreign, places
 from bulle_testing.running import PATIENCE_S, Machine, Terminal, wait_for
 
 COMPARE_S = 550
-pytestmark = pytest.mark.timeout(600)  # an emulated machine may be a hundred times slower
+pytestmark = pytest.mark.slow
 SVG = "{http://www.w3.org/2000/svg}svg"
 LOCAL_WORK = {"processor", "system_call", "disk_write", "disk_read", "small_files", "sync"}
 OF_NETWORK = {"network_receive", "network_send", "network_round_trip"}

@@ -336,7 +336,7 @@ def test_an_update_loses_no_request(app: App) -> None:
 
     def ask() -> None:
         while not over.wait(0.02):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=240) as answer:
                 answers[answer.read().decode().strip()] += 1
 
     def seen(version: str) -> None:

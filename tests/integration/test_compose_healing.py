@@ -221,7 +221,7 @@ def test_more_replicas_for_a_load(app: Running) -> None:
     wait_for(lambda: app.runs("shop-busy-2"), "there are two")
     wait_for(lambda: any(one.kind == "service" and one.actor.attributes["replicas.new"] == "2" for one in read(app.net.home)), "it is said")
     app.net("exec", "shop-busy-1", "rm", "/tmp/work")
-    wait_for(lambda: app.replicas("busy").keys() == {"shop-busy-1"}, "there is one again", 40)
+    wait_for(lambda: app.replicas("busy").keys() == {"shop-busy-1"}, "there is one again")
     app("up", "-d")
     assert app.replicas("busy").keys() == {"shop-busy-1"}
 

@@ -125,7 +125,7 @@ def test_logs(apps: Callable[[str], App]) -> None:
         app("restart", "-t", "2", "--no-deps", "db")
         app("up", "-d", "--scale", "db=3", "--no-recreate")
         app("stop", "-t", "2", "db")
-        said, _ = following.communicate(timeout=30)
+        said, _ = following.communicate(timeout=240)
     assert following.returncode == 0
     assert said.count("db-1 exited with code 3\n") == said.count("db-2 exited with code 3\n") >= 1
     for name, times in (("db-1", 1), ("db-2", 1), ("db-3", 1)):
@@ -185,7 +185,7 @@ def test_waiting_and_events(apps: Callable[[str], App]) -> None:
         assert events.stdout is not None and waiting.stdout is not None
         time.sleep(0.5)  # until both listen
         app("stop", "-t", "5", "db")
-        said, _ = waiting.communicate(timeout=30)
+        said, _ = waiting.communicate(timeout=240)
         first = json.loads(events.stdout.readline())
         events.terminate()
         events.communicate()
@@ -198,7 +198,7 @@ def test_waiting_and_events(apps: Callable[[str], App]) -> None:
     with app.start("wait", "--down-project", "db") as waiting:
         time.sleep(0.5)
         app("kill", "db")
-        waiting.communicate(timeout=30)
+        waiting.communicate(timeout=240)
     assert waiting.returncode == 137 and app("ps", "-aq") == "" and app("ls", "-aq") == ""
 
 
@@ -369,7 +369,7 @@ def test_watch(apps: Callable[[str], App]) -> None:
             assert app("ps", "-q") != before
         finally:
             watching.terminate()
-            said, _ = watching.communicate(timeout=30)
+            said, _ = watching.communicate(timeout=240)
     assert "Watch enabled" in said and 'Restarting service "web"' in said and "Rebuilding service(s) web" in said, said
     app.write("none.yaml", "services: {web: {image: busybox}}")
     assert "none of the selected services is configured for watch" in app.refused("-f", "none.yaml", "watch")

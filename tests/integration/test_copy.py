@@ -226,14 +226,14 @@ def test_privileges_of_a_container_do_not_reach_the_host(place: Machine, level: 
 
 def test_streams(place: Machine, container: bulle.Container, tree: Path) -> None:
     command = place.start_command("cp", f"{container.name}:/etc/passwd", "-", stdout=subprocess.PIPE)
-    with tarfile.open(fileobj=io.BytesIO(command.communicate(timeout=60)[0])) as archive:
+    with tarfile.open(fileobj=io.BytesIO(command.communicate(timeout=240)[0])) as archive:
         assert [member.name for member in archive] == ["passwd"]
     assert command.returncode == 0
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         archive.add(tree, "packed", filter=of_www_data)
     command = place.start_command("cp", "-", f"{container.name}:/opt", stdin=subprocess.PIPE)
-    command.communicate(packed.getvalue(), timeout=60)
+    command.communicate(packed.getvalue(), timeout=240)
     assert command.returncode == 0
     assert "opt/packed/sub/deep/inner" in export(place, container)
     found = export(place, container)["opt/packed/file"]
@@ -242,9 +242,9 @@ def test_streams(place: Machine, container: bulle.Container, tree: Path) -> None
     else:
         assert (found.uid, found.gid) == (33, 34)  # as the archive says, which is what Docker does
     command = place.start_command("cp", "-", f"{container.name}:/etc/passwd", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert b"must be a directory" in command.communicate(packed.getvalue(), timeout=60)[1]
+    assert b"must be a directory" in command.communicate(packed.getvalue(), timeout=240)[1]
     command = place.start_command("cp", "-", f"{container.name}:/opt", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert b"bulle: " in command.communicate(b"no archive" * 1000, timeout=60)[1]
+    assert b"bulle: " in command.communicate(b"no archive" * 1000, timeout=240)[1]
     assert command.returncode == 1
 
 
@@ -588,7 +588,7 @@ def test_a_root_that_is_a_copy(run_directory: Path, busybox_image: Path, tree: P
 
         def run(*arguments: str | Path, code: int = 0) -> str:
             command = [*without, *map(str, arguments)]
-            done = subprocess.run(command, env=place.environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            done = subprocess.run(command, env=place.environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
             assert done.returncode == code, done
             return done.stdout if not code else done.stderr
 

@@ -19,6 +19,8 @@ from bulle.isolation.driver import Feature
 from bulle_testing import places, tiers
 from bulle_testing.running import Level, Machine, alive, usable, wait_for
 
+pytestmark = pytest.mark.slow
+
 COUNT = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
 DELAYS_MS = (0, 4, 12)
 
@@ -161,7 +163,7 @@ def test_created_whole_or_not_at_all(place: Machine, level: Level) -> None:
     while not codes or codes[-1] != 0:
         kill = f"inject=mkdir,mkdirat:signal=KILL:when={len(codes) + 1}"
         line = [strace, "-f", "-qq", "-o", "/dev/null", "-e", kill, sys.executable, "-c", program]
-        codes.append(subprocess.run(line, env=place.environment, stdin=subprocess.DEVNULL, timeout=60).returncode)
+        codes.append(subprocess.run(line, env=place.environment, stdin=subprocess.DEVNULL, timeout=240).returncode)
         assert codes[-1] in (0, -signal.SIGKILL), codes
         assert len(codes) < 40
         if (found := subject(place)) is not None:

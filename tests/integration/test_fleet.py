@@ -18,7 +18,7 @@ from bulle_testing import places
 from bulle_testing.running import Machine, Terminal, wait_for
 from bulle_testing.ssh_servers import OtherMachine, other_machine
 
-pytestmark = pytest.mark.programs("sshd", "ssh")
+pytestmark = [pytest.mark.slow, pytest.mark.programs("sshd", "ssh")]
 
 
 class Fleet:
@@ -38,7 +38,7 @@ class Fleet:
         line = [*places.command_line(), *(["-H", host or self.other.host] if host != "-" else []), *map(str, arguments)]
         # What runs on this machine itself needs no spawner that outlives it.
         environment = {**self.environment, "BULLE_NO_SPAWNER": "1"} if host == "-" else self.environment
-        done = subprocess.run(line, capture_output=True, timeout=60, check=False, **{"env": environment, **stdin, **options})
+        done = subprocess.run(line, capture_output=True, timeout=240, check=False, **{"env": environment, **stdin, **options})
         assert done.returncode == code, (done.stdout, done.stderr)
         return (done.stderr if code else done.stdout).decode()
 
@@ -75,7 +75,7 @@ def test_words_streams_and_the_exit_code_go_through(fleet: Fleet) -> None:
     script = 'for word; do printf "<%s>" "$word"; done; cat; echo mistake >&2; exit 7'
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     done = fleet.start("run", "-i", "--rm", "busybox", "sh", "-c", script, "sh", *odd, **pipes)
-    out, error = done.communicate(b"from here\0\xff", timeout=60)
+    out, error = done.communicate(b"from here\0\xff", timeout=240)
     assert out == "".join(f"<{word}>" for word in odd).encode() + b"from here\0\xff"
     assert (error, done.returncode) == (b"mistake\n", 7)
     assert fleet("run", "--rm", "busybox", "sh", "-c", "exit 255", code=255) == ""
@@ -83,7 +83,7 @@ def test_words_streams_and_the_exit_code_go_through(fleet: Fleet) -> None:
 
 def test_a_verb_that_reads_nothing_leaves_the_input_alone(fleet: Fleet) -> None:
     line = f"while read -r line; do echo got $line; {places.command_line()[0]} -H ssh://box ps -q; done"
-    done = subprocess.run(["sh", "-c", line], input="1\n2\n", env=fleet.environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(["sh", "-c", line], input="1\n2\n", env=fleet.environment, capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout == "got 1\ngot 2\n"
 
 

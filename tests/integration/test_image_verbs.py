@@ -154,7 +154,7 @@ def test_prune_asks_on_a_terminal(place: Machine) -> None:
         try:
             command = place.start_command("container", "prune", stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
             os.write(ours, answer)
-            assert (command.communicate(timeout=60)[1], command.returncode) == (b"", 0)
+            assert (command.communicate(timeout=240)[1], command.returncode) == (b"", 0)
         finally:
             os.close(ours)
             os.close(theirs)

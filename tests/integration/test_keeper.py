@@ -268,7 +268,7 @@ def test_killed_with_its_container(net: Networked) -> None:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: net("ps", "-q", "--filter", "name=web") == "", "its end")
-        wait_for(lambda: ask("127.0.0.1", port, patience_s=0.3) == "ConnectionRefusedError", "the port is given back", 5)
+        wait_for(lambda: ask("127.0.0.1", port, patience_s=0.3) == "ConnectionRefusedError", "the port is given back")
         net("rm", "web")
     assert net.ask_from("other", "web", patience_s=1) == "gaierror"
 
@@ -290,7 +290,7 @@ def test_it_goes_with_everything_when_nothing_runs(net: Networked) -> None:
     assert devices(net) and table(net) and places.keeper_pid(net.home)
     assert f"table inet {table_name(net.home)}" in net("network", "rules")
     net("stop", "-t", "0", "web")
-    wait_for(lambda: not places.keeper_pid(net.home) and not devices(net) and not table(net), "the keeper's end", 5)
+    wait_for(lambda: not places.keeper_pid(net.home) and not devices(net) and not table(net), "the keeper's end")
     assert net("network", "rules") == ""
     net("start", "web")
     assert devices(net) and table(net)
@@ -302,7 +302,7 @@ def test_flushed_rules_come_back(net: Networked) -> None:
     rules = _without_counts(table(net))
     for command in (["flush", "table", "inet", table_name(net.home)], ["delete", "table", "inet", table_name(net.home)]):
         subprocess.run(["nft", *command], check=True)
-        wait_for(lambda: _without_counts(table(net)) == rules, "the rules are put back", 5)
+        wait_for(lambda: _without_counts(table(net)) == rules, "the rules are put back")
         assert ask("127.0.0.1", port).startswith("web ")
 
 

@@ -29,6 +29,8 @@ from bulle_testing.layers import LayerTar
 from bulle_testing.peers import Registry, docker_archive
 from bulle_testing.running import wait_for
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 34  # of each of six things: two hundred kills in all
 CONTAINERFILE = """FROM busybox AS one
 RUN mkdir /made && echo $RANDOM > /made/one

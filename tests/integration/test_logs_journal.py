@@ -133,7 +133,7 @@ def test_missing_journal_is_said_and_nothing_runs(box: Machine, tmp_path: Path, 
             "run", *flags, "--rm", "--log-driver", "journald", "busybox", "true",
             env=box.environment | {"BULLE_JOURNAL": str(tmp_path / "nosuch")}, stderr=subprocess.PIPE,
         )  # fmt: skip
-        said = command.communicate(timeout=60)[1]
+        said = command.communicate(timeout=240)[1]
         assert command.returncode == 125
         assert said.startswith(b"bulle: the container's log cannot be written to the journal: no journal listens at ")
     container = box.create(BOX, "true", log_driver="journald")

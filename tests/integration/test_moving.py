@@ -136,7 +136,7 @@ def place_of(here: Machine, there: Machine) -> Machine | None:
 
 def move(environment: dict[str, str], host: str = "ssh://box") -> tuple[int, str]:
     line = [*places.command_line(), "move", "goes", host]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL, check=False)
     return done.returncode, done.stdout
 
 

@@ -52,7 +52,7 @@ class Inside:
 
     def run(self, *command: str | Path, check: bool = True) -> str:
         done = subprocess.run(
-            ["nsenter", "-t", str(self.process.pid), "--net", "--mount", *map(str, command)], capture_output=True, text=True, timeout=30, check=False
+            ["nsenter", "-t", str(self.process.pid), "--net", "--mount", *map(str, command)], capture_output=True, text=True, timeout=240, check=False
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout

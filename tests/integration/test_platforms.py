@@ -15,6 +15,8 @@ from bulle.linux import binary_formats, emulators, mount, namespaces
 from bulle_testing import foreign, peers
 from bulle_testing.peers import Registry
 
+pytestmark = pytest.mark.slow
+
 NATIVE = "linux/" + {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 WARNING = "WARNING: the image is for linux/arm64, this machine is"
 RUN = ("run", "--rm", "--network", "none")

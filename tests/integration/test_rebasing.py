@@ -148,7 +148,7 @@ def test_one_that_does_not_start_is_what_it_was(place: Machine, tmp_path: Path) 
     (tmp_path / "kernel").write_text("no kernel")
     environment = {**place.environment, "BULLE_KERNEL": str(tmp_path / "kernel")}
     command = place.start_command("switch", "returns", "--isolation", "vm", env=environment, stderr=-1)
-    _, said = command.communicate(timeout=60)
+    _, said = command.communicate(timeout=240)
     assert command.returncode == 1, said
     after = inspected(place, "returns")
     assert after["State"]["Running"]

@@ -400,5 +400,5 @@ def test_documented_programs_print_what_the_page_says(home: Path, number: int) -
     if LEVELS[0].probe(home).features.isdisjoint({Feature.MEMORY_LIMIT}):
         pytest.skip("no limit on memory can be set here")
     program, expected = examples()[number]
-    done = subprocess.run([sys.executable, "-c", program], env=places.environment(home), capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], env=places.environment(home), capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout) == (0, expected), done.stderr

@@ -495,7 +495,7 @@ def test_a_server_is_at_home_on_a_machine_whose_mounts_change(box: Machine, tmp_
         subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path / "mounted")], check=True)
         try:
             with suppress(AssertionError):  # where mounts are shared they come by themselves, and it stays where it is
-                wait_for(lambda: place() != before, "the spawner takes another mount namespace", 3)
+                wait_for(lambda: place() != before, "the spawner takes another mount namespace")
             made = create(served, "sleep", "1000")
             start(served, made)
             monitor = box.engine.containers.get(made).state().monitor_pid

@@ -63,7 +63,7 @@ def test_a_machine_has_dockers_verbs(api: Served, tmp_path: Path) -> None:
 
 
 def test_other_clients_ask_for_a_machine(api: Served, docker_compose: DockerCompose, tmp_path: Path) -> None:
-    client = docker.DockerClient(base_url=api.address, timeout=60)
+    client = docker.DockerClient(base_url=api.address, timeout=240)
     try:
         for asked in ({"isolation": "vm"}, {"labels": {"bulle.isolation": "vm"}}):
             said = client.containers.run("busybox", ["uname", "-r"], remove=True, network_mode="none", **asked)
@@ -75,4 +75,4 @@ def test_other_clients_ask_for_a_machine(api: Served, docker_compose: DockerComp
     run = [str(docker_compose.program), "run", "--rm", "-T", "one"]
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=100)
     assert (done.returncode, done.stdout.strip() not in ("", HERE)) == (0, True), done.stderr
-    subprocess.run([*run[:1], "down"], cwd=tmp_path, env=environment, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+    subprocess.run([*run[:1], "down"], cwd=tmp_path, env=environment, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=240)

@@ -12,6 +12,8 @@ import pytest
 from bulle_testing import places
 from bulle_testing.socket_clients import Served, wait_until_served
 
+pytestmark = pytest.mark.slow
+
 USER = 54322
 
 
@@ -49,6 +51,6 @@ def test_an_ordinary_user_is_served(installation: Path, home: Path, busybox_imag
         assert (refused.returncode, "ports cannot be published" in refused.stderr) == (125, True)
     finally:
         served.process.terminate()
-        served.process.communicate(timeout=20)
+        served.process.communicate(timeout=240)
         places.close_home(home / "bulle")
     assert served.process.returncode == 0

@@ -24,6 +24,8 @@ from bulle.spawner.launch import connect
 from bulle.spawner.protocol import HEADER, Request, current_limits, pack_request, send_with_descriptors
 from bulle_testing import places
 
+pytestmark = pytest.mark.slow
+
 ROOT_PROGRAM = Path(__file__).with_name("spawner_root.py")
 SOURCE = places.SOURCE
 TWIN = """
@@ -64,7 +66,7 @@ class Stub:
 
     def __call__(self, *arguments: str, before: tuple[str, ...] = (), stdin: bytes = b"", **options: object) -> subprocess.CompletedProcess[bytes]:
         with self.start(*arguments, before=before, stdin=subprocess.PIPE, **options) as process:
-            out, err = process.communicate(stdin, timeout=60)
+            out, err = process.communicate(stdin, timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def report(self, **options: object) -> dict[str, object]:
@@ -102,7 +104,7 @@ def served(home: Path, tmp_path: Path) -> Stub:
     return stub
 
 
-def until(condition: Callable[[], object], patience_s: float = 10) -> None:
+def until(condition: Callable[[], object], patience_s: float = 120) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -279,7 +281,7 @@ def test_terminal(stub: Stub) -> None:
 
 def test_concurrent_starts_give_one_spawner(stub: Stub) -> None:
     processes = [stub.start("report") for _ in range(8)]
-    reports = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    reports = [json.loads(process.communicate(timeout=240)[0]) for process in processes]
     assert {report["ppid"] for report in reports} == {stub.spawner}
 
 
@@ -532,7 +534,7 @@ def test_child_that_always_dies_is_given_up(library: Stub, tmp_path: Path) -> No
 
     record = tmp_path / "record"
     submit(library.home, "monitor", ["crash", str(record)])
-    until(lambda: len(records(record)) == server.SHORT_LIVES_LIMIT + 1, 15)
+    until(lambda: len(records(record)) == server.SHORT_LIVES_LIMIT + 1)
     time.sleep(0.3)
     assert len(records(record)) == server.SHORT_LIVES_LIMIT + 1
     assert library("exit", "4").returncode == 4
@@ -582,7 +584,7 @@ os.environ["TEST_RECORD"] = {str(tmp_path / "record")!r}
 print(submit(Path({str(home)!r}), "monitor", ["record", {str(tmp_path / "record")!r}], [fd], local=spawner_root.monitor))
 """)
     environment = os.environ | {"PYTHONPATH": str(SOURCE / "src"), "BULLE_NO_SPAWNER": "1", "BULLE_HOME": str(home)}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=240)
     if threads == 1:
         until(lambda: records(tmp_path / "record"))
         (life,) = records(tmp_path / "record")

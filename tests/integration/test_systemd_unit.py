@@ -30,7 +30,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*places.command_line(), *arguments], env=places.environment(home) | {"BULLE_NO_SPAWNER": "1"}, capture_output=True, text=True, timeout=60
+        [*places.command_line(), *arguments], env=places.environment(home) | {"BULLE_NO_SPAWNER": "1"}, capture_output=True, text=True, timeout=240
     )
 
 
@@ -47,7 +47,7 @@ def verify(unit: Path, *flags: str) -> None:
     with tempfile.TemporaryDirectory() as directory:  # it makes a directory there
         environment = {**os.environ, "XDG_RUNTIME_DIR": directory}
         line = [str(program), "verify", "--man=no", *flags, str(unit)]
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
     said = [line for line in (done.stdout + done.stderr).splitlines() if UNIT in line or "bulle" in line]
     assert (done.returncode, said) == (0, [])
 
@@ -77,7 +77,7 @@ def test_the_commands_in_it_are_what_a_shell_would_run(home: Path) -> None:
         words = value(unit, key).split()
         assert words[-4:] == ["--home", str(home), "system", verb]
         assert words[0].startswith("/")
-        done = subprocess.run(words, env={"BULLE_NO_SPAWNER": "1"}, cwd="/", capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, env={"BULLE_NO_SPAWNER": "1"}, cwd="/", capture_output=True, text=True, timeout=240)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -128,7 +128,7 @@ def test_the_systems_unit_is_enabled(home: Path, tmp_path: Path) -> None:
     own.mkdir()
     script = 'mount --bind "$1" /etc/systemd/system; shift; "$@" && systemctl is-enabled bulle.service'
     line = ["unshare", "--mount", "sh", "-ec", script, "sh", str(own), *places.command_line(), "system", "install"]
-    done = subprocess.run(line, env=places.environment(home) | {"BULLE_NO_SPAWNER": "1"}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, env=places.environment(home) | {"BULLE_NO_SPAWNER": "1"}, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout) == (0, "/etc/systemd/system/bulle.service\nenabled\n"), done.stderr
     assert os.readlink(own / "multi-user.target.wants" / UNIT) == f"../{UNIT}"
     assert not Path("/etc/systemd/system", UNIT).exists()

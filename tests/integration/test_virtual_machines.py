@@ -87,7 +87,7 @@ def test_its_end_is_told(box: Machine, how: str) -> None:
         os.kill(pid, signal.SIGKILL)
     else:
         letter = "c" if how == "panic" else "b"
-        box.command("exec", "dies", "sh", "-c", f"echo {letter} > /proc/sysrq-trigger; sleep 100", timeout_s=60)
+        box.command("exec", "dies", "sh", "-c", f"echo {letter} > /proc/sysrq-trigger; sleep 100", timeout_s=240)
     assert words[how] in cause(box, "dies")
     state = box.engine.containers.get("dies").state()
     assert (state.status, state.exit_code) == ("exited", 137 if how == "shepherd" else 255)
@@ -102,7 +102,7 @@ def test_a_read_only_volume_is_so_on_the_host(box: Machine, tmp_path: Path) -> N
     script = """
     mount -o remount,rw /v; mkdir /m; mount -t virtiofs volumes /m
     echo no > /v/file; for file in /m/*/shown/file; do echo no > $file; done; cat /v/file"""
-    done = box.command("run", "--rm", *QUIET, "--privileged", "-v", f"{tmp_path}:/v:ro", IMAGE, "sh", "-c", script, timeout_s=60)
+    done = box.command("run", "--rm", *QUIET, "--privileged", "-v", f"{tmp_path}:/v:ro", IMAGE, "sh", "-c", script, timeout_s=240)
     assert done.stdout == "as it was\n"
     assert "Read-only file system" in done.stderr
     assert (tmp_path / "file").read_text() == "as it was\n"
@@ -130,7 +130,7 @@ def test_a_guest_cannot_alter_its_image(box: Machine) -> None:
         mknod /tmp/$disk b $(tr : ' ' < $disk/dev); blockdev --setrw /tmp/$disk
         [ $disk = vdc ] || dd if=/dev/zero of=/tmp/$disk bs=4096 count=4 conv=fsync && echo written $disk
     done"""
-    done = box.command("run", "--rm", *QUIET, "--privileged", IMAGE, "sh", "-c", script, timeout_s=60)
+    done = box.command("run", "--rm", *QUIET, "--privileged", IMAGE, "sh", "-c", script, timeout_s=240)
     assert "written vda" not in done.stdout and done.stderr.count("Operation not permitted") >= 2, done
     assert box.command("image", "verify").returncode == 0
     assert run(box, "run", "--rm", *QUIET, IMAGE, "echo", "well") == "well\n"

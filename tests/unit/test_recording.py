@@ -19,7 +19,7 @@ def record(directory: Path, *commands: str) -> subprocess.CompletedProcess[str]:
     (directory / "example/file").write_text("a < b\n")
     (directory / "commands").write_text("\n".join(["# A & B", *commands, ""]))
     line = [sys.executable, str(TOOL), str(directory / "out.svg"), str(directory / "commands"), str(directory / "example")]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+    return subprocess.run(line, capture_output=True, text=True, timeout=240)
 
 
 def shown(picture: str) -> list[list[str]]:
@@ -55,7 +55,7 @@ def test_paths_of_this_machine_and_failures_are_refused(tmp_path: Path) -> None:
     assert done.returncode == 1 and "tells paths" in done.stderr and not (tmp_path / "out.svg").exists()
     (tmp_path / "commands").write_text("# title\nfalse\n")
     line = [sys.executable, str(TOOL), str(tmp_path / "out.svg"), str(tmp_path / "commands"), str(tmp_path / "example")]
-    assert subprocess.run(line, capture_output=True, timeout=60).returncode and not (tmp_path / "out.svg").exists()
+    assert subprocess.run(line, capture_output=True, timeout=240).returncode and not (tmp_path / "out.svg").exists()
 
 
 def test_the_recording_of_apps_is_a_picture_and_nothing_else() -> None:

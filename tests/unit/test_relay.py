@@ -98,7 +98,7 @@ def read_all(connection: socket.socket) -> bytes:
 def test_bytes_go_both_ways(relayed: Callable, host: str) -> None:
     place = relayed(echo, host)
     sent = random.Random(1).randbytes(8 << 20)
-    with socket.create_connection(place, timeout=20) as client:
+    with socket.create_connection(place, timeout=240) as client:
         writer = threading.Thread(target=lambda: (client.sendall(sent), client.shutdown(socket.SHUT_WR)))
         writer.start()
         received = read_all(client)
@@ -260,7 +260,7 @@ def test_the_loop_rests_while_an_end_waits_behind_what_nobody_reads(relayed: Cal
     def slow(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_WR)
         count = 0
-        while steps.acquire(timeout=20) and (data := connection.recv(1 << 16)):
+        while steps.acquire(timeout=240) and (data := connection.recv(1 << 16)):
             count += len(data)
         received.append(count)
         done.set()

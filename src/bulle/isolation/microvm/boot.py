@@ -44,9 +44,8 @@ _MOST_CALLS = 10
 
 @dataclass
 class Booted:
-    """A hypervisor and the agent in its guest. ``console`` is read for what the guest's kernel says when it dies;
-    ``interfaces`` are what it calls the interfaces of the plan. ``is_prepared``: :func:`guest.common_steps` are done; ``files`` are contents of
-    the container's that are known."""
+    """A hypervisor and the agent in its guest. ``console`` is read for what the guest's kernel says when it dies, ``interfaces`` are the plan's, as
+    the guest calls them. ``is_prepared``: :func:`guest.common_steps` are done; ``files`` are contents of the container's that are known."""
 
     pid: int
     agent: Agent
