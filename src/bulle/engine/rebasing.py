@@ -287,10 +287,9 @@ class _Change:
         """Stop it where it runs, act, and start it again, with ``starts`` in any case; where it does not start, all is as it was."""
         before, was_active = self.container, self.container.state().active
         before.stop(timeout_s, verb="switch")
-        home, database = self.engine.home, self.engine.database
         try:
             with self.engine.store.receiving():
-                changed = Container(home, database, act())
+                changed = Container(self.engine.home, self.engine.database, act())
         except BaseException:
             if was_active:
                 before.start()
@@ -299,17 +298,27 @@ class _Change:
             try:
                 changed.start()
             except BulleError:
-                ContainerRecords(database).rebase(changed.record, lambda _taken, _connection: before.record, lambda _record: None)
-                self._free_places(changed.plan, before.plan)
-                write_identity(before.plan)
-                _remove_others(self.engine, before.plan)
-                if was_active:
-                    before.start()
-                raise
+                if self._back(changed):
+                    if was_active:
+                        before.start()
+                    raise
         self._free_places(before.plan, changed.plan)
         _remove_others(self.engine, changed.plan)
         publish_container(changed.directory, "update")
         return changed
+
+    def _back(self, changed: Container) -> bool:
+        """Make a container that did not start what it was; not where somebody else has started it meanwhile: then it is what it was to become."""
+        before = self.container
+        try:
+            with kept_from_starting(changed.plan, changed.name):
+                ContainerRecords(self.engine.database).rebase(changed.record, lambda _taken, _connection: before.record, lambda _record: None)
+                self._free_places(changed.plan, before.plan)
+                write_identity(before.plan)
+        except Conflict:
+            return False
+        _remove_others(self.engine, before.plan)
+        return True
 
     def to(self, options: ContainerOptions, layers: Sequence[Digest], fill: Callable[[RunPlan], None] = lambda _plan: None) -> ContainerRecord:
         """Make it another one: with these options, on these layers, and a writable layer that is empty, or what ``fill`` makes it. Returns its new
