@@ -1,4 +1,4 @@
-"""The memory of a container's processes beside its files, for snapshots: files in a directory of the container's, by :mod:`bulle.isolation.checkpointing`.
+"""The memory of a container's processes, for snapshots: files in a directory of the container's, by :mod:`bulle.isolation.checkpointing`.
 
 What a container wrote is a layer, read while its processes stand still; the memory fits that layer alone. Restoring puts a copy whose digests were
 compared into the container's new writable layer, where its next start finds it, once.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def snapshot(engine: Engine, container: Container, tag: str, directory: str, below: Sequence[Digest], notes: list[str]) -> Snapshot | None:
-    """A snapshot with memory of a container that runs, below ``directory`` among its own: its row comes last. ``below`` are the layers that it stands on.
+    """A snapshot with memory of a container that runs, below ``directory`` among its own: its row comes last. ``below`` are its layers.
 
     None where it does not run or its memory cannot be kept; then ``notes`` say why. Raises StorageFull and what reading its files does.
     """
@@ -93,4 +93,4 @@ def put(place: Path, plan: RunPlan) -> None:
         if name != checkpointing.PROGRAM:
             os.chmod(place / name, 0o644)
     os.chmod(place, 0o755)  # CRIU reads from it in the container's user namespace too
-    os.rename(place, Path(plan.root.writable_host_path, checkpointing.DIRECTORY))
+    os.rename(place, plan.root.memory_host_path)

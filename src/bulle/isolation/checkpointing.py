@@ -16,7 +16,7 @@ import select
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +28,9 @@ from bulle.linux import mount, namespaces, process
 from bulle.linux.fork import fork
 from bulle.model.run_plan import RunPlan
 
-DIRECTORY = "memory"
-"""In a container's writable layer: what its next start goes on from, once; :data:`KNOWN` in it says that it is whole."""
-
 KNOWN = "known.json"
+"""Beside what CRIU wrote; where the next start finds memory (:attr:`RootFilesystem.memory_host_path`), this says that it is whole and unused."""
+
 PROGRAM = "criu"
 """A link beside it to the program that was found to work."""
 
@@ -40,6 +39,7 @@ LOG = "criu.log"
 NOT_KEPT = "the processes could not be kept"
 """The brief of the error where CRIU cannot keep them; they go on."""
 
+NOT_HERE = "the processes cannot go on from their memory here"
 INSTALL = "a CRIU that knows this kernel (4.1 of Debian 13 or newer: apt-get install criu)"
 _STAGE = "/tmp"
 _SCRIPT = f"{_STAGE}/script"
@@ -121,16 +121,22 @@ def require(known: bytes, plan: RunPlan) -> Found:
     """The program that goes on from memory of which this is known, as a container of this plan. Raises Conflict, Unavailable, BulleError."""
     kept, found = decoded(known), probe()
     if found.reason:
-        raise Unavailable("processes cannot go on from their memory here", found.reason, f"{found.mend}; or {_MEND}")
-    if why := why_not(plan):
-        raise Conflict("the processes cannot go on from their memory here", why, _MEND)
-    now = (found.version, platform.release(), _processor())
-    for name, was, here in zip(("CRIU", "Linux", "the processor"), (kept.criu, kept.kernel, kept.processor), now, strict=True):
-        if was != here:
-            raise Conflict("the processes cannot go on from their memory here", f"it was kept with {name} {was}, here that is {here}", _MEND)
-    if kept.users != _users(plan):
-        raise Conflict("the processes cannot go on from their memory here", "the container's range of user ids is another one now", _MEND)
+        raise Unavailable(NOT_HERE, found.reason, f"{found.mend}; or {_MEND}")
+    if kept.criu != found.version:
+        raise Conflict(NOT_HERE, f"it was kept with CRIU {kept.criu}, here that is {found.version}", _MEND)
+    require_fitting(kept, plan)
     return found
+
+
+def require_fitting(kept: Known, plan: RunPlan) -> None:
+    """Raise Conflict where the memory is not that of a container of this plan on this machine."""
+    if why := why_not(plan):
+        raise Conflict(NOT_HERE, why, _MEND)
+    for name, was, here in (("Linux", kept.kernel, platform.release()), ("the processor", kept.processor, _processor())):
+        if was != here:
+            raise Conflict(NOT_HERE, f"it was kept with {name} {was}, here that is {here}", _MEND)
+    if kept.users != _users(plan):
+        raise Conflict(NOT_HERE, "the container's range of user ids is another one now", _MEND)
 
 
 def decoded(known: bytes) -> Known:
@@ -146,8 +152,10 @@ def keep(plan: RunPlan, pid: int, place: Path, program: Found, meanwhile: Callab
 
     Raises BulleError with what CRIU says, or what ``meanwhile`` raises. The container goes on in any case.
     """
-    mounts = tuple(_outside(plan, pid))
-    streams = _streams(plan, pid)
+    try:
+        mounts, streams = tuple(_outside(plan, pid)), _streams(plan, pid)
+    except OSError as error:
+        raise BulleError(NOT_KEPT, f"they ended ({error.strerror})", "start it first") from error
     words = [f"--external=mnt[{path}]:{path.strip('/')}" for path, _source in mounts]
     words += [f"--external={name}" for name in streams if name.startswith("file")]
     line = [program.program, "dump", "--tree", str(pid), "--root", "/", "--leave-running", "--network-lock", "skip", *words]
@@ -230,7 +238,9 @@ class Conversation:
                 return
 
 
-def become(line: Sequence[str], directory: int, conversation: Conversation, prepare: Callable[[], Sequence[str]] = tuple, kept: Sequence[int] = ()) -> None:
+def become(
+    line: Sequence[str], directory: int, conversation: Conversation, prepare: Callable[[], Sequence[str]] = tuple, kept: Sequence[int] = ()
+) -> None:
     """In a child: be CRIU, in a mount namespace whose /tmp is its own, on a directory of images; ``prepare`` adds words, ``kept`` are inherited."""
     namespaces.unshare(namespaces.CLONE_NEWNS)
     mount.mount(None, "/", flags=mount.MS_REC | mount.MS_SLAVE)

@@ -65,7 +65,7 @@ class NamespaceDriver(GroupedDriver):
         connect: Connect | None = None,
     ) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
-        if os.path.isdir(f"{plan.root.writable_host_path}/memory"):
+        if os.path.isdir(plan.root.memory_host_path):
             from bulle.isolation.namespaces import restoring  # few have memory to go on from
 
             if (place := restoring.memory_of(plan)) is not None:

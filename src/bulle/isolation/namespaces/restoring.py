@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _HERE = "/tmp"  # where only the restorer sees what it puts there
 
 def memory_of(plan: RunPlan) -> Path | None:
     """Where the memory is that the next start of this plan goes on from; what is left of one that was used is removed."""
-    place = Path(plan.root.writable_host_path, checkpointing.DIRECTORY)
+    place = Path(plan.root.memory_host_path)
     if not place.is_dir():
         return None
     if not (place / checkpointing.KNOWN).exists():
@@ -47,8 +47,27 @@ def start(
     meanwhile: Callable[[Workload], None] | None,
     connect: Connect | None,
 ) -> Workload:
-    """Have the processes go on whose memory is in a directory (host path); as a driver's start."""
-    known = checkpointing.decoded((place / checkpointing.KNOWN).read_bytes())
+    """Have the processes go on whose memory is in a directory (host path); as a driver's start. Where that fails the next start begins anew."""
+    try:
+        known = checkpointing.decoded((place / checkpointing.KNOWN).read_bytes())
+        checkpointing.require_fitting(known, plan)
+        return _start(plan, place, known, stdio, cache_directory, sibling=sibling, meanwhile=meanwhile, connect=connect)
+    finally:
+        (place / checkpointing.KNOWN).unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _start(
+    plan: RunPlan,
+    place: Path,
+    known: checkpointing.Known,
+    stdio: Stdio,
+    cache_directory: Path | None,
+    *,
+    sibling: bool,
+    meanwhile: Callable[[Workload], None] | None,
+    connect: Connect | None,
+) -> Workload:
     kit = launch.Kit.to_start(plan, stdio, cache_directory, own_processes=True)
     found: list[Workload] = []
     try:
@@ -79,7 +98,6 @@ def start(
     finally:
         kit.close()
     found[0].notes[:0] = kit.group.notes
-    shutil.rmtree(place, ignore_errors=True)
     return found[0]
 
 
@@ -95,13 +113,15 @@ def _lead(
     def namespaces_are_there(pid: int) -> None:
         workload = Workload(pid, process.pidfd_open(pid))
         found.append(workload)
-        _in_namespaces(workload.pidfd, plan)
+        _inside(workload.pidfd, namespaces.CLONE_NEWNET, lambda: _make_network(plan), "its loopback interface does not come up")
         if plan.network.mode == "own" and connect is not None:
             workload.notes += connect(pid)()
         if meanwhile is not None:
             meanwhile(workload)
 
     def about_to_go_on(_pid: int) -> None:
+        if plan.root.read_only:
+            _inside(found[0].pidfd, namespaces.CLONE_NEWNS, inside.make_root_read_only, "its root does not become read-only")
         os.unlink(place / checkpointing.KNOWN)
 
     conversation.lead(restorer.pidfd, {"setup-namespaces": namespaces_are_there, "post-restore": about_to_go_on})
@@ -110,13 +130,10 @@ def _lead(
 def _end(restorer: Workload, found: list[Workload], place: Path, ticks: int, *, sibling: bool) -> None:
     """CRIU has ended: it is reaped here, or by the parent of both."""
     os.close(restorer.pidfd)
-    if sibling:
-        status = process.zombie_status(restorer.pid, ticks)
-    else:
-        status = os.waitpid(restorer.pid, 0)[1]
+    status = process.zombie_status(restorer.pid, ticks) if sibling else os.waitpid(restorer.pid, 0)[1]
     if status or not found:
         why = checkpointing.complaint(place)
-        raise BulleError("the processes could not go on from their memory", why, "restore the files alone: bulle snapshot restore --disk-only")
+        raise BulleError("the processes could not go on from their memory", why, "take its files alone, with --disk-only")
     found[0].helper = restorer.pid if sibling else 0
 
 
@@ -135,10 +152,11 @@ def _prepare(plan: RunPlan, channel: Channel) -> None:
 
 
 @contextlib.contextmanager
-def _mapped(plan: RunPlan) -> contextlib.AbstractContextManager[int]:  # type: ignore[misc]
+def _mapped(plan: RunPlan) -> Iterator[int]:
     """A user namespace with the container's maps, that lasts for the block."""
     pid, pidfd = namespaces.clone3(namespaces.CLONE_NEWUSER)
     if pid == 0:
+        process.prctl(process.PR_SET_PDEATHSIG, signal.SIGKILL)
         while True:
             signal.pause()
     descriptor = -1
@@ -168,19 +186,22 @@ def _make_stands(plan: RunPlan, root: int) -> None:
             os.close(parent)
 
 
-def _in_namespaces(pidfd: int, plan: RunPlan) -> None:
-    """What a container's child does in its network namespace, done by a process that joins it."""
+def _inside(pidfd: int, namespace: int, act: Callable[[], None], complaint: str) -> None:
+    """What a container's child does itself at a start, done by a process that joins its namespaces."""
     child = fork()
     if child == 0:
         with suppress(BaseException):
-            namespaces.setns(pidfd, namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNET)
-            loopback.bring_up()
-            proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
-            inside.open_network(plan, proc)
+            namespaces.setns(pidfd, namespaces.CLONE_NEWUSER | namespace)
+            act()
             os._exit(0)
         os._exit(1)
     if os.waitpid(child, 0)[1]:
-        raise BulleError("the container's network could not be made", "its loopback interface does not come up", "see `bulle doctor`")
+        raise BulleError("the processes could not go on from their memory", complaint, "see `bulle doctor`")
+
+
+def _make_network(plan: RunPlan) -> None:
+    loopback.bring_up()
+    inside.open_network(plan, os.open("/proc", os.O_PATH | os.O_DIRECTORY))
 
 
 def _restorer(
@@ -190,7 +211,8 @@ def _restorer(
     """The child that becomes CRIU; it stands in the container's control group."""
     namespaces.unshare(namespaces.CLONE_NEWCGROUP)
     mounts = root_filesystem.DetachedMounts.from_descriptors(plan, channel.receive_descriptors())
-    files = {f"/etc/{os.path.basename(path)}": descriptor for path, descriptor in zip(root_filesystem.identity_files(plan), mounts.files, strict=True)}
+    names = [f"/etc/{os.path.basename(path)}" for path in root_filesystem.identity_files(plan)]
+    files = dict(zip(names, mounts.files, strict=True))
     ends = (stdio.stdin, stdio.stdout, stdio.stderr)
     inherited = [(os.dup(end), name) for end, name in zip(ends, known.streams, strict=True) if name]
     program = os.readlink(place / checkpointing.PROGRAM)
