@@ -17,7 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -75,6 +75,18 @@ class Known(msgspec.Struct, frozen=True):
 
 def probe() -> Found:
     """Whether CRIU works here, by having it look at this kernel."""
+    found = _located()
+    if found.reason:
+        return found
+    checked = _run(found.program, "check")
+    if checked.returncode:
+        why = _complaint(checked.stderr + checked.stdout) or f"exit code {checked.returncode}"
+        return replace(found, reason=f"CRIU {found.version} does not work with Linux {platform.release()}: {why}", mend=INSTALL)
+    return found
+
+
+def _located() -> Found:
+    """The program, and which it is."""
     program = shutil.which("criu", path=f"{os.environ.get('PATH', '')}:{_SEARCHED}")
     if program is None:
         return Found(reason="there is no criu", mend=INSTALL)
@@ -83,20 +95,18 @@ def probe() -> Found:
     missing = next((name for name in ("tar", "sh") if shutil.which(name) is None), "")
     if missing:
         return Found(program, reason=f"CRIU needs {missing}", mend=f"install {missing}")
-    try:
-        told = _run(program, "--version")
-        version = next((line.split(":", 1)[1].strip() for line in told.stdout.splitlines() if line.startswith("Version:")), "")
-        checked = _run(program, "check")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Found(program, reason=f"criu cannot be run: {error}", mend=INSTALL)
-    if checked.returncode or not version:
-        why = _complaint(checked.stderr + checked.stdout) or f"exit code {checked.returncode}"
-        return Found(program, version, f"CRIU {version or '?'} does not work with Linux {platform.release()}: {why}", INSTALL)
+    told = _run(program, "--version")
+    version = next((line.split(":", 1)[1].strip() for line in told.stdout.splitlines() if line.startswith("Version:")), "")
+    if told.returncode or not version:
+        return Found(program, reason=f"{program} does not say its version ({told.stderr.strip()[:200] or told.returncode})", mend=INSTALL)
     return Found(program, version)
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=_PATIENCE_S, cwd="/")
+    try:
+        return subprocess.run(words, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=_PATIENCE_S, cwd="/")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, 127, "", f"Error (run): {error}")
 
 
 def why_not(plan: RunPlan) -> str:
@@ -119,7 +129,7 @@ def why_not(plan: RunPlan) -> str:
 
 def require(known: bytes, plan: RunPlan) -> Found:
     """The program that goes on from memory of which this is known, as a container of this plan. Raises Conflict, Unavailable, BulleError."""
-    kept, found = decoded(known), probe()
+    kept, found = decoded(known), _located()  # where the same one kept it with the same kernel, it works
     if found.reason:
         raise Unavailable(NOT_HERE, found.reason, f"{found.mend}; or {_MEND}")
     if kept.criu != found.version:
