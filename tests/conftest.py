@@ -21,7 +21,10 @@ from bulle.network.naming import table_name
 from bulle_testing import leaks, places, tiers, turns
 from bulle_testing.running import LEVELS, Level, Machine, machine, open_machines, usable
 
-pytest_plugins = ["bulle_testing.peers", "bulle_testing.networking", "bulle_testing.guests", "bulle_testing.foreign", "bulle_testing.compose_peer"]
+pytest_plugins = [
+    "bulle_testing.peers", "bulle_testing.networking", "bulle_testing.guests", "bulle_testing.foreign", "bulle_testing.compose_peer",
+    "bulle_testing.criu_peer",
+]  # fmt: skip
 
 _run_directory: Path | None = None
 _failed = pytest.StashKey[bool]()

@@ -51,10 +51,11 @@ class DockerCompose:
         return subprocess.run(line, cwd=cwd, env=dict(environment), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240)
 
 
-def _fetch(target: Path) -> None:
+def unpack_packages(packages: Sequence[str], target: Path) -> None:
+    """Unpack packages of Debian's suite, and none that they depend on, in a new directory. Locked by the caller; the tests' cache has the rest."""
     from bulle.isolation.microvm.debian_kernel import DEFAULT_MIRROR
 
-    place = target.parent / "compose-apt"
+    place = target.with_name(f"{target.name}-apt")
     for name in ("state/lists/partial", "cache/archives/partial"):
         (place / name).mkdir(parents=True, exist_ok=True)
     (place / "status").touch()
@@ -67,12 +68,18 @@ def _fetch(target: Path) -> None:
         f'Dir::Etc::sourcelist "{place}/sources.list"; Dir::Etc::sourceparts "/dev/null"; APT::Sandbox::User ""; Acquire::Languages "none";\n'
     )
     environment = {"APT_CONFIG": str(place / "apt.conf"), "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    for line in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", "docker-compose"]):
+    for line in (["apt-get", "update", "-qq"], ["apt-get", "download", "-qq", *packages]):
         subprocess.run(line, env=environment, cwd=place, check=True, capture_output=True, timeout=300)
-    (package,) = place.glob("docker-compose_*.deb")
-    subprocess.run(["dpkg-deb", "--extract", str(package), str(place / "unpacked")], check=True, timeout=240)
-    (place / "unpacked/usr/libexec/docker/cli-plugins/docker-compose").rename(target)
+    for package in place.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "--extract", str(package), str(target)], check=True, timeout=240)
     places.remove_tree(place)
+
+
+def _fetch(target: Path) -> None:
+    unpacked = target.with_name("compose-unpacked")
+    unpack_packages(["docker-compose"], unpacked)
+    (unpacked / "usr/libexec/docker/cli-plugins/docker-compose").rename(target)
+    places.remove_tree(unpacked)
 
 
 def fetched() -> Path:

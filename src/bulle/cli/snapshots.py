@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @verb("create", "CONTAINER [TAG]")
 @click.argument("container", shell_complete=complete_containers)
 @click.argument("tag", required=False)
-@click.option("--disk-only", is_flag=True, help="Leave the memory of a virtual machine out")
+@click.option("--disk-only", is_flag=True, help="Leave memory out")
 @click.pass_obj
 def create(session: Session, container: str, tag: str | None, disk_only: bool) -> int:
     """Keep the files and options of a container as they are, and print the snapshot's tag (the time, if none is given).
 
-    A container that runs stands still meanwhile; the memory of a virtual machine is kept too. Volumes are not part of it.
+    A container that runs stands still meanwhile; its memory is kept too, of a virtual machine or where CRIU works. Volumes are not part of it.
     """
     from bulle.engine.rebasing import create_snapshot
 
@@ -70,12 +70,12 @@ def ls(session: Session, container: str | None, quiet: bool, form: str) -> int:
 @click.argument("container", shell_complete=complete_containers)
 @click.argument("tag")
 @click.option("-t", "--timeout", type=Whole(-1), help="Seconds for it to end in")
-@click.option("--disk-only", is_flag=True, help="Boot the machine from its disk, as after a power cut, instead of going on from its memory")
+@click.option("--disk-only", is_flag=True, help="Begin anew with the files, as after a power cut, instead of going on from memory")
 @click.pass_obj
 def restore(session: Session, container: str, tag: str, timeout: int | None, disk_only: bool) -> int:
     """Give a container the files, options and level that it had; what it wrote since is gone.
 
-    Its name, volumes and address stay. One that runs is restarted; a virtual machine whose memory was kept goes on from that moment.
+    Its name, volumes and address stay. One that runs is restarted; one whose memory was kept goes on from that moment.
     """
     from bulle.engine.rebasing import restore_snapshot
 

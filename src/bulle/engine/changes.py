@@ -15,6 +15,9 @@ from bulle.model.digest import Digest
 from bulle.model.run_plan import RunPlan
 from bulle.store import Layer, Store
 
+NO_CHANGES = Digest.of(bytes(1024))
+"""The layer that has no member."""
+
 _CHUNK_BYTES = 1 << 20
 
 

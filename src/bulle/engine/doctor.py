@@ -40,7 +40,7 @@ def examine(home: Path) -> list[Finding]:
             Finding(f"isolation {level}", probe.usable, "; ".join(probe.notes) or ("usable" if probe.usable else probe.reason), probe.mend)
         )
     findings += [*_layers(home), _limits(), _seccomp(), _emulators(), _identities(), _networks(home)]
-    return [*findings, _init(), *_programs(), _space(home), _kvm(home)]
+    return [*findings, _init(), *_programs(), _memory(), _space(home), _kvm(home)]
 
 
 def _layers(home: Path) -> list[Finding]:
@@ -138,6 +138,16 @@ def _programs() -> list[Finding]:
         Finding(name, shutil.which(name) is not None, use if shutil.which(name) else f"missing: {use}", f"apt-get install {name}")
         for name, use in wanted.items()
     ]
+
+
+def _memory() -> Finding:
+    """Whether snapshots of containers have their memory."""
+    from bulle.isolation import checkpointing
+
+    found = checkpointing.probe()
+    if found.reason:
+        return Finding("criu", False, f"{found.reason}; snapshots of containers have the files alone", found.mend)
+    return Finding("criu", True, f"CRIU {found.version} works: snapshots of containers have their memory too")
 
 
 def _space(home: Path) -> Finding:

@@ -82,6 +82,8 @@ def working(home: Path, plan: RunPlan, name: str, work: Work, *, merged: bool = 
             require_writable_layer(plan)
         else:
             pidfd, lock = _seize(plan, name)
+            if pidfd < 0 and os.path.exists(plan.root.memory_host_path):
+                raise Conflict(f"the files of {name} cannot be reached", "it goes on from its memory, which fits them as they are", "start it first")
         mappings = mappings_of(plan) if os.geteuid() != 0 and pidfd < 0 else None
         with _forked(lambda: _enter(home, plan, pidfd, merged), work, mappings) as line:
             yield line

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from bulle.engine import identities, networking, planning, whole_snapshots
-from bulle.engine.changes import keep_changes
+from bulle.engine.changes import NO_CHANGES, keep_changes
 from bulle.engine.container import Container
 from bulle.engine.directories import make_writable, write_identity
 from bulle.engine.drivers import LEVELS, driver_for
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from bulle.engine.engine import Engine
 
-_NOTHING = Digest.of(bytes(1024))  # the layer that has no member
 _SNAPSHOTS = "snapshots"  # in a container's directory: one directory for each machine that was kept
 _TAG_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -96,13 +95,17 @@ def create_snapshot(engine: Engine, name: str, tag: str = "", *, disk_only: bool
         if kept_machines.keeps_memory(container, notes, disk_only=disk_only):
             return _kept_machine(engine, container, tag), ()
         if container.plan.guest is None:
+            from bulle.engine import kept_processes
+
+            if not disk_only and (made := kept_processes.snapshot(engine, container, tag, _SNAPSHOTS, _layers(container.plan), notes)) is not None:
+                return made, tuple(notes)
             with standing_still(engine.home, container, notes):
                 layer = keep_changes(engine.store, container.plan)
         else:
             if container.state().active:
                 notes.append("the machine went on while its files were read")
             layer = keep_changes(engine.store, container.plan)
-        own = () if layer.diff_id == _NOTHING else (layer.diff_id,)
+        own = () if layer.diff_id == NO_CHANGES else (layer.diff_id,)
         engine.store.layers.prepare((*_layers(container.plan), *own))
         made = Snapshot(
             container_id=container.id,
@@ -187,14 +190,22 @@ def restore_snapshot(engine: Engine, name: str, tag: str, timeout_s: int | None 
         if whole_snapshots.is_whole(container.plan):
             files = stack.enter_context(whole_snapshots.copied(engine.store, container.plan, tag))
             return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers, partial(whole_snapshots.put, files)))
-        if snapshot.machine is None:
+        keeps_processes = options.isolation != "vm"
+        if snapshot.machine is None or (keeps_processes and disk_only):
             return change.done_while_stopped(timeout_s, lambda: change.to(options, snapshot.layers))
         from bulle.engine import kept_machines
         from bulle.isolation.microvm.checkpoint import DISK_NAME
 
         source = Path(container.directory, _SNAPSHOTS, snapshot.machine.directory)
-        names = (DISK_NAME,) if disk_only else kept_machines.NAMES
+        names = (DISK_NAME,) if disk_only else tuple(snapshot.machine.digests)
         place = stack.enter_context(kept_machines.copied(engine.store, source, snapshot.machine.digests, names))
+        if keeps_processes:
+            from bulle.engine import kept_processes
+
+            kept_processes.require(place, change.composed(options, snapshot.layers))
+            return change.done_while_stopped(
+                timeout_s, lambda: change.to(options, snapshot.layers, lambda plan: kept_processes.put(place, plan)), starts=True
+            )
         if not disk_only:
             change.check_memory(options, snapshot.layers, place)
         return change.done_while_stopped(
@@ -266,19 +277,23 @@ class _Change:
     def written(self) -> tuple[Digest, ...]:
         """What it wrote, as a layer. Within ``receiving``."""
         layer = keep_changes(self.engine.store, self.container.plan)
-        return () if layer.diff_id == _NOTHING else (layer.diff_id,)
+        return () if layer.diff_id == NO_CHANGES else (layer.diff_id,)
 
     def check(self, options: ContainerOptions) -> None:
         """Raise what starting it with these options would, as far as that can be told now."""
-        plan = self._compose(options, _layers(self.container.plan), self.container.record.id_range)
+        plan = self.composed(options, _layers(self.container.plan))
         driver_for(plan.isolation, self.engine.home).require(plan)
+
+    def composed(self, options: ContainerOptions, layers: Sequence[Digest]) -> RunPlan:
+        """Its plan with these options on these layers."""
+        return self._compose(options, layers, self.container.record.id_range)
 
     def check_memory(self, options: ContainerOptions, layers: Sequence[Digest], place: Path) -> None:
         """Raise what going on from the memory in a directory would, as far as that can be told before it is stopped."""
         from bulle.isolation.microvm.setup import require_kept
 
         old = self.container.plan
-        plan = self._compose(options, layers, self.container.record.id_range)
+        plan = self.composed(options, layers)
         if plan.network.mode == old.network.mode:
             plan = replace(plan, network=old.network)
             require_kept(plan, self.engine.home / "cache", str(place))

@@ -117,7 +117,7 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
     words, descriptors, _flags, _address = socket.recv_fds(line, 16, 8)
     log = msgspec.json.decode(line.recv(_MOST_SETTINGS), type=LogSettings) if words and words[0] & _HAS_LOG_SETTINGS else DEFAULT
     line.close()
-    os.waitpid(starter, 0)
+    _reap(starter, words)
     taken: list[Leash | None] = []
 
     def own_leash() -> Leash | None:
@@ -144,6 +144,13 @@ def watch(line: socket.socket, starter: int, argv: Callable[[], list[str]], leas
     finally:
         if (held := own_leash()) is not None:
             held.release()
+
+
+def _reap(starter: int, words: bytes) -> None:
+    """Reap a starter that has said its word, and the helper of its start, of which it speaks behind the first byte."""
+    os.waitpid(starter, 0)
+    if len(words) > 1:
+        os.waitpid(int(words[1:]), 0)
 
 
 def _watching(words: int, descriptors: list[int], settings: LogSettings = DEFAULT) -> supervisor.Supervisor:
@@ -238,7 +245,8 @@ def _start_for_parent(order: Order, answer: socket.socket | None, parent: socket
     # Of a log of the usual kind nothing is said: a monitor decodes nothing then.
     settings = b"" if order.plan.log == DEFAULT else msgspec.json.encode(order.plan.log)
     words |= _HAS_LOG_SETTINGS if settings else 0
-    socket.send_fds(parent, [bytes([words])], [started.lock, workload.pidfd, started.listener, started.log, *outputs])
+    helper = str(workload.helper).encode() if workload.helper else b""
+    socket.send_fds(parent, [bytes([words]) + helper], [started.lock, workload.pidfd, started.listener, started.log, *outputs])
     if settings:
         parent.send(settings)
 
@@ -339,7 +347,7 @@ def _start_again(order: Order, driver: Driver, delay_s: float, lock: int, leash:
         line, starter = _fork_starter(lambda parent: _start_for_parent(order, None, parent, leash(), lock))
         words, descriptors, _flags, _address = socket.recv_fds(line, 1 << 16, 8)
         line.close()
-        os.waitpid(starter, 0)
+        _reap(starter, words if words[:1] != bytes([_FAILED]) else b"")
         if not words or words[0] == _FAILED:
             killed = BulleError("the container could not be started again", "its start was killed")
             error = from_parts(msgspec.json.decode(words[1:])) if words else killed

@@ -78,13 +78,15 @@ class Workload:
     """A process that a driver started, seen from the host.
 
     ``pidfd`` becomes readable when it ends; it is a child of the calling process, which reaps it. ``terminal`` is the master side of its terminal, or
-    -1. ``notes`` say what was weaker than asked for in a way that the user must be told.
+    -1. ``notes`` say what was weaker than asked for in a way that the user must be told. ``helper`` is a process that has ended, and that the
+    workload's parent reaps; 0 for none.
     """
 
     pid: int
     pidfd: int
     terminal: int = -1
     notes: list[str] = field(default_factory=list)
+    helper: int = 0
 
 
 class Driver(ABC):

@@ -62,7 +62,7 @@ def enter_root(
     proc = _attach_new(root, "proc", "proc", {}, LOCKED_DOWN)
     sys = _mount_sys(plan, root, own_network, controllers)
     if own_network:
-        _open_network(plan, proc)
+        open_network(plan, proc)
     if emulator is not None:
         from bulle.isolation import emulation  # the driver's process has imported it
 
@@ -260,7 +260,7 @@ def _mount_cgroups(plan: RunPlan, sys: int, controllers: tuple[str, ...]) -> Non
         os.close(cgroup)
 
 
-def _open_network(plan: RunPlan, proc: int) -> None:
+def open_network(plan: RunPlan, proc: int) -> None:
     """In a network of its own every user may listen on any port and send echo requests, as on Docker: only the container itself is there to protect.
 
     A kernel without these settings keeps to its own rules, under which root can do both.

@@ -150,7 +150,7 @@ def start(
                 meanwhile(workload)
             _follow(workload, channel)
         except BaseException:
-            _abandon(workload)
+            abandon(workload)
             raise
         finally:
             channel.close()
@@ -249,7 +249,7 @@ def _follow(workload: Workload, channel: Channel) -> None:
         raise BulleError("the process was killed before it executed its command", "memory may have run out", "see dmesg")
 
 
-def _abandon(workload: Workload) -> None:
+def abandon(workload: Workload) -> None:
     """Kill and reap a child whose start failed."""
     with suppress(ProcessLookupError):
         os.kill(workload.pid, 9)

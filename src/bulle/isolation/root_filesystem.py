@@ -114,7 +114,7 @@ def _overlay(plan: RunPlan, user_namespace_fd: int | None, notes: list[str]) -> 
             return _overlay_in_place(plan, user_namespace_fd, full=True)
         with contextlib.ExitStack() as stack:
             memory = _memory_directory(stack)
-            with _acting_as_container_root(plan if user_namespace_fd is not None else None):
+            with acting_as_container_root(plan if user_namespace_fd is not None else None):
                 descriptor = _overlay_on(stack, plan, memory, user_namespace_fd)
     except OSError:
         raise BulleError("the root filesystem could not be mounted", str(first), "see `bulle doctor`") from first
@@ -132,7 +132,7 @@ def _overlay_in_place(plan: RunPlan, user_namespace_fd: int | None, *, full: boo
             writable = sized_layer.detached(plan)
             stack.callback(os.close, writable)
         match_root(plan, f"/proc/self/fd/{writable}/upper" if isinstance(writable, int) else f"{writable}/upper")
-        with _acting_as_container_root(plan if user_namespace_fd is not None else None):
+        with acting_as_container_root(plan if user_namespace_fd is not None else None):
             if not full:
                 return _overlay_on(stack, plan, writable, user_namespace_fd)
             assert isinstance(writable, int)
@@ -190,7 +190,7 @@ def _memory_directory(stack: contextlib.ExitStack) -> int:
 
 
 @contextlib.contextmanager
-def _acting_as_container_root(plan: RunPlan | None) -> Iterator[None]:
+def acting_as_container_root(plan: RunPlan | None) -> Iterator[None]:
     """Let this thread create files as the container's root, capabilities kept.
 
     Else overlay cannot write to its work directory and mounts read-only.

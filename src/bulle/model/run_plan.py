@@ -53,6 +53,11 @@ class RootFilesystem(msgspec.Struct, frozen=True):
     size_bytes: int = 0
 
     @property
+    def memory_host_path(self) -> str:
+        """Where the memory of processes lies that the next start goes on from, if there is any."""
+        return f"{self.writable_host_path}/memory"
+
+    @property
     def lower_host_paths(self) -> list[str]:
         """The layers as overlayfs wants them, topmost first and each once: it refuses one twice, and the topmost hides all that another shows."""
         return list(dict.fromkeys(layer.host_path for layer in reversed(self.layers)))

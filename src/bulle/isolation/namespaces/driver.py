@@ -65,6 +65,11 @@ class NamespaceDriver(GroupedDriver):
         connect: Connect | None = None,
     ) -> Workload:
         """One clone3, two or three writes, one message; see :class:`Driver`."""
+        if os.path.isdir(plan.root.memory_host_path):
+            from bulle.isolation.namespaces import restoring  # few have memory to go on from
+
+            if (place := restoring.memory_of(plan)) is not None:
+                return restoring.start(plan, place, stdio, self.cache_directory, sibling=sibling, meanwhile=meanwhile, connect=connect)
         kit = launch.Kit.to_start(plan, stdio, self.cache_directory, own_processes=True)
         # The child makes its network namespace itself, which takes long, while its mounts are made here.
         flags = namespace_flags(plan) & ~CLONE_NEWNET | (CLONE_PARENT if sibling else 0)
