@@ -132,7 +132,7 @@ def test_a_paused_one_can_be_ended(place: Machine, level: Level, verb: tuple[str
         began = time.monotonic()
         done = place.command(*verb, container.name)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         if verb[0] == "restart":
             assert container.state().status == "running" and not container.is_paused()
         elif verb[0] != "rm":

@@ -281,7 +281,7 @@ def test_start_of_a_sized_one_waits_for_nobody(place: Machine, level: Level) -> 
         assert start(container)[0] == 0
     finally:
         container.remove(force=True)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
 
 
 def test_a_full_one_starts_again(place: Machine, level: Level) -> None:

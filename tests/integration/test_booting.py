@@ -127,9 +127,9 @@ def test_shutdown_stops_all_at_once_and_kills_who_does_not_end(box: Machine) -> 
             one = stack.enter_context(box.running(BOX, "sh", "-c", script, name=f"deaf{number}", restart_policy="always", stop_timeout_s=60))
             wait_for(lambda one=one: list(one.logs()), "it is deaf")
         begun = time.monotonic()
-        done = box.command("system", "shutdown", "-t", "2")
+        done = box.command("system", "shutdown", "-t", "5")
         assert done.returncode == 0
-        assert 2 <= time.monotonic() - begun < 9
+        assert 5 <= time.monotonic() - begun < 29, "all at once, each its five seconds"
         assert running(box) == set()
         assert box.engine.shutdown() == ()
         assert len(box.engine.boot()) == 6

@@ -510,7 +510,7 @@ def test_interrupt_ends_the_step(builder: Builder, isolation: str) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=240)
     assert process.returncode != 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     wait_for(lambda: not sleepers(), "both have ended")
     wait_for(lambda: builder.place.command("ps", "-aq").stdout == "", "the step's container is gone")
 

@@ -138,7 +138,7 @@ def test_until_a_moment_to_come(box: Machine) -> None:
     begun = time.monotonic()
     done = box.command("events", "--until", f"{time.time() + 1:.3f}", "--filter", "event=nosuch")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert 0.9 < time.monotonic() - begun < 10
+    assert 0.9 < time.monotonic() - begun < 60
     with box.engine.events(until_ns=time.time_ns() + 400_000_000, filters={"event": ["destroy"], "container": ["later"]}) as found:
         box.command("create", "--name", "later", "busybox", "true")
         box.command("rm", "later")

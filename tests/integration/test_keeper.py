@@ -186,7 +186,9 @@ def test_killed_amid_connect_and_disconnect(net: Networked) -> None:
         interfaces = re.findall(r"^\d+: (\w+)", net("exec", "web", "ip", "address"), re.MULTILINE)
         assert interfaces == (["lo", "eth0", "eth1"] if verb == "connect" else ["lo", "eth0"]), (number, verb)
         if verb == "connect":
-            assert net.ask_from("web", "peer").startswith("peer ") and net.ask_from("peer", "web").startswith("web ")
+            # The interface is there before its address is, and a question that was asked between the two waits in vain.
+            for one, other in (("web", "peer"), ("peer", "web")):
+                wait_for(lambda one=one, other=other: net.ask_from(one, other, patience_s=3).startswith(f"{other} "), "an answer")  # type: ignore[misc]
 
 
 def test_killed_between_commit_and_deed(net: Networked) -> None:

@@ -52,12 +52,14 @@ print("sent")
 """
 # Listens to everything on all devices for a while and prints the sources of IPv4 packets that say "intruder" or go to port 7777.
 LISTEN = """
-import socket, struct, sys, time
+import select, socket, struct, sys, time
 with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as opened:
     opened.settimeout(0.1)
     print("ready", flush=True)
-    seen, end = set(), time.monotonic() + float(sys.argv[1])
-    while time.monotonic() < end:
+    seen, end = set(), None
+    while end is None or time.monotonic() < end:
+        if end is None and select.select([sys.stdin], [], [], 0)[0]:
+            end = time.monotonic() + float(sys.argv[1])
         try:
             data, address = opened.recvfrom(4096)
         except TimeoutError:
@@ -92,10 +94,13 @@ def heard(pid: int, address: str = "0.0.0.0", seconds: float = 1.0) -> Iterator[
     """What a listener in the network namespace of a process hears of an intruder during the block and a moment after it."""
     line = ["nsenter", f"--net=/proc/{pid}/ns/net", "/usr/bin/python3", "-c", LISTEN, str(seconds), address]
     found: list[str] = []
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        yield found
+        try:
+            yield found
+        finally:
+            process.stdin.close()
         found += process.stdout.read().split("\n")[0].split(" ")
         found[:] = [one for one in found if one]
 
@@ -321,7 +326,7 @@ def test_other_networks_by_a_made_up_route(net: Networked) -> None:
 def test_loopback_of_this_machine(net: Networked) -> None:
     """Bridges route 127.0.0.0/8 for published ports; a container that sends there by a frame of its own reaches nothing (CVE-2020-8558)."""
     net.start("intruder", *STRONG)
-    with subprocess.Popen(["/usr/bin/python3", "-c", LISTEN, "1.0", "0.0.0.0"], stdout=subprocess.PIPE, text=True) as listener:
+    with subprocess.Popen(["/usr/bin/python3", "-c", LISTEN, "1.0", "0.0.0.0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as listener:
         assert listener.stdout is not None
         assert listener.stdout.readline() == "ready\n"
         with subprocess.Popen(["/usr/bin/python3", "-c", RECEIVE], stdout=subprocess.PIPE, text=True) as receiver:

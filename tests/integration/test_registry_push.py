@@ -800,7 +800,7 @@ def test_giving_up_ends_at_once(bulle: Any, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=240)
         assert process.returncode in (130, -signal.SIGINT)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert bulle("images", "-q").stdout == ""
 
 

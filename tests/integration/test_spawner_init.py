@@ -80,5 +80,5 @@ def test_signals_of_the_command_are_not_blocked(program: Path) -> None:
 
 def test_ends_with_its_command_though_others_live(program: Path) -> None:
     began = time.monotonic()
-    assert finish(start(program, "sh", "-c", "sleep 30 >/dev/null 2>&1 & exit 4"))[0] == 4
-    assert time.monotonic() - began < 10
+    assert finish(start(program, "sh", "-c", "sleep 300 >/dev/null 2>&1 & exit 4"))[0] == 4
+    assert time.monotonic() - began < 60

