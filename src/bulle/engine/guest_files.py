@@ -27,7 +27,7 @@ from bulle.monitor.state import current_state
 if TYPE_CHECKING:
     from bulle.isolation.microvm.files import GuestFiles, Status
 
-_PATIENCE_S = 15.0
+_PATIENCE_S = 60.0
 _MOST_LINKS = 40
 _READY = b"ready"
 
@@ -90,7 +90,7 @@ def _idle_machine(home: Path, plan: RunPlan) -> Iterator[None]:
 
 
 def _hold(home: Path, plan: RunPlan, line: socket.socket) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()  # whoever kills the command and its group leaves this to see the end of the line, and to have the machine write everything
     driver = driver_for(plan.isolation, home)
     try:
         workload = driver.start(plan, no_stdio())
